@@ -1,0 +1,18 @@
+"""The two ways in which airtune refuses: the user can mend it, or the run failed."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """What the user wrote cannot be used; the command ends with exit status 2.
+
+    The message is one line that quotes what was written, names the key or file, and says
+    what is allowed.
+    """
+
+
+class RunError(RuntimeError):
+    """A run that started could not go on; the command ends with exit status 1.
+
+    The message is one line. What had been recorded before stays on disk.
+    """
