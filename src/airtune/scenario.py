@@ -1,0 +1,359 @@
+"""What the user writes: one TOML file, read into a frozen, validated `Scenario`.
+
+Every key has its unit in its name, a default where a sensible one exists, and a range. An
+unknown key, a wrong type or an impossible value is refused with one line that names the key,
+quotes the value and says what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from airtune.errors import InputError
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A table of the scenario file: frozen, and unknown keys are errors."""
+
+    # strict: true is not 1 and "3" is not 3; TOML already has the types.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelSection(Section):
+    """The language model that every device holds and the adapter is trained for."""
+
+    id: str = "smollm2-135m-instruct"
+    """`smollm2-135m-instruct` and `tiny` are built in; otherwise a folder or a hub id."""
+    gguf_file: str | None = None
+    """The file inside the folder or repository, where the weights are in GGUF form."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class TaskSection(Section):
+    """What the model is fine-tuned to do, and how much of the data is used."""
+
+    name: Literal["gsm-symbolic", "gsm8k", "yahoo-answers", "prompt-answer", "sums"] = (
+        "gsm-symbolic"
+    )
+    source: str | None = None
+    """A file, a folder or a hub id; not needed by tasks that generate their problems."""
+    prompt_column: str = "prompt"
+    answer_column: str = "answer"
+    train_examples: PositiveInt = 512
+    """Over all clients together."""
+    eval_examples: PositiveInt = 64
+    """The server's test set, from the source's test part where it has one."""
+    client_eval_examples: Annotated[int, Field(ge=0)] = 0
+    """Held back from each client's own data, for the loss on its own distribution."""
+    max_tokens: Annotated[int, Field(ge=8)] = 160
+    """Prompt and answer together; longer examples are left out."""
+
+
+class PartitionSection(Section):
+    """How the training examples are spread over the clients."""
+
+    kind: Literal["iid", "dirichlet", "quantity"] = "dirichlet"
+    """`dirichlet`: over labels (for maths: the number of steps). `quantity`: sizes only."""
+    alpha: PositiveFloat = 0.5
+    """Concentration of the Dirichlet distribution: smaller is more uneven."""
+    min_examples: PositiveInt = 8
+    """What every client has at least."""
+
+
+class CellSection(Section):
+    """The radio cell: geometry, propagation, bandwidth and link quality."""
+
+    path_loss: Literal["umi", "uma", "classic"] = "umi"
+    """3GPP TR 38.901 urban micro or macro, or 128.1 + 37.6 log10(d_km)."""
+    radius_m: PositiveFloat = 250.0
+    min_distance_m: PositiveFloat = 10.0
+    carrier_hz: Annotated[float, Field(ge=0.5e9, le=100e9)] = 3.5e9
+    base_station_height_m: PositiveFloat | None = None
+    """Default: 10 m (umi), 25 m (uma)."""
+    device_height_m: PositiveFloat = 1.5
+    shadowing: bool = True
+    shadowing_db: NonNegativeFloat | None = None
+    """Standard deviation; default: the path-loss model's own (8 dB for classic)."""
+    fading: Literal["none", "rayleigh", "rician"] = "rayleigh"
+    """Block fading, redrawn every round."""
+    rician_k_db: FiniteFloat = 6.0
+    uplink_bandwidth_hz: PositiveFloat = 20e6
+    downlink_bandwidth_hz: PositiveFloat = 20e6
+    base_station_power_dbm: FiniteFloat = 44.0
+    noise_density_dbm_hz: FiniteFloat = -174.0
+    base_station_noise_figure_db: NonNegativeFloat = 5.0
+    device_noise_figure_db: NonNegativeFloat = 9.0
+    gap_db: NonNegativeFloat = 0.0
+    """Gap to capacity: the SNR is divided by it."""
+    max_spectral_efficiency: PositiveFloat | None = None
+    """bit/s/Hz that the best modulation and coding carries; none: Shannon's rate."""
+    subcarrier_spacing_hz: Literal[15000, 30000, 60000] | None = None
+    """Given: bandwidth is handed out in whole 5G NR resource blocks of 12 subcarriers."""
+
+    @model_validator(mode="after")
+    def _distances(self) -> CellSection:
+        if self.min_distance_m >= self.radius_m:
+            raise ValueError(
+                f"min_distance_m = {self.min_distance_m:g} must be below "
+                f"radius_m = {self.radius_m:g}"
+            )
+        return self
+
+
+class DeviceSection(Section):
+    """One kind of device and how many of it take part."""
+
+    profile: str
+    """A name from `airtune methods --devices`, or the file that `airtune profile` wrote."""
+    count: PositiveInt = 1
+    utilisation: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the peak that fine-tuning reaches; default: the profile's."""
+    memory_bytes: PositiveFloat | None = None
+    power_dbm: FiniteFloat = 23.0
+    """Transmit power of the uplink."""
+    distance_m: PositiveFloat | None = None
+    """Fixed distance to the base station; default: drawn uniformly over the cell."""
+    uplink_trace: str | None = None
+    """A mahimahi trace that replaces the uplink's channel model."""
+    downlink_trace: str | None = None
+
+
+class TrainingSection(Section):
+    """Local fine-tuning with LoRA and AdamW."""
+
+    local_steps: PositiveInt = 4
+    batch_size: PositiveInt = 4
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    lora_rank: PositiveInt = 8
+    lora_alpha: PositiveFloat = 16.0
+    keep_optimizer: bool = False
+    """Clients keep AdamW's moments from round to round instead of starting afresh."""
+
+
+class PruningSection(Section):
+    """How submodels are cut."""
+
+    max_pruning: Annotated[float, Field(ge=0, lt=1)] = 0.6
+    """The largest share of the decoder blocks' parameters that a client may leave out."""
+    units: Literal["mixed", "mlp", "attention", "blocks"] = "mixed"
+    refit: bool = True
+    """Refit the output projections on the client's calibration text after the cut."""
+    calibration_examples: PositiveInt = 32
+    cost: Literal["linear", "measured"] = "linear"
+    """Learning cost of pruning: e(rho) = rho, or the curve of the client's calibration."""
+
+
+class PlanningSection(Section):
+    """How pruning and bandwidth are planned each round."""
+
+    method: str = "exact"
+    """A name from `airtune methods`."""
+    kappa: NonNegativeFloat = 0.5
+    """How much pruning slows learning: rounds needed grow as 1/(1 - kappa Q)."""
+    max_pruning_loss: NonNegativeFloat | None = None
+    """Given: minimise the round's latency subject to Q <= this, instead of N(Q) T."""
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+
+
+class AggregationSection(Section):
+    """How the clients' adapters are merged, and in what precision they travel."""
+
+    rule: str = "fedit"
+    payload_bits_per_value: Literal[16, 32] = 16
+
+
+class EvaluationSection(Section):
+    """What is measured on the server's test set."""
+
+    every_rounds: PositiveInt = 1
+    batch_size: PositiveInt = 16
+    generate: bool = False
+    """At the end, also exact match (maths) by generating answers; accuracy is always taken."""
+    generate_examples: PositiveInt = 32
+
+
+class Scenario(Section):
+    """A cell, its devices, a model, a task, and how the run is planned and trained."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    rounds: PositiveInt = 8
+    model: ModelSection = ModelSection()
+    task: TaskSection = TaskSection()
+    partition: PartitionSection = PartitionSection()
+    cell: CellSection = CellSection()
+    devices: Annotated[tuple[DeviceSection, ...], Field(min_length=1, strict=False)]
+    training: TrainingSection = TrainingSection()
+    pruning: PruningSection = PruningSection()
+    planning: PlanningSection = PlanningSection()
+    aggregation: AggregationSection = AggregationSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @property
+    def client_devices(self) -> tuple[DeviceSection, ...]:
+        """One entry a client, in the order of the file: kinds repeated by their count."""
+        return tuple(device for device in self.devices for _ in range(device.count))
+
+    @property
+    def client_names(self) -> tuple[str, ...]:
+        """`<profile>-<i>` for each client, i counted within its profile from 1."""
+        seen: dict[str, int] = {}
+        names = []
+        for device in self.client_devices:
+            stem = Path(device.profile).stem
+            seen[stem] = seen.get(stem, 0) + 1
+            names.append(f"{stem}-{seen[stem]}")
+        return tuple(names)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Scenario:
+        clients = len(self.client_devices)
+        need = clients * (self.partition.min_examples + self.task.client_eval_examples)
+        if need > self.task.train_examples:
+            raise ValueError(
+                f"task.train_examples = {self.task.train_examples} is too few for {clients} "
+                f"clients: partition.min_examples and task.client_eval_examples need {need}"
+            )
+        return self
+
+
+def builtin_scenarios() -> dict[str, str]:
+    """Return the TOML text of each scenario shipped with the package, by name."""
+    folder = resources.files("airtune") / "scenarios"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in files}
+
+
+def load_scenario(source: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+    """Read a scenario file, or a built-in scenario by name, with ``key.path=value`` overrides.
+
+    Paths inside the file (task source, traces, profiles, model folder) are taken relative to
+    the file's folder where such a file exists there, otherwise to the working folder.
+
+    Raises:
+        InputError: the file is missing or not TOML, a key is unknown, a value impossible.
+    """
+    text, folder = _read(source)
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source}: not valid TOML: {error}") from None
+    for override in overrides:
+        _apply_override(values, override)
+    if folder is not None:
+        _resolve_paths(values, folder)
+    return scenario_from_dict(values, where=str(source))
+
+
+def scenario_from_dict(values: dict[str, Any], *, where: str = "scenario") -> Scenario:
+    """Validate plain values (as in run.json) into a `Scenario`; raises `InputError`."""
+    try:
+        return Scenario.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_explain(error.errors()[0])}") from None
+
+
+def _read(source: str | Path) -> tuple[str, Path | None]:
+    path = Path(source)
+    builtin = builtin_scenarios()
+    if str(source) in builtin and not path.is_file():
+        return builtin[str(source)], None
+    try:
+        return path.read_text(encoding="utf-8"), path.parent
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(
+            f"cannot read scenario '{source}': {reason}; give a TOML file or one of the "
+            f"built-in scenarios: {', '.join(builtin)}"
+        ) from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError(f"--set '{override}': write key.path=value, e.g. cell.radius_m=400")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # an unquoted string, as a shell user writes it
+    table: Any = values
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(table, list):
+            if not part.isdigit() or int(part) >= len(table):
+                raise InputError(f"--set '{override}': '{part}' is not an index below {len(table)}")
+            index: Any = int(part)
+        elif isinstance(table, dict):
+            index = part
+            if not last:
+                table.setdefault(part, {})
+        else:
+            raise InputError(f"--set '{override}': '{'.'.join(parts[:depth])}' is not a table")
+        if last:
+            table[index] = value
+        else:
+            table = table[index]
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    def resolve(table: Any, key: str) -> None:
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            candidate = folder / table[key]
+            if candidate.exists():
+                table[key] = str(candidate.resolve())
+
+    resolve(values.get("task"), "source")
+    resolve(values.get("model"), "id")
+    devices = values.get("devices")
+    for device in devices if isinstance(devices, list) else []:
+        for key in ("profile", "uplink_trace", "downlink_trace"):
+            resolve(device, key)
+
+
+def _explain(error: ErrorDetails) -> str:
+    """Turn pydantic's first complaint into one line in the user's own words."""
+    key = ".".join(str(part) for part in error["loc"])
+    written = error["input"]
+    match error["type"]:
+        case "extra_forbidden":
+            known = _fields_at(error["loc"][:-1])
+            close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            return f"unknown key '{key}': {hint}known here: {', '.join(known)}"
+        case "missing":
+            return f"'{key}' is missing"
+        case "value_error":
+            message = error["msg"].removeprefix("Value error, ")
+            return f"{key}: {message}" if key else message
+        case "too_short":
+            return f"'{key}' is empty: at least one is needed"
+        case _:
+            message = error["msg"][0].lower() + error["msg"][1:]
+            message = message.replace("input should be", "must be")
+            return f"{key} = {written!r}: {message}"
+
+
+def _fields_at(location: Sequence[str | int]) -> list[str]:
+    section: Any = Scenario
+    for part in location:
+        if isinstance(part, int):
+            continue
+        section = DeviceSection if part == "devices" else section.model_fields[part].annotation
+    return list(section.model_fields)
