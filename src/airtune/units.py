@@ -1,0 +1,64 @@
+"""Conversions between decibels and ratios, dBm and watts, bytes and bits: here, nowhere else.
+
+Everything inside the package is in SI units: Hz, W, s, m, bit, FLOP. Decibels appear only in
+what users write, in link budgets and in reports, and the name then says so (`_db`, `_dbm`).
+"""
+
+from __future__ import annotations
+
+from typing import overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+BITS_PER_BYTE = 8
+SPEED_OF_LIGHT_M_S = 299_792_458.0
+
+
+@overload
+def db_to_linear(value_db: float) -> float: ...
+@overload
+def db_to_linear(value_db: FloatArray) -> FloatArray: ...
+def db_to_linear(value_db: float | FloatArray) -> float | FloatArray:
+    """Return the power ratio 10^(x/10) of x dB; a number gives a number, an array an array."""
+    return _like(value_db, np.power(10.0, np.asarray(value_db, dtype=np.float64) / 10.0))
+
+
+@overload
+def linear_to_db(ratio: float) -> float: ...
+@overload
+def linear_to_db(ratio: FloatArray) -> FloatArray: ...
+def linear_to_db(ratio: float | FloatArray) -> float | FloatArray:
+    """Return 10 log10(x) dB of a power ratio.
+
+    Raises:
+        ValueError: a ratio is zero, negative or not a number: it has no decibels.
+    """
+    values = np.asarray(ratio, dtype=np.float64)
+    if not np.all(values > 0):
+        raise ValueError(f"a power ratio must be positive to have decibels, got {ratio!r}")
+    return _like(ratio, 10.0 * np.log10(values))
+
+
+@overload
+def dbm_to_watt(power_dbm: float) -> float: ...
+@overload
+def dbm_to_watt(power_dbm: FloatArray) -> FloatArray: ...
+def dbm_to_watt(power_dbm: float | FloatArray) -> float | FloatArray:
+    """Return watts: 10^((x - 30)/10), 0 dBm being one milliwatt. dBm/Hz gives W/Hz."""
+    return db_to_linear(power_dbm - 30.0)
+
+
+@overload
+def watt_to_dbm(power_w: float) -> float: ...
+@overload
+def watt_to_dbm(power_w: FloatArray) -> FloatArray: ...
+def watt_to_dbm(power_w: float | FloatArray) -> float | FloatArray:
+    """Return dBm: 10 log10(x) + 30. Raises ValueError where the power is not positive."""
+    return linear_to_db(power_w) + 30.0
+
+
+def _like(given: ArrayLike, result: FloatArray) -> float | FloatArray:
+    return result if isinstance(given, np.ndarray) else float(result)
