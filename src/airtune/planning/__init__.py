@@ -1,0 +1,22 @@
+"""Joint pruning and bandwidth planning: the problem, the methods, the certificate.
+
+``PlanningProblem`` in, ``Plan`` out: ``plan(problem, method="exact")``. docs/planning.md states the
+problem and what each method guarantees.
+"""
+
+from __future__ import annotations
+
+from airtune.planning.files import plan_to_json, problem_from_json, problem_to_json
+from airtune.planning.methods import METHODS, Method, plan
+from airtune.planning.problem import Plan, PlanningProblem
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "Plan",
+    "PlanningProblem",
+    "plan",
+    "plan_to_json",
+    "problem_from_json",
+    "problem_to_json",
+]

@@ -1,0 +1,101 @@
+"""The table of planning methods, and the one function that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+
+from airtune.errors import InputError
+from airtune.planning import baselines
+from airtune.planning.bcd import bcd
+from airtune.planning.problem import Plan, PlanningProblem
+from airtune.randomness import generator
+
+
+@dataclass(frozen=True)
+class Method:
+    """A planning method: what it does in one line, where it comes from, and its function.
+
+    ``solve(problem, tolerance, rng)`` returns a Plan.
+    """
+
+    description: str
+    source: str
+    solve: Callable[[PlanningProblem, float, np.random.Generator], Plan]
+
+
+METHODS: dict[str, Method] = {
+    "bcd": Method(
+        "block coordinate descent: pruning block, bandwidth block, repeat",
+        "our reading of the JCPBA abstract",
+        lambda problem, tolerance, rng: bcd(problem, tolerance=tolerance),
+    ),
+    "bcd-bandwidth-first": Method(
+        "block coordinate descent in the other block order, for study",
+        "our reading of the JCPBA abstract",
+        lambda problem, tolerance, rng: bcd(problem, tolerance=tolerance, bandwidth_first=True),
+    ),
+    "none": Method(
+        "no pruning, equal bandwidth",
+        "baseline",
+        lambda problem, tolerance, rng: baselines.none(problem),
+    ),
+    "bandwidth-only": Method(
+        "no pruning, bandwidth planned",
+        "baseline",
+        lambda problem, tolerance, rng: baselines.bandwidth_only(problem),
+    ),
+    "pruning-only": Method(
+        "equal bandwidth, pruning planned",
+        "baseline",
+        lambda problem, tolerance, rng: baselines.pruning_only(problem),
+    ),
+    "uniform": Method(
+        "one pruning rate for all, it and the bandwidth planned",
+        "baseline",
+        lambda problem, tolerance, rng: baselines.uniform(problem),
+    ),
+    "random": Method(
+        "random pruning within the bounds, random bandwidth shares",
+        "baseline",
+        lambda problem, tolerance, rng: baselines.random(problem, rng),
+    ),
+}
+
+
+def plan(
+    problem: PlanningProblem,
+    method: str = "exact",
+    *,
+    tolerance: float = 1e-6,
+    rng: np.random.Generator | None = None,
+    bound: bool = True,
+) -> Plan:
+    """Plan one round: each client's pruning rate and uplink band.
+
+    minimise N(Q(ρ))·T(ρ, b) over ρ and b, subject to Σ b <= B and the bounds on ρ (with
+    ``max_pruning_loss``: minimise T subject to Q <= Q_max).
+
+    Args:
+        problem: the round's planning problem.
+        method: a key of ``METHODS``.
+        tolerance: the relative gap at which ``exact`` stops, and the relative improvement at which
+            ``bcd`` stops.
+        rng: for ``random``; left out, the stream of seed 0.
+        bound: False skips the optimum's lower bound for the other methods.
+
+    Raises:
+        InputError: an unknown method or a tolerance that is not above 0.
+    """
+    if method not in METHODS:
+        raise InputError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
+    if not 0 < tolerance < 1:
+        raise InputError(f"tolerance {tolerance!r} is not allowed; allowed: between 0 and 1")
+    if rng is None:
+        rng = generator(0, "random plan")
+    start = perf_counter()
+    made = METHODS[method].solve(problem, tolerance, rng)
+    return replace(made, method=method, solve_s=perf_counter() - start)

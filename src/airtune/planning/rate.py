@@ -1,0 +1,62 @@
+"""The uplink rate r(b) = b·min(η, log2(1 + s/b)) and its inverse, vectorised and without overflow.
+
+s is ``snr_hz`` (received power over noise density), so the SNR in a band b is z = s/b. r is
+increasing and concave in b, and never exceeds s/ln 2. η (``max_spectral_efficiency``, bit/s/Hz) is
+the efficiency of the best modulation and coding scheme; infinity where there is none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+LN2 = float(np.log(2.0))
+
+Array = NDArray[np.float64]
+
+
+def rate_of_band(bandwidth_hz: Array, snr_hz: Array, efficiency: Array) -> Array:
+    """Return r(b) in bit/s; 0 where the band or the received power is 0."""
+    band = np.asarray(bandwidth_hz, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        snr = np.where(band > 0, snr_hz / band, np.inf)
+        # snr can overflow to infinity for a vanishing band; there log2(s) - log2(b) is exact.
+        spectral = np.where(np.isfinite(snr), np.log1p(snr) / LN2, np.log2(snr_hz) - np.log2(band))
+        return np.where(band > 0, band * np.minimum(spectral, efficiency), 0.0)
+
+
+def snr_of_share(share: Array) -> Array:
+    """Return the z > 0 with ln(1 + z)/z = Γ, for Γ in (0, 1); infinity at Γ = 0, 0 at Γ >= 1.
+
+    In closed form z = −W₋₁(−Γ·e^(−Γ))/Γ − 1 (lower branch of Lambert's W). The start is the upper
+    bound −W₋₁(−e^(−u−1)) <= 1 + √(2u) + u (Chatzigeorgiou, IEEE Comm. Letters 17(8), 2013), from
+    which Halley's steps converge without overshooting; three reach rounding error.
+
+    Args:
+        share: Γ = r·ln 2/s, the rate as a share of the largest one that any band gives.
+    """
+    gamma = np.asarray(share, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        lack = gamma - 1.0
+        u = np.maximum(lack - np.log1p(lack), 0.0)
+        z = np.maximum((1.0 + np.sqrt(2.0 * u) + u) / gamma - 1.0, -2.0 * lack)
+        for _ in range(4):
+            inverse = 1.0 / (1.0 + z)
+            value = np.log1p(z) - gamma * z
+            slope = inverse - gamma
+            z = z - 2.0 * value * slope / (2.0 * slope * slope + value * inverse * inverse)
+    z = np.where(gamma > 0, z, np.inf)
+    return np.where(gamma < 1.0, z, 0.0)
+
+
+def band_of_rate(rate_bps: Array, snr_hz: Array, efficiency: Array) -> Array:
+    """Return the smallest band b (Hz) with r(b) = rate; 0 for rate 0, infinity for rate >= s/ln 2.
+
+    b = max(s/z, rate/η) with z from :func:`snr_of_share`.
+    """
+    rate = np.asarray(rate_bps, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        share = np.where(rate > 0, rate * LN2 / snr_hz, 0.0)
+        snr = snr_of_share(share)
+        band = np.where(snr > 0, snr_hz / snr, np.inf)
+        return np.where(rate > 0, np.maximum(band, rate / efficiency), 0.0)
