@@ -1,1 +1,61 @@
-"""airtune."""
+"""airtune: low-latency federated fine-tuning of language models over wireless networks.
+
+    import airtune as at
+    scenario = at.load_scenario("tiny")
+    record = at.run(scenario, out="runs/tiny")
+
+Names are loaded when first used, so that planning and reading records never import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airtune.errors import InputError, RunError
+    from airtune.federation import run
+    from airtune.planning import Plan, PlanningProblem, plan, problem_from_json
+    from airtune.record import Record, read_record
+    from airtune.report import write_report
+    from airtune.scenario import Scenario, load_scenario
+
+_HOME = {
+    "InputError": "errors",
+    "Plan": "planning",
+    "PlanningProblem": "planning",
+    "Record": "record",
+    "RunError": "errors",
+    "Scenario": "scenario",
+    "load_scenario": "scenario",
+    "plan": "planning",
+    "problem_from_json": "planning",
+    "read_record": "record",
+    "run": "federation",
+    "write_report": "report",
+}
+
+__all__ = [
+    "InputError",
+    "Plan",
+    "PlanningProblem",
+    "Record",
+    "RunError",
+    "Scenario",
+    "load_scenario",
+    "plan",
+    "problem_from_json",
+    "read_record",
+    "run",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'airtune' has no attribute '{name}'")
+    return getattr(import_module(f"airtune.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

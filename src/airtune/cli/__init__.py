@@ -1,0 +1,48 @@
+"""The command line: thin. Each file is one command; errors become one line and a status."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from airtune.cli import compare, methods, plan, profile, report, run, scenarios
+from airtune.errors import InputError, RunError
+
+app = typer.Typer(
+    name="airtune",
+    help="Low-latency federated fine-tuning of language models over wireless networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.run)
+app.command("plan")(plan.plan)
+app.command("compare")(compare.compare)
+app.command("report")(report.report)
+app.command("profile")(profile.profile)
+app.command("methods")(methods.methods)
+app.add_typer(scenarios.app, name="scenarios")
+
+
+def main() -> None:
+    """Run the command line; status 0, 2 for what the user can mend, 1 for a failed run."""
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except RunError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was recorded is kept, go on with --resume", 130)
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) went away: that is its right.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"airtune: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,51 @@
+"""`airtune methods`: what can be asked for by name, each with its source."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def methods(
+    devices: Annotated[
+        bool, typer.Option("--devices", help="List the device profiles instead.")
+    ] = False,
+) -> None:
+    """List the planning methods and merging rules, or the device profiles.
+
+    [bold]Examples[/bold]
+
+      airtune methods
+
+      airtune methods --devices
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD)
+    if devices:
+        from airtune.devices import PROFILES
+
+        for heading in ("profile", "peak TFLOP/s", "utilisation", "memory GB", "source"):
+            table.add_column(heading)
+        for name, profile in PROFILES.items():
+            table.add_row(
+                name,
+                f"{profile.peak_flops / 1e12:.3g}",
+                f"{profile.utilisation:.2f}",
+                f"{profile.memory_bytes / 1e9:.0f}",
+                profile.source,
+            )
+        console.print(table)
+        return
+
+    from airtune.planning import METHODS
+
+    for heading in ("planning.method", "what it does", "source"):
+        table.add_column(heading)
+    for name, entry in METHODS.items():
+        table.add_row(name, entry.description, entry.source)
+    console.print(table)

@@ -1,0 +1,71 @@
+"""`airtune run`: fine-tune over a simulated cell, leaving a record, an adapter and a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    scenario: Annotated[
+        str, typer.Argument(help="A scenario file, or the name of a built-in scenario.")
+    ] = "demo",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where the run is recorded. Default: runs/<name>-<method>."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="Planning method; the same as --set planning.method=…"),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. cell.radius_m=400."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Throw away the run that --out holds.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a round, and nothing else.")
+    ] = False,
+) -> None:
+    """Fine-tune a language model over a simulated cell, end to end.
+
+    Leaves in the output folder: run.json and rounds.jsonl (the record), adapter/ (loads with
+    plain PEFT), report.html (opens offline).
+
+    [bold]Examples[/bold]
+
+      airtune run                                  # the built-in scenario demo
+
+      airtune run tiny --out runs/first --set rounds=6
+
+      airtune run mine.toml --method bcd --resume
+    """
+    from airtune.cli.progress import observer
+    from airtune.scenario import load_scenario
+
+    settings = list(overrides or [])
+    if method is not None:
+        settings.append(f'planning.method="{method}"')
+    loaded = load_scenario(scenario, settings)
+    folder = out or Path("runs") / f"{loaded.name}-{loaded.planning.method}"
+
+    from airtune.federation import run as run_federation
+    from airtune.report import summary_table, write_report
+
+    with observer(loaded, quiet=quiet, as_json=as_json) as watch:
+        record = run_federation(loaded, out=folder, resume=resume, replace=replace, observer=watch)
+    page = write_report(folder)
+    if not quiet and not as_json:
+        from rich.console import Console
+
+        console = Console()
+        console.print(summary_table(record))
+        console.print(f"adapter: {folder / 'adapter'}\nreport:  {page}", soft_wrap=True)

@@ -1,0 +1,203 @@
+"""What one client does in a round: fine-tune a LoRA adapter on its submodel and hand it back.
+
+The adapter travels as `dict[str, Tensor]` with PEFT's state-dict names and float32 values.
+The base weights stay frozen and never move.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import set_peft_model_state_dict
+from torch import Tensor, nn
+
+from airtune.data import Batch
+from airtune.errors import RunError
+from airtune.models import label_logits
+from airtune.pruning import Structure
+from airtune.scenario import TrainingSection
+
+Adapter = dict[str, Tensor]
+OptimizerState = dict[str, Tensor]
+"""AdamW's moments by `<adapter entry>|exp_avg`, `…|exp_avg_sq` and `…|step`."""
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class ClientJob:
+    """What the server asks of one client in one round."""
+
+    round: int
+    client: int
+    pruning: float
+    """The planned pruning rate; the client realises it as nearly as its units allow."""
+    local_steps: int
+    adapter: Adapter
+    """The server's adapter, of the full model."""
+    optimizer_state: OptimizerState | None = None
+    """AdamW's moments of the full adapter, where clients keep them between rounds."""
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What comes back: the submodel's adapter, what was kept, and what it cost."""
+
+    round: int
+    client: int
+    adapter: Adapter
+    structure: Structure
+    pruning: float
+    """Realised: parameters left out over parameters that may be left out."""
+    flops: float
+    uplink_bits: float
+    examples: int
+    """Size of the client's training set: its weight in the average."""
+    train_loss: float
+    """Mean over the local steps, per answer token."""
+    optimizer_state: OptimizerState | None = None
+    wall_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of local training, before it is put on the air."""
+
+    adapter: Adapter
+    optimizer_state: OptimizerState | None
+    train_loss: float
+    wall_s: float
+
+
+def lora_config(section: TrainingSection, targets: Sequence[str]) -> LoraConfig:
+    """Return the PEFT configuration of a run: LoRA on every linear layer of the blocks."""
+    return LoraConfig(
+        r=section.lora_rank,
+        lora_alpha=section.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=list(targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+@contextmanager
+def adapted(
+    model: nn.Module, config: LoraConfig, adapter: Adapter | None = None, *, seed: int = 0
+) -> Iterator[PeftModel]:
+    """Put an adapter on a model for the length of a `with` block, then take it off again.
+
+    The model's own weights are shared, not copied, and are as before afterwards.
+
+    Args:
+        model: a causal language model of Transformers.
+        config: the LoRA configuration.
+        adapter: values for the adapter; without them it starts as LoRA does, B = 0.
+        seed: of the random A where no values are given.
+
+    Raises:
+        RunError: `adapter` does not have exactly the entries that this model needs.
+    """
+    frozen = [(p, p.requires_grad) for p in model.parameters()]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            # PEFT 0.21 still calls a property that Transformers 5 renamed.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+            peft_model = get_peft_model(model, config)
+    try:
+        if adapter is not None:
+            _load(peft_model, adapter)
+        yield peft_model
+    finally:
+        peft_model.unload()
+        # unload() leaves the tuner's configuration on the base model.
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+        for parameter, requires_grad in frozen:
+            parameter.requires_grad_(requires_grad)
+
+
+def _load(peft_model: PeftModel, adapter: Adapter) -> None:
+    own = get_peft_model_state_dict(peft_model)
+    if own.keys() != adapter.keys():
+        missing, extra = sorted(own.keys() - adapter.keys()), sorted(adapter.keys() - own.keys())
+        raise RunError(
+            f"the adapter does not fit the model: {len(missing)} entries missing "
+            f"(first: {missing[:1]}), {len(extra)} unknown (first: {extra[:1]})"
+        )
+    set_peft_model_state_dict(peft_model, adapter)
+
+
+def adapter_values(peft_model: PeftModel) -> Adapter:
+    """Return a copy of the adapter's values, float32 on the CPU."""
+    state = get_peft_model_state_dict(peft_model)
+    return {name: value.detach().float().cpu().clone() for name, value in sorted(state.items())}
+
+
+def train(
+    submodel: nn.Module,
+    config: LoraConfig,
+    adapter: Adapter,
+    batches: Sequence[Batch],
+    section: TrainingSection,
+    optimizer_state: OptimizerState | None = None,
+) -> Trained:
+    """Fine-tune the adapter for one AdamW step a batch; loss on answer tokens only.
+
+    Args:
+        submodel: the client's model, cut or whole; its own weights stay as they are.
+        config: the LoRA configuration.
+        adapter: where to start, in the submodel's shapes.
+        batches: one a local step.
+        section: learning rate, weight decay, gradient-norm bound.
+        optimizer_state: AdamW's moments to go on from, in the submodel's shapes.
+
+    Returns:
+        The new adapter and, where `section.keep_optimizer`, the new moments.
+    """
+    start = time.perf_counter()
+    losses = []
+    with adapted(submodel, config, adapter) as peft_model:
+        peft_model.train()
+        named = {
+            name.replace(".default.", "."): parameter
+            for name, parameter in peft_model.named_parameters()
+            if parameter.requires_grad
+        }
+        optimizer = torch.optim.AdamW(
+            named.values(), lr=section.learning_rate, weight_decay=section.weight_decay
+        )
+        if optimizer_state is not None:
+            for name, parameter in named.items():
+                moments = {key: optimizer_state[f"{name}|{key}"].clone() for key in _MOMENTS}
+                optimizer.state[parameter] = moments
+        for batch in batches:
+            loss = answer_token_loss(peft_model, batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(named.values(), section.max_grad_norm)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        kept = None
+        if section.keep_optimizer:
+            kept = {
+                f"{name}|{key}": optimizer.state[parameter][key].detach().cpu().clone()
+                for name, parameter in named.items()
+                for key in _MOMENTS
+            }
+        trained = adapter_values(peft_model)
+    return Trained(trained, kept, sum(losses) / len(losses), time.perf_counter() - start)
+
+
+def answer_token_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy per answer token; logits are computed only there."""
+    targets = batch.labels[:, 1:]
+    targets = targets[targets != -100]
+    return nn.functional.cross_entropy(label_logits(model, batch).float(), targets)

@@ -1,0 +1,401 @@
+"""The round loop: plan, fine-tune, merge, measure, on a virtual clock.
+
+A round is synchronous. Its length on the virtual clock is counted, not timed: each client's
+realised FLOPs over its device's speed, its realised bits over the rate of its band. What the
+machine that simulates it needed is recorded apart, as `wall_s`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from airtune import channel, planning
+from airtune.aggregate import RULES, Contribution, fault_of
+from airtune.channel import Placement
+from airtune.client import Adapter, ClientJob, ClientUpdate, OptimizerState
+from airtune.devices import DeviceProfile, compute_s, profile_of
+from airtune.engines import ClientFailure, Engine
+from airtune.engines.local import LocalEngine
+from airtune.errors import InputError, RunError
+from airtune.planning import METHODS, Plan
+from airtune.planning_inputs import ClientLoad, Link, link_of, plan_of_round, problem_of_round
+from airtune.pruning import gather_adapter, scatter_adapter
+from airtune.randomness import generator
+from airtune.record import (
+    ClientRecord,
+    ClientSite,
+    Record,
+    RoundRecord,
+    RunDescription,
+    RunDirectory,
+    read_record,
+)
+from airtune.scenario import Scenario
+from airtune.units import linear_to_db
+from airtune.worker import Evaluation, Setting
+from airtune.workload import StepTokens, adapter_values, full_sizes
+
+Outcome = ClientUpdate | ClientFailure
+
+
+class Observer(Protocol):
+    """What may watch a run; `airtune.cli.progress` has ones that print."""
+
+    def preparing(self, what: str) -> None:
+        """Something that takes a while is being prepared."""
+
+    def started(self, initial_loss: float | None) -> None:
+        """The first round is about to begin."""
+
+    def client_started(self, round: int, client: str) -> None:
+        """A client begins its work."""
+
+    def round_ended(self, record: RoundRecord) -> None:
+        """A round was merged, evaluated and recorded."""
+
+
+class Unwatched:
+    """Watch a run without a word."""
+
+    def preparing(self, what: str) -> None:
+        """Say nothing."""
+
+    def started(self, initial_loss: float | None) -> None:
+        """Say nothing."""
+
+    def client_started(self, round: int, client: str) -> None:
+        """Say nothing."""
+
+    def round_ended(self, record: RoundRecord) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the next round depends on, and so what a checkpoint holds."""
+
+    round: int
+    elapsed_s: float
+    adapter: Adapter
+    optimizer_states: dict[int, OptimizerState]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same over the rounds of a run."""
+
+    scenario: Scenario
+    setting: Setting
+    profiles: tuple[DeviceProfile, ...]
+    placement: Placement
+    engine: Engine
+    watch: Observer
+
+
+def run(
+    scenario: Scenario,
+    *,
+    out: str | Path,
+    engine: Engine | None = None,
+    resume: bool = False,
+    replace: bool = False,
+    observer: Observer | None = None,
+) -> Record:
+    """Fine-tune over the simulated cell and leave record, adapter and checkpoints in `out`.
+
+    Args:
+        scenario: what to run.
+        out: the run directory.
+        engine: who does the clients' work; default: this process. It stays open if given.
+        resume: go on from the last usable checkpoint in `out`.
+        replace: throw away the run that `out` holds.
+        observer: told of progress.
+
+    Returns:
+        The record, as `read_record(out)` reads it.
+
+    Raises:
+        InputError: the scenario cannot be run, or `out` cannot be written as asked.
+        RunError: the run began and could not go on; what was recorded stays.
+    """
+    watch = observer or Unwatched()
+    profiles = _checked_profiles(scenario)
+    identity = {
+        "scenario_values": scenario.model_dump(mode="json"),
+        "method": scenario.planning.method,
+    }
+    if resume:
+        directory = RunDirectory.resume(out, **identity)
+    else:
+        directory = RunDirectory.create(out, **identity, replace=replace)
+    with directory:
+        if not directory.finished:
+            watch.preparing("loading model and data")
+            used = engine or LocalEngine(scenario)
+            try:
+                _run_rounds(scenario, profiles, directory, used, watch)
+            finally:
+                if engine is None:
+                    used.close()
+    return read_record(out)
+
+
+def _checked_profiles(scenario: Scenario) -> tuple[DeviceProfile, ...]:
+    """Refuse unknown names before anything is loaded or written."""
+    for key, name, allowed in (
+        ("planning.method", scenario.planning.method, METHODS),
+        ("aggregation.rule", scenario.aggregation.rule, RULES),
+    ):
+        if name not in allowed:
+            raise InputError(f"{key} = '{name}': allowed are {', '.join(allowed)}")
+    return tuple(profile_of(device) for device in scenario.client_devices)
+
+
+def _run_rounds(
+    scenario: Scenario,
+    profiles: tuple[DeviceProfile, ...],
+    directory: RunDirectory,
+    engine: Engine,
+    watch: Observer,
+) -> None:
+    placement = channel.place(
+        scenario.cell, scenario.client_devices, generator(scenario.seed, "placement")
+    )
+    this = Run(scenario, engine.setting(), profiles, placement, engine, watch)
+    state = _restored(directory)
+    if state is None:
+        state = State(0, 0.0, engine.initial_adapter(), {})
+        watch.preparing("measuring the untrained model")
+        directory.describe(_description(this, engine.evaluate(state.adapter, final=False)))
+    for notice in directory.notices:
+        watch.preparing(notice)
+    description = directory.description
+    watch.started(None if description is None else description.initial_eval_loss)
+    for round in range(state.round + 1, scenario.rounds + 1):
+        state, record = _round(this, state, round)
+        directory.append_round(record)
+        if round == scenario.rounds:
+            engine.save_adapter(state.adapter, str(directory.adapter_path))
+        directory.save_checkpoint(round, *_packed(state))
+        watch.round_ended(record)
+    directory.finish()
+
+
+def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
+    begin = time.perf_counter()
+    scenario, engine = this.scenario, this.engine
+
+    # 1. The air and the batches of this round: the same for every method.
+    air = channel.draw(
+        scenario.cell,
+        scenario.client_devices,
+        this.placement,
+        generator(scenario.seed, "fading", round=round),
+        round=round,
+    )
+    link = link_of(scenario, this.setting.shape, air)
+    loads = [
+        ClientLoad(engine.step_tokens(round, k), client.examples, client.pruning_cost)
+        for k, client in enumerate(this.setting.clients)
+    ]
+
+    # 2. Plan, and what the round would have taken without one.
+    problem = problem_of_round(scenario, this.setting.shape, this.profiles, loads, link)
+    plan = plan_of_round(scenario, problem, round)
+    unplanned = planning.plan(problem, "none", bound=False)
+
+    # 3. The clients work.
+    outcomes = _client_work(this, state, plan, round)
+
+    # 4. Merge what is sound.
+    statuses = [_status(outcome, state.adapter, this.setting) for outcome in outcomes]
+    sound = [
+        outcome
+        for outcome, status in zip(outcomes, statuses, strict=True)
+        if status == "ok" and isinstance(outcome, ClientUpdate)
+    ]
+    if not sound:
+        raise RunError(f"round {round}: no client's update could be used; first: {statuses[0]}")
+    merge, _ = RULES[scenario.aggregation.rule]
+    adapter = merge(state.adapter, [_contribution(update, this.setting) for update in sound])
+    moments = dict(state.optimizer_states)
+    for update in sound:
+        if update.optimizer_state is not None:
+            moments[update.client] = update.optimizer_state
+
+    # 5. Put it on the clock.
+    clients = tuple(
+        _client_record(this, plan, k, outcome, status, link, loads[k].steps)
+        for k, (outcome, status) in enumerate(zip(outcomes, statuses, strict=True))
+    )
+    latency_s = max(client.total_s for client in clients)
+    elapsed_s = state.elapsed_s + latency_s
+    last = round == scenario.rounds
+    evaluation: Evaluation | None = None
+    if last or round % scenario.evaluation.every_rounds == 0:
+        evaluation = engine.evaluate(adapter, final=last)
+    record = RoundRecord(
+        round=round,
+        method=plan.method,
+        round_latency_s=latency_s,
+        elapsed_s=elapsed_s,
+        eval_loss=None if evaluation is None else evaluation.loss,
+        train_loss=float(np.mean([update.train_loss for update in sound])),
+        uplink_bits=sum(client.uplink_bits for client in clients),
+        downlink_bits=link.downlink_bits,
+        flops=sum(client.flops for client in clients),
+        pruning_loss=plan.pruning_loss,
+        objective_s=plan.objective_s,
+        lower_bound_s=plan.lower_bound_s,
+        gap=plan.gap,
+        kappa=problem.kappa,
+        predicted_latency_s=plan.round_latency_s,
+        none_latency_s=unplanned.round_latency_s,
+        metrics={} if evaluation is None else evaluation.metrics,
+        wall_s=time.perf_counter() - begin,
+        clients=clients,
+    )
+    return State(round, elapsed_s, adapter, moments), record
+
+
+def _client_work(this: Run, state: State, plan: Plan, round: int) -> list[Outcome]:
+    """Have every client do its part; outcomes in client order, whoever ends first."""
+
+    def jobs() -> Iterator[ClientJob]:
+        for client, name in enumerate(this.scenario.client_names):
+            this.watch.client_started(round, name)
+            yield ClientJob(
+                round=round,
+                client=client,
+                pruning=float(plan.pruning[client]),
+                local_steps=this.scenario.training.local_steps,
+                adapter=state.adapter,
+                optimizer_state=state.optimizer_states.get(client),
+            )
+
+    outcomes = {outcome.client: outcome for outcome in this.engine.train(jobs())}
+    return [outcomes[client] for client in range(len(this.profiles))]
+
+
+def _status(outcome: Outcome, server: Adapter, setting: Setting) -> str:
+    if isinstance(outcome, ClientFailure):
+        return f"failed: {outcome.reason}"
+    kept = gather_adapter(server, outcome.structure, setting.shape)
+    expected = {name: tuple(value.shape) for name, value in kept.items()}
+    return fault_of(outcome.adapter, expected, outcome.train_loss) or "ok"
+
+
+def _contribution(update: ClientUpdate, setting: Setting) -> Contribution:
+    values, held = scatter_adapter(update.adapter, update.structure, setting.shape)
+    return Contribution(values, held, weight=float(update.examples))
+
+
+def _client_record(
+    this: Run,
+    plan: Plan,
+    client: int,
+    outcome: Outcome,
+    status: str,
+    link: Link,
+    steps: Sequence[StepTokens],
+) -> ClientRecord:
+    """Bill one client: what it really computed and sent; a failed one, what was planned."""
+    band_hz, rate_bps = float(plan.bandwidth_hz[client]), float(plan.rate_bps[client])
+    if isinstance(outcome, ClientUpdate):
+        pruning, flops, bits = outcome.pruning, outcome.flops, outcome.uplink_bits
+        compute, train_loss = compute_s(flops, this.profiles[client]), outcome.train_loss
+    else:
+        pruning, flops, bits = float(plan.pruning[client]), 0.0, 0.0
+        compute, train_loss = float(plan.compute_s[client]), None
+    upload_s = bits / rate_bps if bits > 0 else 0.0
+    return ClientRecord(
+        name=this.scenario.client_names[client],
+        pruning=pruning,
+        asked_pruning=float(plan.pruning[client]),
+        bandwidth_hz=band_hz,
+        rate_bps=rate_bps,
+        snr_db=float(linear_to_db(link.air.snr_hz[client] / band_hz)) if band_hz > 0 else None,
+        downlink_s=link.downlink_s,
+        compute_s=compute,
+        upload_s=upload_s,
+        total_s=link.downlink_s + compute + upload_s,
+        uplink_bits=bits,
+        downlink_bits=link.downlink_bits,
+        flops=flops,
+        examples=this.setting.clients[client].examples,
+        label_tokens=sum(step.label_tokens for step in steps),
+        train_loss=_finite(train_loss),
+        status=status,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _description(this: Run, untrained: Evaluation) -> RunDescription:
+    """Gather what run.json says of the cell, the clients and the start."""
+    placement, setting = this.placement, this.setting
+    clients = tuple(
+        ClientSite(
+            name=name,
+            profile=profile.name,
+            x_m=float(placement.positions_m[k, 0]),
+            y_m=float(placement.positions_m[k, 1]),
+            distance_m=float(placement.distance_m[k]),
+            is_los=bool(placement.is_los[k]),
+            path_loss_db=float(placement.path_loss_db[k]),
+            shadowing_db=float(placement.shadowing_db[k]),
+            effective_flops=profile.effective_flops,
+            memory_bytes=profile.memory_bytes,
+            examples=setting.clients[k].examples,
+            labels={str(label): count for label, count in setting.clients[k].labels.items()},
+        )
+        for k, (name, profile) in enumerate(
+            zip(this.scenario.client_names, this.profiles, strict=True)
+        )
+    )
+    return RunDescription(
+        clients=clients,
+        initial_eval_loss=untrained.loss,
+        initial_metrics=untrained.metrics,
+        model_fingerprint=setting.model_fingerprint,
+        model_parameters=setting.model_parameters,
+        adapter_values=adapter_values(
+            setting.shape,
+            full_sizes(setting.shape),
+            lora_rank=this.scenario.training.lora_rank,
+        ),
+    )
+
+
+def _packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Flatten the state into arrays and JSON for a checkpoint."""
+    arrays = {f"adapter/{name}": value.numpy() for name, value in state.adapter.items()}
+    for client, moments in state.optimizer_states.items():
+        arrays |= {f"optimizer/{client}/{key}": value.numpy() for key, value in moments.items()}
+    return arrays, {"elapsed_s": state.elapsed_s}
+
+
+def _restored(directory: RunDirectory) -> State | None:
+    checkpoint = directory.load_checkpoint()
+    if checkpoint is None:
+        return None
+    adapter: Adapter = {}
+    moments: dict[int, OptimizerState] = {}
+    for key, array in checkpoint.tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind == "adapter":
+            adapter[rest] = torch.from_numpy(array.copy())
+        else:
+            client, _, entry = rest.partition("/")
+            moments.setdefault(int(client), {})[entry] = torch.from_numpy(array.copy())
+    return State(checkpoint.round, checkpoint.payload["elapsed_s"], adapter, moments)

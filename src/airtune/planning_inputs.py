@@ -1,0 +1,212 @@
+"""From a scenario, a round's channel and counted work to the round's planning problem.
+
+No torch: `airtune plan` on a scenario comes through here with nominal batch sizes, the round
+loop with the sizes of the very batches that the clients will train on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from airtune import channel, numerology, planning
+from airtune.channel import ChannelState, broadcast_rate_bps
+from airtune.devices import DeviceProfile, profile_of
+from airtune.errors import InputError
+from airtune.planning import Plan, PlanningProblem
+from airtune.randomness import generator
+from airtune.scenario import Scenario
+from airtune.workload import (
+    SHAPES,
+    AffineCosts,
+    ModelShape,
+    StepTokens,
+    affine_coefficients,
+    full_sizes,
+    payload_bits,
+)
+
+NOMINAL_LABEL_SHARE = 0.5
+"""Share of the tokens that are answer tokens, where no data has been read yet."""
+BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Link:
+    """What the air offers in one round, and the broadcast that opens it."""
+
+    air: ChannelState
+    downlink_bits: float
+    """The adapter of the full model, sent once to all."""
+    downlink_s: float
+    """At the slowest device's rate."""
+
+
+@dataclass(frozen=True)
+class ClientLoad:
+    """What planning knows of one client's work in a round."""
+
+    steps: tuple[StepTokens, ...]
+    examples: int
+    pruning_cost: tuple[tuple[float, float], ...] | None = None
+
+
+def link_of(scenario: Scenario, shape: ModelShape, air: ChannelState) -> Link:
+    """Price the round's broadcast: the whole adapter at the slowest device's rate."""
+    bits = payload_bits(
+        shape,
+        full_sizes(shape),
+        lora_rank=scenario.training.lora_rank,
+        bits_per_value=scenario.aggregation.payload_bits_per_value,
+    )
+    return Link(air, bits, bits / broadcast_rate_bps(air))
+
+
+def problem_of_round(
+    scenario: Scenario,
+    shape: ModelShape,
+    profiles: Sequence[DeviceProfile],
+    loads: Sequence[ClientLoad],
+    link: Link,
+) -> PlanningProblem:
+    """Return the planning problem of one round.
+
+    Args:
+        scenario: bandwidth, κ, bounds on pruning, precision on the air.
+        shape: the model's.
+        profiles: one a client, in client order.
+        loads: each client's local steps and weight.
+        link: the round's channel and broadcast.
+
+    Raises:
+        InputError: a device's memory does not hold even the most pruned submodel.
+    """
+    coefficients = [
+        affine_coefficients(
+            shape,
+            load.steps,
+            lora_rank=scenario.training.lora_rank,
+            bits_per_value=scenario.aggregation.payload_bits_per_value,
+            bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
+            max_pruning=scenario.pruning.max_pruning,
+        )
+        for load in loads
+    ]
+    speed = np.array([profile.effective_flops for profile in profiles])
+    least = least_pruning(scenario, coefficients, profiles)
+    costs = [load.pruning_cost for load in loads]
+    return PlanningProblem(
+        bandwidth_hz=scenario.cell.uplink_bandwidth_hz,
+        kappa=scenario.planning.kappa,
+        names=scenario.client_names,
+        weight=np.array([load.examples for load in loads], dtype=np.float64),
+        snr_hz=link.air.snr_hz,
+        downlink_s=np.full(len(profiles), link.downlink_s),
+        compute_fixed_s=np.array([c.flops_fixed for c in coefficients]) / speed,
+        compute_full_s=np.array([c.flops_full for c in coefficients]) / speed,
+        payload_fixed_bits=np.array([c.payload_fixed_bits for c in coefficients]),
+        payload_full_bits=np.array([c.payload_full_bits for c in coefficients]),
+        min_pruning=np.array(least),
+        max_pruning=np.full(len(profiles), scenario.pruning.max_pruning),
+        max_spectral_efficiency=link.air.max_spectral_efficiency,
+        pruning_cost=None
+        if all(cost is None for cost in costs)
+        else tuple(None if cost is None else np.array(cost) for cost in costs),
+        max_pruning_loss=scenario.planning.max_pruning_loss,
+    )
+
+
+def least_pruning(
+    scenario: Scenario, costs: Sequence[AffineCosts], profiles: Sequence[DeviceProfile]
+) -> list[float]:
+    """Return each client's smallest pruning rate: what its memory can hold.
+
+    Raises:
+        InputError: a device does not hold even the most pruned submodel.
+    """
+    most = scenario.pruning.max_pruning
+    rates = [
+        cost.min_pruning(profile.memory_bytes)
+        for cost, profile in zip(costs, profiles, strict=True)
+    ]
+    for name, rate, profile in zip(scenario.client_names, rates, profiles, strict=True):
+        if rate > most:
+            raise InputError(
+                f"client {name}: its memory of {profile.memory_bytes / 1e9:g} GB does not hold "
+                f"the model even at pruning.max_pruning = {most:g}; raise it, or give a device "
+                "with more memory"
+            )
+    return rates
+
+
+def shape_of_model(scenario: Scenario) -> ModelShape:
+    """Return the model's sizes without loading it: a built-in model, or a folder's config.json.
+
+    Raises:
+        InputError: the model is neither.
+    """
+    name = scenario.model.id
+    if name in SHAPES:
+        return SHAPES[name]
+    config = Path(name) / "config.json"
+    try:
+        return ModelShape.of_config(json.loads(config.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        raise InputError(
+            f"model.id = '{name}': planning without loading the model needs a built-in model "
+            f"({', '.join(SHAPES)}) or a folder with a readable config.json"
+        ) from None
+
+
+def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:
+    """Return a scenario's planning problem before any data or model is loaded.
+
+    The channel is the one that the run will draw for `round`. Batches are taken as full
+    (task.max_tokens), half of their tokens as answers, and the clients as equally large: what
+    can be known from the file alone.
+    """
+    section = scenario.training
+    length = scenario.task.max_tokens
+    step = StepTokens(
+        rows=section.batch_size,
+        length=length,
+        label_tokens=int(section.batch_size * length * NOMINAL_LABEL_SHARE),
+    )
+    load = ClientLoad(steps=(step,) * section.local_steps, examples=1)
+    devices = scenario.client_devices
+    shape = shape_of_model(scenario)
+    air = channel.draw(
+        scenario.cell,
+        devices,
+        channel.place(scenario.cell, devices, generator(scenario.seed, "placement")),
+        generator(scenario.seed, "fading", round=round),
+        round=round,
+    )
+    return problem_of_round(
+        scenario,
+        shape,
+        [profile_of(device) for device in devices],
+        [load] * len(devices),
+        link_of(scenario, shape, air),
+    )
+
+
+def plan_of_round(scenario: Scenario, problem: PlanningProblem, round: int) -> Plan:
+    """Plan one round as the scenario asks: its method, tolerance and resource blocks."""
+    spacing_hz = scenario.cell.subcarrier_spacing_hz
+    block_hz = blocks = None
+    if spacing_hz is not None:
+        block_hz = numerology.block_hz(spacing_hz)
+        blocks = numerology.resource_blocks(scenario.cell.uplink_bandwidth_hz, spacing_hz)
+    return planning.plan(
+        problem,
+        scenario.planning.method,
+        tolerance=scenario.planning.tolerance,
+        block_hz=block_hz,
+        blocks=blocks,
+        rng=generator(scenario.seed, "random-plan", round=round),
+    )
