@@ -1,0 +1,134 @@
+"""Reading a run directory: finished, still running, or left by a run that was killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airtune.errors import InputError
+from airtune.record.schema import RoundRecord, RunDescription, from_json
+
+RUN, ROUNDS = "run.json", "rounds.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as it lies on disk.
+
+    Attributes:
+        path: the run directory.
+        status: "running" (or killed), "finished" or "failed".
+        method: the planning method.
+        seed: the scenario's.
+        scenario: every key, resolved.
+        versions: of airtune, Python and the libraries, None where one is not installed.
+        platform: of the machine that simulated it.
+        started_at: UTC, ISO 8601.
+        ended_at: UTC, ISO 8601; None unless finished or failed.
+        error: the line that a failed run ended with.
+        description: the cell and what was measured before training; None in the first moments.
+        results: what the run measured at its end.
+        rounds: those recorded so far.
+    """
+
+    path: Path
+    status: str
+    method: str
+    seed: int
+    scenario: Mapping[str, Any]
+    versions: Mapping[str, str | None]
+    platform: Mapping[str, Any]
+    started_at: str
+    ended_at: str | None
+    error: str | None
+    description: RunDescription | None
+    results: Mapping[str, Any]
+    rounds: tuple[RoundRecord, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.status == "finished"
+
+
+def read_record(folder: str | Path) -> Record:
+    """Read a run directory; a last line that is still being written is passed over.
+
+    Raises:
+        InputError: there is no run in the folder, or a line is malformed (with its number).
+    """
+    path = Path(folder)
+    info = read_info(path)
+    lines, _ = complete_lines(path / ROUNDS)
+    cell = info.get("cell")
+    description = None
+    if cell is not None:
+        description = from_json(RunDescription, cell, f"{path / RUN}: 'cell'")
+    return Record(
+        path=path,
+        status=info["status"],
+        method=info["method"],
+        seed=info["seed"],
+        scenario=info["scenario"],
+        versions=info["versions"],
+        platform=info.get("platform", {}),
+        started_at=info["started_at"],
+        ended_at=info.get("ended_at"),
+        error=info.get("error"),
+        description=description,
+        results=info.get("results") or {},
+        rounds=parsed_rounds(path / ROUNDS, lines),
+    )
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """Return run.json; raises `InputError` where there is none or it is not a run's."""
+    if not path.is_dir():
+        raise InputError(f"no run in '{path}': there is no such folder")
+    try:
+        info = json.loads((path / RUN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no run in '{path}': it has no {RUN}") from None
+    except OSError as error:
+        raise InputError(f"cannot read '{path / RUN}': {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"'{path / RUN}' is not JSON: {error}") from None
+    expected = {
+        "status": str, "method": str, "seed": int, "scenario": dict, "versions": dict,
+        "started_at": str,
+    }  # fmt: skip
+    for key, kind in expected.items():
+        if not isinstance(info, dict) or not isinstance(info.get(key), kind):
+            raise InputError(f"'{path / RUN}' is not the record of a run: no usable '{key}'")
+    return info
+
+
+def complete_lines(path: Path) -> tuple[list[bytes], int]:
+    """Return the lines that end in a newline, and how many bytes they are together."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise InputError(f"cannot read '{path}': {error.strerror}") from None
+    end = data.rfind(b"\n") + 1
+    return data[:end].split(b"\n")[:-1], end
+
+
+def parsed_rounds(path: Path, lines: list[bytes]) -> tuple[RoundRecord, ...]:
+    """Return the rounds of these lines; raises `InputError` with the line's number."""
+    rounds = []
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: not JSON: {error}") from None
+        record = from_json(RoundRecord, values, where)
+        if record.round != number:
+            raise InputError(f"{where}: 'round' is {record.round}, expected {number}")
+        rounds.append(record)
+    return tuple(rounds)
