@@ -173,32 +173,26 @@ def _check_traces(cell: CellSection, placement: Placement) -> None:
 
 
 def _check_reach(cell: CellSection, devices: Sequence[DeviceSection], placement: Placement) -> None:
-    """Refuse clients whose signal is far too weak, or stronger than physics allows."""
-    for direction, key, snr_db, band_hz, traces in (
-        (
-            "uplink", "devices.power_dbm", uplink_snr_hz_db(cell, devices, placement.loss_db),
-            cell.uplink_bandwidth_hz, placement.uplink_traces,
-        ),
-        (
-            "downlink", "cell.base_station_power_dbm", downlink_snr_hz_db(cell, placement.loss_db),
-            cell.downlink_bandwidth_hz, placement.downlink_traces,
-        ),
-    ):  # fmt: skip
+    """Refuse clients whose signal is far too weak, or stronger than can be."""
+    directions = (
+        ("uplink", "devices.power_dbm", uplink_snr_hz_db(cell, devices, placement.loss_db),
+         cell.uplink_bandwidth_hz, placement.uplink_traces),
+        ("downlink", "cell.base_station_power_dbm", downlink_snr_hz_db(cell, placement.loss_db),
+         cell.downlink_bandwidth_hz, placement.downlink_traces),
+    )  # fmt: skip
+    for direction, key, snr_db, band_hz, traces in directions:
+        modelled = np.array([trace is None for trace in traces])
         in_band_db = snr_db - linear_to_db(band_hz)
-        for k, device in enumerate(devices):
-            if traces[k] is not None:
-                continue
-            who = f"client {k + 1} ('{device.profile}')"
-            if in_band_db[k] > MAX_SNR_DB:
-                raise InputError(
-                    f"{who}: an SNR of {in_band_db[k]:.4g} dB on the {direction} cannot be; "
-                    f"check {key} and cell.noise_density_dbm_hz"
-                )
-            reach_bps = float(rate_bps(band_hz, db_to_linear(float(snr_db[k]))))
-            if reach_bps < MIN_REACH_BPS:
-                raise InputError(
-                    f"{who} cannot be reached: {placement.loss_db[k]:.4g} dB of loss at "
-                    f"{placement.distance_m[k]:.0f} m leave {reach_bps:.3g} bit/s of the whole "
-                    f"{direction}, {MIN_REACH_BPS:g} are needed; raise {key} or "
-                    f"cell.{direction}_bandwidth_hz, or shrink cell.radius_m"
-                )
+        for k in np.flatnonzero(modelled & (in_band_db > MAX_SNR_DB)):
+            raise InputError(
+                f"client {k + 1} ('{devices[k].profile}'): an SNR of {in_band_db[k]:.4g} dB on "
+                f"the {direction} cannot be; check {key} and cell.noise_density_dbm_hz"
+            )
+        reach_bps = rate_bps(band_hz, db_to_linear(np.where(modelled, snr_db, 0.0)))
+        for k in np.flatnonzero(modelled & (reach_bps < MIN_REACH_BPS)):
+            raise InputError(
+                f"client {k + 1} ('{devices[k].profile}') cannot be reached: "
+                f"{placement.loss_db[k]:.4g} dB of loss at {placement.distance_m[k]:.0f} m leave "
+                f"{reach_bps[k]:.3g} bit/s of the whole {direction}, {MIN_REACH_BPS:g} are "
+                f"needed; raise {key} or cell.{direction}_bandwidth_hz, or shrink cell.radius_m"
+            )
