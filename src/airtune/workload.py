@@ -1,0 +1,432 @@
+"""FLOPs, payload bits and memory of fine-tuning a submodel, counted; torch-free.
+
+What is counted is LoRA training on a frozen base: the forward pass, and the backward pass
+through activations. Frozen matrices have no weight gradient, and below the first adapter no
+gradient flows at all. One multiply-add is two FLOPs; element-wise work is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airtune.errors import InputError
+from airtune.families import Family, family_of
+
+HEADER_BITS = 1024
+"""A message's fixed part: round, client, shapes, checksum."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One side of a weight matrix: `widths` entries a unit, in consecutive runs over units."""
+
+    unit: str
+    """`hidden`, `mlp` or `group`."""
+    widths: tuple[int, ...]
+
+    def size(self, units: int) -> int:
+        """Return the side's length with that many units."""
+        return sum(self.widths) * units
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One linear layer of a block."""
+
+    name: str
+    inputs: Axis
+    outputs: Axis
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a causal language model that its cost follows from."""
+
+    family: str
+    hidden: int
+    blocks: int
+    mlp_channels: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    head_inputs: int
+    """Width of what the LM head reads: `hidden`, but for OPT models that project down."""
+    tied: bool
+    """The LM head is the embedding matrix."""
+    parallel: bool = False
+    """Attention and MLP of a block read the same input (GPT-NeoX)."""
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> ModelShape:
+        """Read the sizes from a model's configuration (config.json as a dict).
+
+        Raises:
+            InputError: an architecture outside the table, or a size is missing.
+        """
+        model_type = str(config.get("model_type"))
+        family = family_of(model_type)
+        sizes: dict[str, Any] = {name: config.get(key) for name, key in family.keys.items()}
+        if sizes["kv_heads"] is None:
+            sizes["kv_heads"] = sizes["query_heads"]
+        if sizes["mlp_channels"] is None and model_type == "gpt2":
+            sizes["mlp_channels"] = 4 * config["n_embd"]
+        sizes["vocab"] = config.get("vocab_size")
+        for name, value in sizes.items():
+            if not isinstance(value, int) or value < 1:
+                key = family.keys.get(name, "vocab_size")
+                raise InputError(f"model configuration: {key} = {value!r}: must be 1 or more")
+        if sizes["query_heads"] % sizes["kv_heads"]:
+            raise InputError(
+                f"model configuration: {sizes['query_heads']} query heads are not a multiple of "
+                f"{sizes['kv_heads']} key/value heads"
+            )
+        tied = config.get("tie_word_embeddings")
+        return cls(
+            family=model_type,
+            hidden=sizes["hidden"],
+            blocks=sizes["blocks"],
+            mlp_channels=sizes["mlp_channels"],
+            query_heads=sizes["query_heads"],
+            kv_heads=sizes["kv_heads"],
+            head_dim=config.get("head_dim") or sizes["hidden"] // sizes["query_heads"],
+            vocab=sizes["vocab"],
+            head_inputs=config.get("word_embed_proj_dim") or sizes["hidden"],
+            tied=family.tied_by_default if tied is None else bool(tied),
+            parallel=bool(family.parallel_key and config.get(family.parallel_key, True)),
+        )
+
+    @property
+    def table(self) -> Family:
+        """The family's entry in the table of what can be cut."""
+        return family_of(self.family)
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """The linear layers of one block, in the order in which they are computed."""
+        return tuple(
+            Matrix(p.name, self._axis(p.inputs), self._axis(p.outputs))
+            for p in self.table.projections
+        )
+
+    @property
+    def channel_multiple(self) -> int:
+        """Kept MLP channels are multiples of this: hardware gets even sizes, rates stay fine.
+
+        The largest power of two up to 64 that still leaves 64 steps.
+        """
+        multiple = 1
+        while multiple < 64 and self.mlp_channels // (2 * multiple) >= 64:
+            multiple *= 2
+        return multiple
+
+    @property
+    def unit_parameters(self) -> dict[str, int]:
+        """Weight-matrix entries of one MLP channel (`mlp`) and of one key/value group (`group`)."""
+        count = {"mlp": 0, "group": 0}
+        for matrix in self.matrices:
+            for side in (matrix.inputs, matrix.outputs):
+                if side.unit != "hidden":
+                    count[side.unit] += self.hidden * side.size(1)
+        return count
+
+    @property
+    def block_parameters(self) -> int:
+        """Weight-matrix entries of all decoder blocks: what pruning rates refer to."""
+        unit = self.unit_parameters
+        return self.blocks * (unit["mlp"] * self.mlp_channels + unit["group"] * self.kv_heads)
+
+    def _axis(self, layout: str) -> Axis:
+        query, key = self.query_heads // self.kv_heads * self.head_dim, self.head_dim
+        return {
+            "hidden": Axis("hidden", (self.hidden,)),
+            "mlp": Axis("mlp", (1,)),
+            "mlp+mlp": Axis("mlp", (1, 1)),
+            "query": Axis("group", (query,)),
+            "key": Axis("group", (key,)),
+            "query+key+value": Axis("group", (query, key, key)),
+            "query/key/value": Axis("group", (query + 2 * key,)),
+        }[layout]
+
+
+@dataclass(frozen=True)
+class KeptSizes:
+    """How much of each block a submodel keeps; a block with nothing of either is left out."""
+
+    mlp_channels: tuple[int, ...]
+    kv_groups: tuple[int, ...]
+
+    def units(self, block: int, unit: str) -> int:
+        """Return how many units of a kind a block keeps (`hidden` counts as one unit)."""
+        if unit == "hidden":
+            return 1
+        return (self.mlp_channels if unit == "mlp" else self.kv_groups)[block]
+
+
+@dataclass(frozen=True)
+class StepTokens:
+    """The size of one training step: rows padded to a common length, and answer tokens."""
+
+    rows: int
+    length: int
+    label_tokens: int
+
+
+SHAPES = {
+    "smollm2-135m-instruct": ModelShape(
+        family="llama",
+        hidden=576,
+        blocks=30,
+        mlp_channels=1536,
+        query_heads=9,
+        kv_heads=3,
+        head_dim=64,
+        vocab=49152,
+        head_inputs=576,
+        tied=True,
+    ),
+    "tiny": ModelShape(
+        family="llama",
+        hidden=16,
+        blocks=3,
+        mlp_channels=32,
+        query_heads=4,
+        kv_heads=2,
+        head_dim=4,
+        vocab=259,
+        head_inputs=16,
+        tied=True,
+    ),
+}
+"""The built-in models, so that planning needs no model in memory."""
+
+
+def full_sizes(shape: ModelShape) -> KeptSizes:
+    """Return the sizes of the uncut model."""
+    return KeptSizes((shape.mlp_channels,) * shape.blocks, (shape.kv_heads,) * shape.blocks)
+
+
+def uniform_sizes(shape: ModelShape, pruning: float) -> KeptSizes:
+    """Return the sizes of a submodel cut to the same share everywhere, as nearly as units allow.
+
+    Groups are few, so whole ones are spread evenly over the blocks and the MLP makes up for
+    the difference. A stand-in for planning before any text was read.
+
+    Raises:
+        InputError: `pruning` is outside [0, 1).
+    """
+    check_rate(pruning)
+    unit, multiple = shape.unit_parameters, shape.channel_multiple
+    total_groups = shape.blocks * shape.kv_heads
+    kept_groups = max(shape.blocks, round(total_groups * (1 - pruning)))
+    groups = _spread(kept_groups, shape.blocks, shape.kv_heads)
+    kept = shape.block_parameters * (1 - pruning) - unit["group"] * kept_groups
+    steps = shape.mlp_channels // multiple
+    chunks = round(kept / (unit["mlp"] * multiple))
+    if chunks >= steps * shape.blocks:
+        channels = (shape.mlp_channels,) * shape.blocks
+    else:
+        spread = _spread(max(shape.blocks, chunks), shape.blocks, steps)
+        channels = tuple(multiple * count for count in spread)
+    return KeptSizes(channels, groups)
+
+
+def _spread(total: int, bins: int, limit: int) -> tuple[int, ...]:
+    # Differences of a rounded ramp: as even as whole numbers can be.
+    total = min(total, bins * limit)
+    return tuple((i + 1) * total // bins - i * total // bins for i in range(bins))
+
+
+def check_rate(pruning: float, limit: float = 1.0) -> None:
+    """Refuse a pruning rate outside [0, limit], or 1; raises `InputError`."""
+    if not (0 <= pruning <= limit and pruning < 1):
+        allowed = f"[0, {limit:g}]" if limit < 1 else "[0, 1)"
+        raise InputError(f"pruning = {pruning!r}: must be in {allowed}")
+
+
+def kept_parameters(shape: ModelShape, sizes: KeptSizes) -> int:
+    """Return how many weight-matrix entries of the blocks the submodel keeps."""
+    unit = shape.unit_parameters
+    return unit["mlp"] * sum(sizes.mlp_channels) + unit["group"] * sum(sizes.kv_groups)
+
+
+def realised_pruning(shape: ModelShape, sizes: KeptSizes) -> float:
+    """Return the share of the blocks' weight-matrix entries that the submodel leaves out."""
+    return 1 - kept_parameters(shape, sizes) / shape.block_parameters
+
+
+def training_flops(
+    shape: ModelShape, sizes: KeptSizes, step: StepTokens, *, lora_rank: int
+) -> float:
+    """Count the FLOPs of one training step with LoRA on every linear layer of the blocks.
+
+    Per layer with n inputs, m outputs and rank r, over T tokens:
+    forward 2T(nm + rn + rm); backward 2T(2rm + rn) for the adapter's own gradients, and
+    2T(nm + rn) more for the input's, which nothing below the first adapter needs.
+    Attention scores: rows of s tokens, h heads of width d: 4hds² a row forward, twice that
+    backward (all s² pairs: what eager attention computes). LM head: at label positions only,
+    4 FLOPs an entry.
+    """
+    tokens = step.rows * step.length
+    total = 4.0 * step.label_tokens * shape.head_inputs * shape.vocab
+    heads_of_group = shape.query_heads // shape.kv_heads
+    matrices = shape.matrices
+    reached = False  # whether an adapter lies below
+    for block in range(shape.blocks):
+        parts: dict[str, list[Matrix]] = {"group": [], "mlp": []}
+        for matrix in matrices:
+            inner = matrix.inputs.unit if matrix.inputs.unit != "hidden" else matrix.outputs.unit
+            parts[inner].append(matrix)
+        below = reached
+        for unit, layers in parts.items():
+            units = sizes.units(block, unit)
+            if not units:
+                continue
+            for matrix in layers:
+                n = matrix.inputs.size(units if matrix.inputs.unit == unit else 1)
+                m = matrix.outputs.size(units if matrix.outputs.unit == unit else 1)
+                reads_hidden = matrix.inputs.unit == "hidden"
+                needs_input_gradient = not reads_hidden or (below if shape.parallel else reached)
+                total += 2.0 * tokens * (n * m + 2 * lora_rank * n + 3 * lora_rank * m)
+                if needs_input_gradient:
+                    total += 2.0 * tokens * (n * m + lora_rank * n)
+            if unit == "group":
+                width = units * heads_of_group * shape.head_dim
+                total += 12.0 * width * step.rows * step.length**2
+            reached = True
+    return total
+
+
+def adapter_values(shape: ModelShape, sizes: KeptSizes, *, lora_rank: int) -> int:
+    """Return how many numbers the submodel's adapter has: rank x (inputs + outputs) a layer."""
+    count = 0
+    for block in range(shape.blocks):
+        for matrix in shape.matrices:
+            sides = (matrix.inputs, matrix.outputs)
+            lengths = [side.size(sizes.units(block, side.unit)) for side in sides]
+            if all(lengths):
+                count += lora_rank * sum(lengths)
+    return count
+
+
+def payload_bits(
+    shape: ModelShape,
+    sizes: KeptSizes,
+    *,
+    lora_rank: int,
+    bits_per_value: int,
+    with_unit_indices: bool = True,
+) -> float:
+    """Count the bits of an uplink message: adapter values, a bitmap of kept units, a header."""
+    bits = HEADER_BITS + bits_per_value * adapter_values(shape, sizes, lora_rank=lora_rank)
+    if with_unit_indices:
+        bits += shape.blocks * (shape.mlp_channels + shape.kv_heads)
+    return float(bits)
+
+
+def memory_bytes(
+    shape: ModelShape,
+    sizes: KeptSizes,
+    step: StepTokens,
+    *,
+    lora_rank: int,
+    bytes_per_weight: int = 4,
+) -> float:
+    """Estimate the peak memory of a training step.
+
+    Weights of the submodel and the embeddings; the adapter in float32 with its gradient and
+    AdamW's two moments (16 bytes a value); what the backward pass needs of each block: inputs
+    and outputs of its linear layers, and two norms' inputs; logits in float32 with softmax and
+    gradient (12 bytes). Not counted: the allocator's slack, the runtime itself.
+    """
+    embeddings = shape.vocab * shape.head_inputs * (1 if shape.tied else 2)
+    weights = bytes_per_weight * (kept_parameters(shape, sizes) + embeddings)
+    adapter = 16 * adapter_values(shape, sizes, lora_rank=lora_rank)
+    activations = 0
+    for block in range(shape.blocks):
+        for matrix in shape.matrices:
+            sides = (matrix.inputs, matrix.outputs)
+            lengths = [side.size(sizes.units(block, side.unit)) for side in sides]
+            if all(lengths):
+                activations += sum(lengths)
+        activations += 2 * shape.hidden
+    tokens = step.rows * step.length
+    return float(
+        weights
+        + adapter
+        + bytes_per_weight * tokens * activations
+        + 12 * step.label_tokens * shape.vocab
+    )
+
+
+@dataclass(frozen=True)
+class AffineCosts:
+    """Costs as `fixed + full x (1 - pruning)`, fitted to counts."""
+
+    flops_fixed: float
+    flops_full: float
+    payload_fixed_bits: float
+    payload_full_bits: float
+    memory_fixed_bytes: float
+    memory_full_bytes: float
+
+    def flops(self, pruning: float) -> float:
+        """Return the FLOPs of the steps at a pruning rate."""
+        return self.flops_fixed + self.flops_full * (1 - pruning)
+
+    def payload_bits(self, pruning: float) -> float:
+        """Return the bits of the uplink message at a pruning rate."""
+        return self.payload_fixed_bits + self.payload_full_bits * (1 - pruning)
+
+    def min_pruning(self, available_bytes: float) -> float:
+        """Return the smallest pruning rate that fits into memory; above 1 where none does."""
+        if self.memory_fixed_bytes >= available_bytes:
+            return math.inf
+        return max(0.0, 1 - (available_bytes - self.memory_fixed_bytes) / self.memory_full_bytes)
+
+
+def affine_coefficients(
+    shape: ModelShape,
+    steps: tuple[StepTokens, ...],
+    *,
+    lora_rank: int,
+    bits_per_value: int,
+    bytes_per_weight: int = 4,
+    max_pruning: float = 0.8,
+    sizes_at: Callable[[float], KeptSizes] | None = None,
+) -> AffineCosts:
+    """Return the planner's cost model of one round: the line through two counted submodels.
+
+    Args:
+        shape: the model.
+        steps: the local steps of the round; FLOPs are summed, memory is the largest.
+        lora_rank: of the adapter.
+        bits_per_value: of an adapter value on the air.
+        bytes_per_weight: of the base model's dtype.
+        max_pruning: the line meets the counts at no pruning and at this rate.
+        sizes_at: the submodel at a rate; default: cut to the same share everywhere.
+    """
+    sizes_at = sizes_at or (lambda rate: uniform_sizes(shape, rate))
+    largest = max(steps, key=lambda step: (step.rows * step.length, step.label_tokens))
+    anchor = max_pruning if max_pruning > 0 else 0.5
+
+    def counts(sizes: KeptSizes) -> tuple[float, float, float, float]:
+        return (
+            realised_pruning(shape, sizes),
+            sum(training_flops(shape, sizes, step, lora_rank=lora_rank) for step in steps),
+            payload_bits(shape, sizes, lora_rank=lora_rank, bits_per_value=bits_per_value),
+            memory_bytes(
+                shape, sizes, largest, lora_rank=lora_rank, bytes_per_weight=bytes_per_weight
+            ),
+        )
+
+    _, *whole = counts(full_sizes(shape))
+    rate, *least = counts(sizes_at(anchor))
+    lines = []
+    for at_zero, at_rate in zip(whole, least, strict=True):
+        full = (at_zero - at_rate) / rate
+        lines += [at_zero - full, full]
+    return AffineCosts(*lines)
