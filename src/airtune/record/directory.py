@@ -93,7 +93,7 @@ class RunDirectory:
             else:
                 _require_unused(path)
             directory = cls(path, _new_info(scenario_values, method), lock)
-            directory._write_info()
+            _write_info(path, directory._info)
         except BaseException:
             os.close(lock)
             raise
@@ -125,7 +125,7 @@ class RunDirectory:
             if not directory.finished:
                 info.update(status="running", ended_at=None, error=None)
                 info["resumed_at"] = [*info.get("resumed_at", []), _now()]
-                directory._write_info()
+                _write_info(path, directory._info)
         except BaseException:
             os.close(lock)
             raise
@@ -167,7 +167,7 @@ class RunDirectory:
                 "give another --out"
             )
         self._info["cell"] = plain(description)
-        self._write_info()
+        _write_info(self.path, self._info)
 
     def append_round(self, record: RoundRecord) -> None:
         """Add one round to rounds.jsonl; on return the device has it.
@@ -229,8 +229,9 @@ class RunDirectory:
         Raises:
             RunError: it cannot be written.
         """
-        self._info.update(status="finished", ended_at=_now(), results=plain(results or {}))
-        self._write_info()
+        ended = {"status": "finished", "ended_at": _now(), "results": plain(results or {})}
+        _write_info(self.path, {**self._info, **ended})
+        self._info.update(ended)
 
     def close(self) -> None:
         """Release the folder; a second call does nothing."""
@@ -252,12 +253,8 @@ class RunDirectory:
             self._info.update(status="failed", ended_at=_now(), error=line)
             # The error itself is what the user has to see, not that this note failed too.
             with suppress(Exception):
-                self._write_info()
+                _write_info(self.path, self._info)
         self.close()
-
-    def _write_info(self) -> None:
-        text = dump_json(self._info, indent=2) + "\n"
-        write_durably(self.path / RUN, text.encode())
 
     def _note_other_libraries(self, now: Mapping[str, str | None]) -> None:
         for name, version in now.items():
@@ -267,6 +264,11 @@ class RunDirectory:
                     f"the run was begun with {name} {before} and goes on with {version}: the "
                     "rounds to come may differ from an uninterrupted run's"
                 )
+
+
+def _write_info(path: Path, info: Mapping[str, Any]) -> None:
+    text = dump_json(info, indent=2) + "\n"
+    write_durably(path / RUN, text.encode())
 
 
 def _new_info(scenario_values: Mapping[str, Any], method: str) -> dict[str, Any]:
