@@ -119,6 +119,17 @@ def test_line_of_sight_is_as_frequent_as_its_probability(model: str) -> None:
         assert placement.is_los.mean() == pytest.approx(expected, abs=4 * error)
 
 
+def test_line_of_sight_and_distance_are_drawn_apart() -> None:
+    """Over random distances the frequency is the mean probability, near and far alike."""
+    cell = CellSection(radius_m=150.0)
+    placement = placed(cell, *[PI] * 20_000)
+    probability = los_probability(cell, placement.distance_m)
+    for part in (placement.distance_m < 100.0, placement.distance_m >= 100.0):
+        spread = (probability * (1 - probability))[part].sum()
+        lucky = placement.is_los[part].sum() - probability[part].sum()
+        assert abs(lucky) < 4 * math.sqrt(spread)
+
+
 @pytest.mark.parametrize(
     ("model", "los_db", "nlos_db"), [("umi", 4.0, 7.82), ("uma", 4.0, 6.0), ("classic", None, 8.0)]
 )
@@ -219,6 +230,16 @@ def test_link_budget_by_hand() -> None:
     assert broadcast_rate_bps(state) == pytest.approx(expected_bps, rel=1e-9)
     assert np.isinf(state.max_spectral_efficiency).all()
     assert state.fading_db.tolist() == [0.0, 0.0]
+
+
+def test_shadowing_and_fading_are_part_of_the_budget_of_both_directions() -> None:
+    cell, devices = CellSection(), [PI] * 6
+    placement = placed(cell, *devices)
+    state = draw(cell, devices, placement, generator(0, "fading"), round=0)
+    gain_db = state.fading_db - placement.path_loss_db - placement.shadowing_db
+    assert 10 * np.log10(state.snr_hz) == pytest.approx(23.0 + gain_db + 174.0 - 5.0)
+    downlink_snr = 10 ** ((44.0 + gain_db + 174.0 - 9.0) / 10) / 20e6
+    assert state.downlink_rate_bps == pytest.approx(20e6 * np.log2(1 + downlink_snr))
 
 
 def test_the_gap_divides_the_snr_and_the_cap_bounds_the_rate() -> None:

@@ -183,13 +183,13 @@ def _check_reach(cell: CellSection, devices: Sequence[DeviceSection], placement:
     for direction, key, snr_db, band_hz, traces in directions:
         modelled = np.array([trace is None for trace in traces])
         in_band_db = snr_db - linear_to_db(band_hz)
-        for k in np.flatnonzero(modelled & (in_band_db > MAX_SNR_DB)):
+        for k in np.flatnonzero(modelled & (in_band_db > MAX_SNR_DB)).tolist():
             raise InputError(
                 f"client {k + 1} ('{devices[k].profile}'): an SNR of {in_band_db[k]:.4g} dB on "
                 f"the {direction} cannot be; check {key} and cell.noise_density_dbm_hz"
             )
         reach_bps = rate_bps(band_hz, db_to_linear(np.where(modelled, snr_db, 0.0)))
-        for k in np.flatnonzero(modelled & (reach_bps < MIN_REACH_BPS)):
+        for k in np.flatnonzero(modelled & (reach_bps < MIN_REACH_BPS)).tolist():
             raise InputError(
                 f"client {k + 1} ('{devices[k].profile}') cannot be reached: "
                 f"{placement.loss_db[k]:.4g} dB of loss at {placement.distance_m[k]:.0f} m leave "
