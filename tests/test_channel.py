@@ -119,12 +119,14 @@ def test_line_of_sight_is_as_frequent_as_its_probability(model: str) -> None:
         assert placement.is_los.mean() == pytest.approx(expected, abs=4 * error)
 
 
-def test_line_of_sight_and_distance_are_drawn_apart() -> None:
-    """Over random distances the frequency is the mean probability, near and far alike."""
+def test_line_of_sight_and_position_are_drawn_apart() -> None:
+    """Over random positions the frequency is the mean probability, near, far and all around."""
     cell = CellSection(radius_m=150.0)
     placement = placed(cell, *[PI] * 20_000)
     probability = los_probability(cell, placement.distance_m)
-    for part in (placement.distance_m < 100.0, placement.distance_m >= 100.0):
+    near = placement.distance_m < 100.0
+    east, north = (placement.positions_m > 0).T
+    for part in (near, ~near, east, north):
         spread = (probability * (1 - probability))[part].sum()
         lucky = placement.is_los[part].sum() - probability[part].sum()
         assert abs(lucky) < 4 * math.sqrt(spread)

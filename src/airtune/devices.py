@@ -9,6 +9,9 @@ What "peak" means differs by entry, and the default utilisation with it:
 - CPUs known by LLM prefill: a rate achieved on the very matrices that the forward pass
   multiplies. The backward pass and the optimiser reach somewhat less: 0.8.
 
+The two CPU shares were checked on two x86 cores with a LoRA step of a SmolLM2-shaped model
+(4 x 160 tokens): 0.51 of the rate of a 2048 x 2048 matrix product, 0.85 of the forward pass's.
+
 Marks in the sources: [V] read in the maker's or benchmark's own figures, [D] derived from
 such a figure, [R] common knowledge not checked further. "GB" is 10^9 bytes.
 """
