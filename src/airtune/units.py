@@ -1,7 +1,8 @@
-"""Conversions between decibels and ratios, dBm and watts, bytes and bits: here, nowhere else.
+"""Conversions between decibels and ratios, bytes and bits: here, nowhere else.
 
 Everything inside the package is in SI units: Hz, W, s, m, bit, FLOP. Decibels appear only in
-what users write, in link budgets and in reports, and the name then says so (`_db`, `_dbm`).
+what users write, in link budgets (which add up in dBm, so that watts are never needed) and in
+reports, and the name then says so (`_db`, `_dbm`).
 """
 
 from __future__ import annotations
@@ -40,24 +41,6 @@ def linear_to_db(ratio: float | FloatArray) -> float | FloatArray:
     if not np.all(values > 0):
         raise ValueError(f"a power ratio must be positive to have decibels, got {ratio!r}")
     return _like(ratio, 10.0 * np.log10(values))
-
-
-@overload
-def dbm_to_watt(power_dbm: float) -> float: ...
-@overload
-def dbm_to_watt(power_dbm: FloatArray) -> FloatArray: ...
-def dbm_to_watt(power_dbm: float | FloatArray) -> float | FloatArray:
-    """Return watts: 10^((x - 30)/10), 0 dBm being one milliwatt. dBm/Hz gives W/Hz."""
-    return db_to_linear(power_dbm - 30.0)
-
-
-@overload
-def watt_to_dbm(power_w: float) -> float: ...
-@overload
-def watt_to_dbm(power_w: FloatArray) -> FloatArray: ...
-def watt_to_dbm(power_w: float | FloatArray) -> float | FloatArray:
-    """Return dBm: 10 log10(x) + 30. Raises ValueError where the power is not positive."""
-    return linear_to_db(power_w) + 30.0
 
 
 def _like(given: ArrayLike, result: FloatArray) -> float | FloatArray:
