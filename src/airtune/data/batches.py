@@ -1,0 +1,156 @@
+"""From examples to token batches: loss only on the answer, little padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from airtune.data.examples import Example
+from airtune.errors import InputError
+
+IGNORED = -100
+"""Label of a position that has no loss: torch's own convention."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tokenised example: prompt, answer and end-of-text.
+
+    `labels` is as long as `input_ids`, with `IGNORED` over the prompt; `label` is the example's
+    class, kept for the partition.
+    """
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    label: int
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Token tensors of shape (B, T), right-padded; labels are `IGNORED` outside the answer."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the same batch on a device."""
+        return Batch(
+            self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device)
+        )
+
+
+def prompt_tokens(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the prompt's tokens, begun with the tokenizer's own first token where it has one.
+
+    Added by hand, because some tokenizers (T5's) also end every text with end-of-text.
+    """
+    opening = tokenizer("", add_special_tokens=True)["input_ids"][:1]
+    begin = opening if opening == [tokenizer.bos_token_id] else []
+    return [*begin, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+
+
+def answer_tokens(answer: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens of a space, the answer, and end-of-text.
+
+    Raises:
+        InputError: the tokenizer has no end-of-text token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            "the model's tokenizer has no end-of-text token (eos_token), so an answer could "
+            "never end; choose a model that has one"
+        )
+    tokens = tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
+    return [*tokens, tokenizer.eos_token_id]
+
+
+def token_count(example: Example, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the example's length in tokens, prompt, answer and end-of-text together."""
+    prompt = prompt_tokens(example.prompt, tokenizer)
+    return len(prompt) + len(answer_tokens(example.answer, tokenizer))
+
+
+def encode(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> list[Encoded]:
+    """Tokenise examples; those longer than `max_tokens` are left out.
+
+    Prompt and answer are tokenised apart, so that the answer's tokens are the same whether a
+    prompt precedes them in training or a generation is compared with them.
+
+    Returns:
+        The examples that fit, in order: the number left out is
+        ``len(examples) - len(encode(examples, …))``.
+    """
+    encoded = []
+    for example in examples:
+        prompt = prompt_tokens(example.prompt, tokenizer)
+        answer = answer_tokens(example.answer, tokenizer)
+        if len(prompt) + len(answer) <= max_tokens:
+            labels = (*[IGNORED] * len(prompt), *answer)
+            encoded.append(Encoded((*prompt, *answer), labels, example.label))
+    return encoded
+
+
+def collate(encoded: Sequence[Encoded]) -> Batch:
+    """Stack examples into one batch, padded on the right to the longest of them.
+
+    The padding's token is 0: a causal model's answer never looks at it.
+    """
+    width = max(len(one.input_ids) for one in encoded)
+    input_ids = torch.zeros((len(encoded), width), dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, IGNORED)
+    for row, one in enumerate(encoded):
+        length = len(one.input_ids)
+        input_ids[row, :length] = torch.tensor(one.input_ids)
+        attention_mask[row, :length] = 1
+        labels[row, :length] = torch.tensor(one.labels)
+    return Batch(input_ids, attention_mask, labels)
+
+
+def local_batches(
+    encoded: Sequence[Encoded], *, batch_size: int, steps: int, rng: np.random.Generator
+) -> list[Batch]:
+    """Draw one client's batches of one round, one a local step.
+
+    Examples come without replacement until all are used, then from a new shuffle. Within a
+    window of at most one pass over the data they are sorted by length and cut into batches,
+    so that a batch's examples are about equally long; the batches of a window are then
+    shuffled, so that length says nothing about the order of training.
+
+    Args:
+        encoded: the client's examples, at least one.
+        batch_size: examples a batch; every batch has exactly that many.
+        steps: batches to draw.
+        rng: the generator of this (round, client).
+    """
+    if not encoded:
+        raise InputError("a client has no training examples: lower task.client_eval_examples")
+    passes = -(-batch_size * steps // len(encoded))
+    order = np.concatenate([rng.permutation(len(encoded)) for _ in range(passes)])
+    order = order[: batch_size * steps]
+    lengths = np.array([len(one.input_ids) for one in encoded])
+    window = batch_size * max(1, len(encoded) // batch_size)
+    batches = []
+    for start in range(0, len(order), window):
+        part = order[start : start + window]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        cuts = [part[at : at + batch_size] for at in range(0, len(part), batch_size)]
+        for index in rng.permutation(len(cuts)):
+            batches.append(collate([encoded[i] for i in cuts[index]]))
+    return batches
+
+
+def eval_batches(encoded: Sequence[Encoded], batch_size: int) -> list[Batch]:
+    """Return all examples once, longest first (so that memory runs out at once or never)."""
+    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].input_ids))
+    return [
+        collate([encoded[i] for i in order[at : at + batch_size]])
+        for at in range(0, len(order), batch_size)
+    ]

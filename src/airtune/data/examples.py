@@ -1,0 +1,56 @@
+"""What a task is made of: examples with a prompt, an answer and a label."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MOST_STEPS = 8
+"""Longer solutions share one label, so that no label is left with a handful of examples."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its answer; the two are joined by a single space when tokenised.
+
+    `label` is the class that partitions are skewed over: a topic's index, the number of
+    solution steps, the number of digits.
+    """
+
+    prompt: str
+    answer: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task's examples, drawn and split: no prompt of `test` is among those of `train`."""
+
+    name: str
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+    choices: tuple[str, ...] | None
+    """Every possible answer, where the task is a choice among them."""
+    left_out: int
+    """Examples met while drawing that were longer than `task.max_tokens`."""
+
+
+def frame(text: str, cue: str = "Answer") -> str:
+    """Return the plain-text prompt around a text: "Question: ", the text, "Answer:" below it.
+
+    Plain text rather than a chat template, so that every causal language model, instruction
+    tuned or not, gets the same prompt; docs/data.md has the measured difference.
+    """
+    return f"Question: {text.strip()}\n{cue}:"
+
+
+def solution_steps(answer: str) -> int:
+    """Return the number of lines of a worked answer before ``####``, at least 1, at most 8."""
+    worked = answer.partition("####")[0]
+    lines = sum(bool(line.strip()) for line in worked.splitlines())
+    return min(max(lines, 1), MOST_STEPS)
+
+
+def without_calculator(answer: str) -> str:
+    """Drop GSM8K's calculator annotations: ``48/2 = <<48/2=24>>24`` becomes ``48/2 = 24``."""
+    return re.sub(r"<<[^<>]*>>", "", answer)

@@ -1,0 +1,116 @@
+"""Split the training examples over the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from airtune.errors import InputError
+from airtune.scenario import PartitionSection
+
+Array = np.ndarray
+
+
+def partition(
+    labels: Sequence[int] | Array,
+    clients: int,
+    section: PartitionSection,
+    rng: np.random.Generator,
+    *,
+    held_out: int = 0,
+) -> tuple[Array, ...]:
+    """Return each client's examples as indices into `labels`, every example in at most one.
+
+    * `iid`: a shuffle, cut into parts whose sizes differ by at most one.
+    * `dirichlet`: sizes as for `iid`, and each client has its own mixture of labels
+      q_k ~ Dirichlet(α·p), p the labels' shares in the data (Hsu, Qi and Brown 2019,
+      "Measuring the effects of non-identical data distribution for federated visual
+      classification", arXiv 1909.06335). Its examples are drawn one after another from q_k
+      without replacement; a label that has run out is taken out of q_k. The clients draw in
+      random order, so that the leftovers do not always fall to the last.
+    * `quantity`: a shuffle, cut into parts of sizes n_k = m + (N − K·m)·w_k, rounded so that
+      they sum to N, with w ~ Dirichlet(α, …, α) and m the smallest size allowed.
+
+    A small example: six examples labelled 0 0 0 1 1 1, two clients, `dirichlet`. With α = 1000
+    both have q ≈ (½, ½), and three examples of about equal labels. With α = 0.01 the first
+    client to draw has q ≈ (1, 0) or (0, 1), hence all examples of one label, and the other
+    client gets all of the other label.
+
+    Args:
+        labels: (N,) the class of each example.
+        clients: K.
+        section: kind, α and `min_examples`.
+        rng: the generator of this partition.
+        held_out: examples that each client will put aside for evaluation; they come on top
+            of `min_examples`.
+
+    Returns:
+        K index arrays, each in random order: the first `held_out` of a client's indices are a
+        fair sample of its data.
+
+    Raises:
+        InputError: there are fewer than K·(min_examples + held_out) examples.
+    """
+    values = np.asarray(labels)
+    smallest = section.min_examples + held_out
+    if len(values) < clients * smallest:
+        raise InputError(
+            f"{len(values)} training examples are too few for {clients} clients with at least "
+            f"{smallest} each: raise task.train_examples or lower partition.min_examples"
+        )
+    if section.kind == "quantity":
+        sizes = _uneven_sizes(len(values), clients, section.alpha, smallest, rng)
+    else:
+        sizes = np.full(clients, len(values) // clients)
+        sizes[rng.permutation(clients)[: len(values) % clients]] += 1
+    if section.kind == "dirichlet":
+        return _by_label(values, sizes, section.alpha, rng)
+    cuts = np.cumsum(sizes)[:-1]
+    return tuple(np.split(rng.permutation(len(values)), cuts))
+
+
+def _uneven_sizes(
+    examples: int, clients: int, alpha: float, smallest: int, rng: np.random.Generator
+) -> Array:
+    weights = rng.dirichlet(np.full(clients, alpha))
+    ideal = (examples - clients * smallest) * weights
+    sizes = np.floor(ideal).astype(int)
+    # Largest remainder: the examples lost to rounding go to those who lost most.
+    missing = examples - clients * smallest - int(sizes.sum())
+    sizes[np.argsort(sizes - ideal, kind="stable")[:missing]] += 1
+    return sizes + smallest
+
+
+def _by_label(
+    labels: Array, sizes: Array, alpha: float, rng: np.random.Generator
+) -> tuple[Array, ...]:
+    classes, members, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    pools = [rng.permutation(np.flatnonzero(members == c)) for c in range(len(classes))]
+    left = counts.copy()
+    shares: list[Array] = [np.empty(0, dtype=int)] * len(sizes)
+    for client in rng.permutation(len(sizes)):
+        mixture = rng.dirichlet(alpha * counts / counts.sum())
+        taken = _draw_counts(int(sizes[client]), mixture, left, rng)
+        parts = [pools[c][left[c] - taken[c] : left[c]] for c in range(len(classes))]
+        left -= taken
+        shares[client] = rng.permutation(np.concatenate(parts))
+    return tuple(shares)
+
+
+def _draw_counts(need: int, mixture: Array, left: Array, rng: np.random.Generator) -> Array:
+    """Draw `need` labels from the mixture, at most `left` of each.
+
+    Drawing all at once, cutting off what is not there and drawing the rest again from what
+    remains has the same distribution as drawing one by one.
+    """
+    taken = np.zeros_like(left)
+    while need:
+        weights = np.where(left > taken, mixture, 0.0)
+        if weights.sum() <= 1e-12:  # nothing left of what this client wanted
+            weights = (left - taken).astype(float)
+        drawn = rng.multinomial(need, weights / weights.sum())
+        drawn = np.minimum(drawn, left - taken)
+        taken += drawn
+        need -= int(drawn.sum())
+    return taken
