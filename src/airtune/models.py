@@ -105,7 +105,7 @@ def load_model(section: ModelSection, *, seed: int) -> LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     if section.id == TINY:
         model, tokenizer = _tiny_model(seed), byte_tokenizer()
-        model.to(dtype=dtype)
+        nn.Module.to(model, dtype)
     elif section.id == SMOLLM2:
         model, tokenizer = _load(str(_smollm2_folder()), section, dtype)
     else:

@@ -1,0 +1,31 @@
+"""Submodels: calibrate once, then choose, cut, and carry adapters there and back.
+
+statistics = calibrate(model, shape, batches)
+structure = choose(statistics, shape, pruning=0.5)
+submodel = cut(model, shape, structure, statistics)
+adapter = gather_adapter(full_adapter, structure, shape)
+...train...
+values, held = scatter_adapter(adapter, structure, shape)
+"""
+
+from airtune.pruning.adapter import gather_adapter, scatter_adapter
+from airtune.pruning.calibrate import calibrate
+from airtune.pruning.choice import choose, cost_curve
+from airtune.pruning.statistics import Statistics, load_statistics, save_statistics, text_hash
+from airtune.pruning.structure import Structure, whole
+from airtune.pruning.submodel import cut
+
+__all__ = [
+    "Statistics",
+    "Structure",
+    "calibrate",
+    "choose",
+    "cost_curve",
+    "cut",
+    "gather_adapter",
+    "load_statistics",
+    "save_statistics",
+    "scatter_adapter",
+    "text_hash",
+    "whole",
+]

@@ -1,0 +1,282 @@
+"""Read calibration text once, block by block, and take the statistics that every cut needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from airtune.errors import InputError
+from airtune.models import fingerprint_of, label_logits
+from airtune.pruning.importance import (
+    elimination_order,
+    ordered_features,
+    refit_errors,
+    silenced_errors,
+    stable_cholesky,
+)
+from airtune.pruning.layers import blocks_of, output_projection, weight_of
+from airtune.pruning.statistics import (
+    UNITS,
+    CalibrationBatch,
+    Statistics,
+    SublayerStatistics,
+    text_hash,
+)
+from airtune.workload import ModelShape
+
+RIDGE = 0.01
+"""λ relative to the mean variance of a sublayer's features."""
+SENSITIVITY_ROWS = 8
+"""Texts whose gradients weigh one sublayer's error against another's."""
+
+
+def calibrate(
+    model: nn.Module,
+    shape: ModelShape,
+    batches: Sequence[CalibrationBatch],
+    *,
+    min_rows: int = 1,
+) -> Statistics:
+    """Return the statistics of a model on calibration text.
+
+    Args:
+        model: a causal language model, frozen.
+        shape: of the model.
+        batches: the text, with labels at its answers.
+        min_rows: how many texts there must be, e.g. one batch.
+
+    Raises:
+        InputError: the text is empty, too short or without labels, or the model's activations
+            are not finite.
+    """
+    rows = sum(batch.input_ids.shape[0] for batch in batches)
+    if rows < max(1, min_rows):
+        raise InputError(
+            f"calibration text has {rows} examples, at least {max(1, min_rows)} are needed "
+            "(one batch): give the client more examples or calibrate on fewer"
+        )
+    if not any(bool((batch.labels[:, 1:] != -100).any()) for batch in batches):
+        raise InputError("calibration text has no answer tokens: every label is -100")
+    was_training = model.training
+    model.eval()
+    try:
+        gradients, tokens_per_label = _sensitivity(model, shape, batches)
+        sublayers: dict[str, list[SublayerStatistics]] = {unit: [] for unit in UNITS}
+        for block, moments in _stream(model, shape, batches):
+            for unit in UNITS:
+                matrix = output_projection(shape, unit)
+                sublayers[unit].append(
+                    _summarise(
+                        *moments[unit],
+                        weight=weight_of(blocks_of(model, shape)[block].get_submodule(matrix.name)),
+                        gradient=gradients[unit][block],
+                        width=sum(matrix.inputs.widths),
+                        chunk=shape.channel_multiple if unit == "mlp" else 1,
+                        tokens_per_label=tokens_per_label,
+                    )
+                )
+    finally:
+        model.train(was_training)
+    return Statistics(
+        fingerprint=fingerprint_of(model),
+        text=text_hash(batches),
+        tokens=sum(int(batch.attention_mask.sum()) for batch in batches),
+        attention=tuple(sublayers["group"]),
+        mlp=tuple(sublayers["mlp"]),
+    )
+
+
+def _summarise(
+    moment: Tensor,
+    mean: Tensor,
+    *,
+    weight: Tensor,
+    gradient: Tensor,
+    width: int,
+    chunk: int,
+    tokens_per_label: float,
+) -> SublayerStatistics:
+    """Turn a sublayer's moments into order, factor and harm.
+
+    A small output error δ raises the loss per label token by about
+    tokens_per_label / 2 · Σ_d E[g_d²] E[δ_d²], with g the gradient of the summed loss: the
+    diagonal of the Fisher information, tokens taken as independent.
+    """
+    covariance = moment - torch.outer(mean, mean)
+    weighted = weight.to(moment) * gradient.to(moment).sqrt()[:, None]
+    order = elimination_order(covariance, weighted, width=width, ridge=RIDGE, chunk=chunk)
+    features = ordered_features(order, width)
+    factor = stable_cholesky(covariance[features][:, features], RIDGE)
+    scale = factor.square().sum(1).sqrt()
+    ordered = weighted[:, features]
+    half = tokens_per_label / 2
+    return SublayerStatistics(
+        order=order.cpu(),
+        width=width,
+        factor=(factor / scale[:, None]).half().cpu(),
+        scale=scale.cpu(),
+        mean=mean.cpu(),
+        harm=(half * refit_errors(factor, ordered, width)).cpu(),
+        silenced_harm=(half * silenced_errors(moment[features][:, features], ordered, width)).cpu(),
+    )
+
+
+@torch.no_grad()
+def _stream(
+    model: nn.Module, shape: ModelShape, batches: Sequence[CalibrationBatch]
+) -> Iterator[tuple[int, dict[str, tuple[Tensor, Tensor]]]]:
+    """Yield each block's moments: second moment and mean of what its output projections read."""
+    device = next(model.parameters()).device
+    streams = []
+    for batch in batches:
+        with _recording(model, shape) as recorders:
+            causal: Any = model
+            causal.base_model(input_ids=batch.input_ids.to(device), use_cache=False)
+        streams.append([recorder.call for recorder in recorders])
+    hidden = [calls[0][0] for calls in streams]
+    masks = [batch.attention_mask.to(device).bool().reshape(-1) for batch in batches]
+    for index, block in enumerate(blocks_of(model, shape)):
+        sums = {
+            unit: _Moments(block.get_submodule(output_projection(shape, unit).name))
+            for unit in UNITS
+        }
+        try:
+            for i, calls in enumerate(streams):
+                _, args, kwargs = calls[index]
+                for moments in sums.values():
+                    moments.mask = masks[i]
+                hidden[i] = block(hidden[i], *args, **kwargs)
+        finally:
+            for moments in sums.values():
+                moments.handle.remove()
+        yield index, {unit: moments.result(index) for unit, moments in sums.items()}
+
+
+class _Moments:
+    """Accumulates Σ h hᵀ and Σ h of what a layer reads, over the tokens of a mask."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        features = weight_of(layer).shape[1]
+        device = weight_of(layer).device
+        self.second = torch.zeros(features, features, device=device)
+        self.first = torch.zeros(features, device=device)
+        self.tokens = 0
+        self.mask: Tensor | None = None
+        self.handle = layer.register_forward_pre_hook(self._add)
+
+    def _add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert self.mask is not None
+        hidden = inputs[0].reshape(-1, inputs[0].shape[-1])[self.mask].float()
+        self.second.addmm_(hidden.T, hidden)
+        self.first += hidden.sum(0)
+        self.tokens += len(hidden)
+
+    def result(self, block: int) -> tuple[Tensor, Tensor]:
+        second, first = self.second / self.tokens, self.first / self.tokens
+        if not bool(torch.isfinite(second).all()):
+            raise InputError(f"model: the activations of block {block} are not finite")
+        return second, first
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: remembers how it was called and passes the stream on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.call: tuple[Tensor, tuple[Any, ...], dict[str, Any]] | None = None
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.call = (hidden_states, args, kwargs)
+        return hidden_states
+
+
+@contextmanager
+def _recording(model: nn.Module, shape: ModelShape) -> Iterator[list[Any]]:
+    blocks = blocks_of(model, shape)
+    own = list(blocks)
+    recorders = [_Recorder() for _ in own]
+    try:
+        for index, recorder in enumerate(recorders):
+            blocks[index] = recorder
+        yield recorders
+    finally:
+        for index, block in enumerate(own):
+            blocks[index] = block
+
+
+def _sensitivity(
+    model: nn.Module, shape: ModelShape, batches: Sequence[CalibrationBatch]
+) -> tuple[dict[str, list[Tensor]], float]:
+    """Return E[g_d²] of every sublayer's output and tokens per label, from the first texts.
+
+    One text at a time, so that memory stays that of a training step with a single row.
+    """
+    device = next(model.parameters()).device
+    sums: dict[str, list[Tensor]] = {
+        unit: [torch.zeros(shape.hidden, device=device) for _ in range(shape.blocks)]
+        for unit in UNITS
+    }
+    embedding: Any = model
+    handles = [
+        embedding.get_input_embeddings().register_forward_hook(
+            lambda _, __, output: output.requires_grad_()
+        )
+    ]
+    for unit in UNITS:
+        name = output_projection(shape, unit).name
+        for index, block in enumerate(blocks_of(model, shape)):
+            handles.append(
+                block.get_submodule(name).register_forward_hook(_square_sum(sums[unit][index]))
+            )
+    tokens = labels = 0
+    try:
+        for row in _rows(batches, SENSITIVITY_ROWS):
+            targets = row.labels[:, 1:]
+            targets = targets[targets != -100].to(device)
+            if not len(targets):
+                continue
+            with torch.enable_grad():
+                logits = label_logits(model, row).float()
+                nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
+            tokens += row.input_ids.shape[1]
+            labels += len(targets)
+    finally:
+        for handle in handles:
+            handle.remove()
+    gradients = {unit: [total / tokens for total in totals] for unit, totals in sums.items()}
+    for unit, means in gradients.items():
+        if not all(bool(torch.isfinite(mean).all()) for mean in means):
+            raise InputError(f"model: the gradients of its {unit} outputs are not finite")
+    return gradients, tokens / labels
+
+
+def _square_sum(total: Tensor) -> Any:
+    def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+        def add(gradient: Tensor) -> None:
+            total.add_(gradient.reshape(-1, gradient.shape[-1]).float().square().sum(0))
+
+        output.register_hook(add)
+
+    return hook
+
+
+class _Row:
+    """One text of a batch without its padding."""
+
+    def __init__(self, batch: CalibrationBatch, index: int, device: torch.device) -> None:
+        length = int(batch.attention_mask[index].sum())
+        self.input_ids = batch.input_ids[index : index + 1, :length].to(device)
+        self.labels = batch.labels[index : index + 1, :length].to(device)
+
+
+def _rows(batches: Sequence[CalibrationBatch], count: int) -> Iterator[_Row]:
+    """Yield `count` texts spread evenly over the batches, which are sorted by length."""
+    places = [(batch, i) for batch in batches for i in range(batch.input_ids.shape[0])]
+    step = max(1, len(places) // count)
+    device = batches[0].input_ids.device
+    for batch, i in places[::step][:count]:
+        yield _Row(batch, i, device)

@@ -1,0 +1,168 @@
+"""From a pruning rate to what is left out: the least harm per FLOP and payload bit first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from airtune.errors import InputError
+from airtune.pruning.statistics import Statistics
+from airtune.pruning.structure import Structure, check_structure
+from airtune.workload import ModelShape, check_rate
+
+CURVE_POINTS = 9
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One step of the order in which units are given up."""
+
+    block: int
+    unit: str
+    kept_units: int
+    """How many units of the sublayer are left after it."""
+    parameters: int
+    """Weight-matrix entries that it removes."""
+    harm: float
+    """Expected loss increase per label token that it adds."""
+
+
+def choose(
+    statistics: Statistics, shape: ModelShape, pruning: float, units: str = "mixed"
+) -> Structure:
+    """Return the structure of a pruning rate: deterministic, and nested over rates.
+
+    Args:
+        statistics: the client's calibration.
+        shape: of the model.
+        pruning: share of the blocks' parameters to leave out, met as nearly as units allow.
+        units: `mlp`, `attention` or `mixed`.
+
+    Raises:
+        InputError: a rate outside [0, 1), or one that these units cannot reach.
+    """
+    check_rate(pruning)
+    statistics.check_shape(shape)
+    kept = {
+        "mlp": [shape.mlp_channels] * shape.blocks,
+        "group": [shape.kv_heads] * shape.blocks,
+    }
+    target = pruning * shape.block_parameters
+    removed = 0
+    for step in removal_order(statistics, shape, units):
+        if removed + step.parameters / 2 > target:
+            break
+        removed += step.parameters
+        kept[step.unit][step.block] = step.kept_units
+    else:
+        reach = removed / shape.block_parameters
+        if target - removed > 0.01 * shape.block_parameters:
+            raise InputError(
+                f"pruning = {pruning:g}: cutting {units} units reaches at most {reach:.3f}"
+            )
+    channels, groups = (
+        tuple(
+            tuple(sorted(statistics.sublayer(b, unit).order[: kept[unit][b]].tolist()))
+            for b in range(shape.blocks)
+        )
+        for unit in ("mlp", "group")
+    )
+    structure = Structure(channels, groups)
+    check_structure(structure, shape)
+    return structure
+
+
+def removal_order(statistics: Statistics, shape: ModelShape, units: str) -> list[Removal]:
+    """Return all steps in the order in which rising rates take them.
+
+    Within a sublayer units go in its order of importance. Between sublayers the least harm per
+    cost goes first, on the convex hull of each sublayer's harm, so that a step which is cheap
+    only because of the next one does not jump the queue.
+    """
+    steps: list[tuple[float, int, Removal]] = []
+    for block in range(shape.blocks):
+        for unit in _kinds(units):
+            run = list(_sublayer_steps(statistics, shape, block, unit))
+            for price, step in zip(_hull_prices(run), run, strict=True):
+                steps.append((price, len(steps), step))
+    steps.sort(key=lambda entry: entry[:2])
+    return [step for _, _, step in steps]
+
+
+def cost_curve(
+    statistics: Statistics,
+    shape: ModelShape,
+    units: str = "mixed",
+    *,
+    max_pruning: float,
+) -> tuple[tuple[float, float], ...]:
+    """Return the learning cost of pruning as (rate, cost): convex, non-decreasing, 0 at 0.
+
+    The harm that the calibration expects, scaled such that the cost at `max_pruning` is that
+    rate: the linear cost's own scale, so that κ means the same with both.
+
+    Args:
+        statistics: the client's calibration.
+        shape: of the model.
+        units: as for `choose`.
+        max_pruning: where the curve ends.
+
+    Raises:
+        InputError: a rate outside [0, 1).
+    """
+    check_rate(max_pruning)
+    if max_pruning == 0:
+        return ((0.0, 0.0), (1.0, 1.0))
+    steps = removal_order(statistics, shape, units)
+    rates = np.cumsum([0] + [step.parameters for step in steps]) / shape.block_parameters
+    harms = np.cumsum([0.0] + [step.harm for step in steps])
+    grid = np.linspace(0, max_pruning, CURVE_POINTS)
+    values = np.interp(grid, rates, harms)
+    slopes = np.maximum.accumulate(np.maximum(np.diff(values), 0))
+    curve = np.concatenate([[0.0], np.cumsum(slopes)])
+    if curve[-1] <= 0:
+        curve = grid.copy()
+    curve *= max_pruning / curve[-1]
+    return tuple((float(rate), float(cost)) for rate, cost in zip(grid, curve, strict=True))
+
+
+def _kinds(units: str) -> tuple[str, ...]:
+    kinds = {"mixed": ("mlp", "group"), "mlp": ("mlp",), "attention": ("group",)}
+    if units not in kinds:
+        raise InputError(f"pruning.units = '{units}': must be one of {', '.join(kinds)}")
+    return kinds[units]
+
+
+def _sublayer_steps(
+    statistics: Statistics, shape: ModelShape, block: int, unit: str
+) -> Iterator[Removal]:
+    """Yield a sublayer's steps: MLP channels by the hardware's multiple, groups one by one."""
+    total, size = (
+        (shape.mlp_channels, shape.channel_multiple) if unit == "mlp" else (shape.kv_heads, 1)
+    )
+    least = size if unit == "mlp" else 0  # attention can go altogether
+    harm = statistics.sublayer(block, unit).harm.tolist()
+    kept = total
+    while kept > least:
+        after = max(least, (kept - 1) // size * size)
+        yield Removal(
+            block=block,
+            unit=unit,
+            kept_units=after,
+            parameters=shape.unit_parameters[unit] * (kept - after),
+            harm=max(0.0, harm[after] - harm[kept]),
+        )
+        kept = after
+
+
+def _hull_prices(run: list[Removal]) -> list[float]:
+    """Return each step's harm per parameter on the lower convex hull of the run's harm."""
+    pools: list[list[float]] = []  # harm, parameters, steps
+    for step in run:
+        pools.append([step.harm, float(step.parameters), 1])
+        while len(pools) > 1 and pools[-2][0] * pools[-1][1] > pools[-1][0] * pools[-2][1]:
+            last = pools.pop()
+            pools[-1] = [a + b for a, b in zip(pools[-1], last, strict=True)]
+    return [harm / cost for harm, cost, count in pools for _ in range(int(count))]

@@ -1,0 +1,28 @@
+"""Refit an output projection after a cut, so that the sublayer's output is preserved.
+
+minimise over W', b':  E‖W h + b − W' h_S − b'‖² + λ‖W' − W_S‖²
+
+with S the kept features. On the regularised covariance C + λI in order of importance, with its
+Cholesky factor L: W' = W_S + W_R L_RS L_SS⁻¹, and b' = b + W μ − W' μ_S. The ridge draws
+towards the uncut columns, not to zero, so that with little text the refit fades out instead of
+shrinking the output.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def refit(weight: Tensor, factor: Tensor, kept: int) -> Tensor:
+    """Return the refitted columns of the first `kept` features, (d, kept).
+
+    Args:
+        weight: the output projection with columns in order of importance, (d, features).
+        factor: Cholesky factor of the ordered, regularised covariance, (features, features).
+        kept: how many leading features stay; the columns keep that order.
+    """
+    weight = weight.to(factor)
+    moved = weight[:, kept:] @ factor[kept:, :kept]
+    correction = torch.linalg.solve_triangular(factor[:kept, :kept], moved, upper=False, left=False)
+    return weight[:, :kept] + correction

@@ -1,0 +1,187 @@
+"""What a client learns from one reading of its calibration text, and keeps.
+
+The text is streamed block by block: of the whole text only the residual stream is held, and of
+one block at a time the second moments. What is kept of a sublayer is the order of its units, a
+Cholesky factor of the ordered covariance in half precision, and the harm of every cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from airtune.errors import InputError
+from airtune.pruning.importance import ordered_features
+from airtune.workload import ModelShape
+
+FORMAT = "airtune-statistics-1"
+UNITS = ("group", "mlp")
+
+
+class CalibrationBatch(Protocol):
+    """What is asked of a batch here; `airtune.data.Batch` has it."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """Token ids, (rows, length), padded on the right."""
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """1 at tokens, 0 at padding, (rows, length)."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Token ids to predict, -100 where there is none, (rows, length)."""
+
+
+@dataclass(frozen=True)
+class SublayerStatistics:
+    """The attention or the MLP of one block, seen from its output projection."""
+
+    order: Tensor
+    """Units from the most to the least important, (units,)."""
+    width: int
+    """Features a unit."""
+    factor: Tensor
+    """Lower Cholesky factor of the ordered covariance with unit diagonal, float16."""
+    scale: Tensor
+    """Standard deviations of the ordered features, (features,); factor · scale is L."""
+    mean: Tensor
+    """Means of the features in the model's order, (features,)."""
+    harm: Tensor
+    """Expected loss increase per label token of keeping the first k units, refitted,
+    (units + 1,)."""
+    silenced_harm: Tensor
+    """The same without a refit."""
+
+    @cached_property
+    def ordered_features(self) -> Tensor:
+        """Features in the order of their units, (features,)."""
+        return ordered_features(self.order, self.width)
+
+    def factor_on(self, like: Tensor) -> Tensor:
+        """Return L with L Lᵀ the ordered, regularised covariance, on `like`'s device."""
+        return self.factor.to(like.device).to(like.dtype) * self.scale.to(like)[:, None]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The calibration of one model on one text."""
+
+    fingerprint: str
+    """Of the model: `airtune.models.fingerprint_of`."""
+    text: str
+    """SHA-256 of the token ids."""
+    tokens: int
+    attention: tuple[SublayerStatistics, ...]
+    mlp: tuple[SublayerStatistics, ...]
+
+    def sublayer(self, block: int, unit: str) -> SublayerStatistics:
+        """Return the part of a block that holds units of a kind (`mlp` or `group`)."""
+        return (self.mlp if unit == "mlp" else self.attention)[block]
+
+    def check_shape(self, shape: ModelShape) -> None:
+        """Refuse another model's sizes; raises `InputError`."""
+        units = {
+            (len(s.order), len(t.order)) for s, t in zip(self.attention, self.mlp, strict=True)
+        }
+        if len(self.mlp) != shape.blocks or units != {(shape.kv_heads, shape.mlp_channels)}:
+            raise InputError(
+                f"calibration statistics of {len(self.mlp)} blocks with {sorted(units)} "
+                f"(groups, channels) do not fit a model of {shape.blocks} blocks with "
+                f"({shape.kv_heads}, {shape.mlp_channels})"
+            )
+
+
+def text_hash(batches: Sequence[CalibrationBatch]) -> str:
+    """Return SHA-256 over the token ids and labels of calibration text."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for part in (batch.input_ids, batch.attention_mask, batch.labels):
+            digest.update(f"{tuple(part.shape)}".encode())
+            digest.update(part.detach().cpu().to(torch.int64).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_statistics(statistics: Statistics, path: Path) -> None:
+    """Write statistics as safetensors, with the hashes of model and text in its header."""
+    tensors = {}
+    for unit in UNITS:
+        for block in range(len(statistics.mlp)):
+            sublayer = statistics.sublayer(block, unit)
+            for key in ("order", "factor", "scale", "mean", "harm", "silenced_harm"):
+                tensors[f"{unit}.{block}.{key}"] = getattr(sublayer, key).contiguous()
+    header = {
+        "format": FORMAT,
+        "fingerprint": statistics.fingerprint,
+        "text": statistics.text,
+        "tokens": str(statistics.tokens),
+        "widths": json.dumps({unit: statistics.sublayer(0, unit).width for unit in UNITS}),
+        "blocks": str(len(statistics.mlp)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata=header)
+    partial.replace(path)
+
+
+def load_statistics(path: Path, *, fingerprint: str, text: str) -> Statistics:
+    """Read statistics back, for the very model and text that they were taken from.
+
+    Raises:
+        InputError: no such file, not statistics, or those of another model or other text.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise InputError(f"{path}: not calibration statistics ({FORMAT})")
+            for key, name, wanted in (
+                ("fingerprint", "another model", fingerprint),
+                ("text", "other text", text),
+            ):
+                if header[key] != wanted:
+                    raise InputError(
+                        f"{path}: statistics of {name} ({key} {header[key][:12]}…, wanted "
+                        f"{wanted[:12]}…): calibrate anew"
+                    )
+            widths = json.loads(header["widths"])
+            parts = {
+                unit: tuple(
+                    SublayerStatistics(
+                        width=widths[unit],
+                        **{
+                            key: file.get_tensor(f"{unit}.{block}.{key}")
+                            for key in (
+                                "order",
+                                "factor",
+                                "scale",
+                                "mean",
+                                "harm",
+                                "silenced_harm",
+                            )
+                        },
+                    )
+                    for block in range(int(header["blocks"]))
+                )
+                for unit in UNITS
+            }
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError(f"{path}: cannot read calibration statistics: {error}") from None
+    return Statistics(
+        fingerprint=header["fingerprint"],
+        text=header["text"],
+        tokens=int(header["tokens"]),
+        attention=parts["group"],
+        mlp=parts["mlp"],
+    )

@@ -1,0 +1,175 @@
+"""Cut a model: a smaller dense one that shares everything it does not change."""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from airtune.errors import InputError
+from airtune.pruning.layers import blocks_of, layer_like, weight_of
+from airtune.pruning.reconstruct import refit
+from airtune.pruning.statistics import Statistics, SublayerStatistics
+from airtune.pruning.structure import Structure, check_structure, entries
+from airtune.workload import Matrix, ModelShape
+
+
+class NoAttention(nn.Module):
+    """Stands where a block's attention was: all that is left of it is the output's constant."""
+
+    def __init__(self, constant: Tensor | None) -> None:
+        super().__init__()
+        self.constant: Tensor | None
+        self.register_buffer("constant", constant, persistent=False)
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        """Return the constant for every token, in the shape of an attention's answer."""
+        output = torch.zeros_like(hidden_states)
+        return output if self.constant is None else output + self.constant, None
+
+
+class NoBlock(nn.Module):
+    """Stands where a whole block was: the residual stream passes unchanged."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Return the input."""
+        return hidden_states
+
+
+def cut(
+    model: nn.Module,
+    shape: ModelShape,
+    structure: Structure,
+    statistics: Statistics | None = None,
+) -> nn.Module:
+    """Return the submodel with the structure's units; the given model is not changed.
+
+    Weights that are not cut are shared with the model, not copied. Names of layers and blocks
+    stay those of the full model. With the structure that keeps everything, logits are identical.
+
+    Args:
+        model: a causal language model, frozen.
+        shape: of the model.
+        structure: what to keep.
+        statistics: refit the output projections on this calibration; without it, the submodel
+            equals the model with the other units silenced.
+
+    Raises:
+        InputError: the structure is not one of this model, or the statistics are another
+            model's, or order the units otherwise than the structure does.
+    """
+    check_structure(structure, shape)
+    if statistics is not None:
+        statistics.check_shape(shape)
+    shared = {id(t): t for t in chain(model.parameters(), model.buffers())}
+    submodel: Any = copy.deepcopy(model, shared)
+    submodel.config.use_cache = False  # caches count on every block having attention
+    blocks = blocks_of(submodel, shape)
+    for index in range(shape.blocks):
+        if structure.dropped(index):
+            blocks[index] = NoBlock()
+        else:
+            _cut_block(blocks[index], index, shape, structure, statistics)
+    return submodel
+
+
+def _cut_block(
+    block: nn.Module,
+    index: int,
+    shape: ModelShape,
+    structure: Structure,
+    statistics: Statistics | None,
+) -> None:
+    for unit, total in (("group", shape.kv_heads), ("mlp", shape.mlp_channels)):
+        units = structure.units(index, unit)
+        if len(units) == total:
+            continue
+        layers = [m for m in shape.matrices if unit in (m.inputs.unit, m.outputs.unit)]
+        if not units:
+            _remove_attention(block, index, shape, layers, statistics)
+            continue
+        for matrix in layers:
+            layer = block.get_submodule(matrix.name)
+            if matrix.outputs.unit == unit:
+                kept = _index(entries(matrix.outputs, units, total), layer)
+                new = layer_like(layer, weight_of(layer)[kept], _part(layer.bias, kept))
+            else:
+                sublayer = None if statistics is None else statistics.sublayer(index, unit)
+                new = _cut_output(layer, matrix, units, total, sublayer)
+            block.set_submodule(matrix.name, new)
+        if unit == "group":
+            _tell_head_counts(block.get_submodule(shape.table.attention), len(units), shape)
+
+
+def _cut_output(
+    layer: nn.Module,
+    matrix: Matrix,
+    units: tuple[int, ...],
+    total: int,
+    sublayer: SublayerStatistics | None,
+) -> nn.Module:
+    """Cut the columns of an output projection, and refit them where there are statistics."""
+    columns = _index(entries(matrix.inputs, units, total), layer)
+    bias: Any = layer.bias
+    if sublayer is None:
+        return layer_like(layer, weight_of(layer)[:, columns], bias)
+    if set(sublayer.order[: len(units)].tolist()) != set(units):
+        raise InputError(
+            "the structure does not keep the most important units of these statistics: "
+            "choose it from the statistics that it is refitted with"
+        )
+    features = sublayer.ordered_features.to(columns.device)
+    weight = weight_of(layer).float()
+    kept = len(columns)
+    fitted = refit(weight[:, features], sublayer.factor_on(weight), kept)
+    mean = sublayer.mean.to(weight)
+    constant = weight @ mean - fitted @ mean[features[:kept]]
+    # From the order of importance back to the order of the model.
+    fitted = fitted[:, torch.argsort(features[:kept])]
+    return layer_like(layer, fitted, constant if bias is None else bias.float() + constant)
+
+
+def _remove_attention(
+    block: nn.Module,
+    index: int,
+    shape: ModelShape,
+    layers: list[Matrix],
+    statistics: Statistics | None,
+) -> None:
+    layer = block.get_submodule(layers[-1].name)
+    bias: Any = layer.bias
+    constant = bias
+    if statistics is not None:
+        weight = weight_of(layer).float()
+        mean = weight @ statistics.sublayer(index, "group").mean.to(weight)
+        constant = (mean if bias is None else mean + bias.float()).to(weight_of(layer).dtype)
+    block.set_submodule(shape.table.attention, NoAttention(constant))
+
+
+def _tell_head_counts(attention: nn.Module, groups: int, shape: ModelShape) -> None:
+    """Correct what attention modules remember of their size; most only reshape by head_dim."""
+    queries = groups * (shape.query_heads // shape.kv_heads)
+    known: Any = attention
+    for name, value in (
+        ("num_heads", queries),  # GPT-2, OPT
+        ("embed_dim", queries * shape.head_dim),  # GPT-2, OPT
+        ("split_size", queries * shape.head_dim),  # GPT-2
+        ("num_key_value_heads", groups),  # Phi-3
+    ):
+        if hasattr(known, name):
+            setattr(known, name, value)
+    if shape.family == "phi3":  # reads the number of query heads from its configuration
+        known.config = copy.copy(known.config)
+        known.config.num_attention_heads = queries
+        known.config.num_key_value_heads = groups
+
+
+def _index(kept: Any, layer: nn.Module) -> Tensor:
+    return torch.as_tensor(kept, device=weight_of(layer).device)
+
+
+def _part(bias: Any, kept: Tensor) -> Tensor | None:
+    return None if bias is None else bias[kept]
