@@ -1,0 +1,152 @@
+"""The split over clients: every example at most once, sizes kept, skew as α says."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airtune.data import partition
+from airtune.data.partition import _draw_counts
+from airtune.errors import InputError
+from airtune.scenario import PartitionSection
+
+KINDS = ("iid", "dirichlet", "quantity")
+
+
+def split(labels: Any, clients: int, seed: int = 0, held_out: int = 0, **values: Any) -> Any:
+    section = PartitionSection(**({"min_examples": 1} | values))
+    return partition(labels, clients, section, np.random.default_rng(seed), held_out=held_out)
+
+
+@given(
+    st.sampled_from(KINDS),
+    st.lists(st.integers(0, 4), min_size=1, max_size=120),
+    st.integers(1, 8),
+    st.sampled_from([1e-3, 0.1, 1.0, 100.0]),
+    st.integers(0, 3),
+    st.integers(0, 99),
+)
+@settings(max_examples=200, deadline=None)
+def test_every_example_is_used_exactly_once(
+    kind: str, labels: list[int], clients: int, alpha: float, held_out: int, seed: int
+) -> None:
+    if len(labels) < clients * (1 + held_out):
+        return
+    shares = split(labels, clients, seed, held_out, kind=kind, alpha=alpha)
+    assert len(shares) == clients
+    assert sorted(np.concatenate(shares).tolist()) == list(range(len(labels)))
+    sizes = [len(share) for share in shares]
+    assert min(sizes) >= 1 + held_out
+    if kind != "quantity":
+        assert max(sizes) - min(sizes) <= 1
+    again = split(labels, clients, seed, held_out, kind=kind, alpha=alpha)
+    assert all(np.array_equal(a, b) for a, b in zip(shares, again, strict=True))
+
+
+def largest_label_share(alpha: float) -> float:
+    labels = np.repeat(np.arange(5), 200)
+    shares = split(labels, 10, kind="dirichlet", alpha=alpha)
+    return float(np.mean([np.bincount(labels[s]).max() / len(s) for s in shares]))
+
+
+def test_a_smaller_alpha_gives_each_client_fewer_labels() -> None:
+    concentrated, middling, even = (largest_label_share(alpha) for alpha in (0.01, 1.0, 1000.0))
+    assert concentrated > 0.65  # not 1: those who draw late share what is left
+    assert even < 0.3
+    assert concentrated > middling > even
+
+
+def test_the_small_example_of_the_docstring() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    for seed in range(20):
+        shares = split(labels, 2, seed, kind="dirichlet", alpha=0.001)
+        assert sorted(labels[share].tolist() for share in shares) == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_dirichlet_label_shares_have_the_variance_of_the_distribution() -> None:
+    """Two clients, two labels, n each: nothing runs out, so a client's share of a label is
+    q ~ Beta(α/2, α/2) seen through n draws: mean ½, variance v + (¼ − v)/n, v = ¼/(α + 1).
+    """
+    n, alpha, seeds = 50, 2.0, 1500
+    labels = np.repeat([0, 1], n)
+    shares = [
+        labels[split(labels, 2, seed, kind="dirichlet", alpha=alpha)[0]].mean()
+        for seed in range(seeds)
+    ]
+    v = 0.25 / (alpha + 1)
+    assert np.mean(shares) == pytest.approx(0.5, abs=4 * np.sqrt(v / seeds))
+    assert np.var(shares) == pytest.approx(v + (0.25 - v) / n, rel=0.15)
+
+
+def test_drawing_at_once_has_the_distribution_of_drawing_one_by_one() -> None:
+    left, mixture, need = np.array([2, 1, 3]), np.array([0.5, 0.3, 0.2]), 3
+
+    def one_by_one(taken: tuple[int, ...], probability: float) -> None:
+        if sum(taken) == need:
+            exact[taken] += probability
+            return
+        weights = np.where(left > taken, mixture, 0)
+        for c in np.flatnonzero(weights):
+            more = tuple(t + (i == c) for i, t in enumerate(taken))
+            one_by_one(more, probability * weights[c] / weights.sum())
+
+    exact: Counter[tuple[int, ...]] = Counter()
+    one_by_one((0, 0, 0), 1.0)
+    rng = np.random.default_rng(0)
+    draws = 20_000
+    seen = Counter(tuple(_draw_counts(need, mixture, left, rng).tolist()) for _ in range(draws))
+    assert set(seen) == set(exact)
+    for taken, probability in exact.items():
+        sigma = np.sqrt(probability * (1 - probability) / draws)
+        assert seen[taken] / draws == pytest.approx(probability, abs=4.5 * sigma)
+
+
+def test_quantity_sizes_follow_alpha_and_the_smallest_size() -> None:
+    labels = np.zeros(1000, dtype=int)
+    spread = {
+        alpha: np.std([len(s) for s in split(labels, 10, kind="quantity", alpha=alpha)])
+        for alpha in (0.1, 1000.0)
+    }
+    assert spread[0.1] > 100 > 10 > spread[1000.0]
+    shares = split(labels, 10, kind="quantity", alpha=0.01, min_examples=5, held_out=2)
+    assert min(len(share) for share in shares) == 7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_thousand_clients(kind: str) -> None:
+    labels = np.random.default_rng(0).integers(0, 10, size=10_000)
+    shares = split(labels, 1000, kind=kind, alpha=0.1, min_examples=5)
+    assert sorted(np.concatenate(shares).tolist()) == list(range(10_000))
+    assert min(len(share) for share in shares) >= 5
+
+
+def test_the_first_of_a_share_are_a_fair_sample_of_it() -> None:
+    labels = np.repeat([0, 1], 500)
+    hits = [
+        labels[split(labels, 2, seed, kind="dirichlet", alpha=5.0)[0]][:50].mean()
+        - labels[split(labels, 2, seed, kind="dirichlet", alpha=5.0)[0]].mean()
+        for seed in range(100)
+    ]
+    assert abs(np.mean(hits)) < 0.025
+
+
+def test_leftovers_do_not_always_fall_to_the_last_client() -> None:
+    """Clients that draw late get what is left: over seeds, each position gets it as often."""
+    labels = np.repeat(np.arange(4), 25)
+    spread = np.zeros(4)
+    for seed, client in itertools.product(range(150), range(4)):
+        share = split(labels, 4, seed, kind="dirichlet", alpha=0.05)[client]
+        spread[client] += len(set(labels[share].tolist())) / 150
+    assert spread.max() - spread.min() < 0.35
+
+
+def test_too_few_examples_are_refused() -> None:
+    message = r"10 training examples are too few for 4 clients with at least 3 each"
+    with pytest.raises(InputError, match=message):
+        split([0] * 10, 4, min_examples=2, held_out=1)
