@@ -80,7 +80,7 @@ def pruning_block(problem: PlanningProblem, bandwidth_hz: Array) -> Array:
     With ``max_pruning_loss`` the smallest T with Q(ρ(T)) <= Q_max is taken instead.
     """
     start, per_kept = _pace(problem, bandwidth_hz)
-    least_kept, most_kept = 1.0 - problem.max_pruning, 1.0 - problem.min_pruning
+    least_kept = 1.0 - problem.max_pruning
     with np.errstate(invalid="ignore"):
         soonest = float((start + np.where(least_kept > 0, per_kept * least_kept, 0.0)).max())
     corner, loss = _corners(problem, start, per_kept, soonest)
@@ -88,11 +88,20 @@ def pruning_block(problem: PlanningProblem, bandwidth_hz: Array) -> Array:
         deadline = corner[int(np.argmin(corner / (1.0 - problem.kappa * loss)))]
     else:
         deadline = _first_below(corner, loss, problem.max_pruning_loss)
+    return pruning_at(problem, bandwidth_hz, float(deadline))
+
+
+def pruning_at(problem: PlanningProblem, bandwidth_hz: Array, deadline_s: float) -> Array:
+    """Return the smallest pruning rates (K,) with which the clients meet a deadline at given bands.
+
+    A client that cannot meet it is pruned as far as it may be.
+    """
+    start, per_kept = _pace(problem, bandwidth_hz)
     with np.errstate(divide="ignore", invalid="ignore"):
-        kept = (deadline - start) / per_kept
+        kept = (deadline_s - start) / per_kept
     # A client whose time does not depend on its pruning is not pruned.
-    kept = np.where(per_kept > 0, kept, most_kept)
-    return 1.0 - np.clip(kept, least_kept, most_kept)
+    kept = np.where(per_kept > 0, kept, 1.0)
+    return np.clip(1.0 - kept, problem.min_pruning, problem.max_pruning)
 
 
 def bcd(

@@ -11,6 +11,7 @@ import numpy as np
 from airtune.errors import InputError
 from airtune.planning import baselines
 from airtune.planning.bcd import bcd
+from airtune.planning.exact import exact
 from airtune.planning.problem import Plan, PlanningProblem
 from airtune.randomness import generator
 
@@ -28,6 +29,11 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
+    "exact": Method(
+        "the global optimum with a certificate",
+        "price on bandwidth inside, interval bounds over the deadline outside",
+        lambda problem, tolerance, rng: exact(problem, tolerance=tolerance),
+    ),
     "bcd": Method(
         "block coordinate descent: pruning block, bandwidth block, repeat",
         "our reading of the JCPBA abstract",
@@ -98,4 +104,10 @@ def plan(
         rng = generator(0, "random plan")
     start = perf_counter()
     made = METHODS[method].solve(problem, tolerance, rng)
-    return replace(made, method=method, solve_s=perf_counter() - start)
+    made = replace(made, method=method, solve_s=perf_counter() - start)
+    if bound and made.lower_bound_s is None:
+        best = exact(problem, tolerance=tolerance)
+        lower = best.lower_bound_s or 0.0
+        gap = made.objective_s / lower - 1.0 if lower > 0 else 0.0
+        made = replace(made, lower_bound_s=lower, gap=gap, deadlines=best.deadlines)
+    return made

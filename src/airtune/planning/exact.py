@@ -1,0 +1,272 @@
+"""The global optimum of the joint problem, with a lower bound that proves it.
+
+    minimise J(T) = T·N(Q*(T)) over the deadline T
+
+where Q*(T), the smallest pruning loss at a deadline, comes from deadline.py. J may have several
+valleys. A first descent finds one; then the whole range of T is covered by intervals, on each of
+which the interval bound of deadline.py shows that J is nowhere better by more than the tolerance.
+The interval bound is off by the square of the distance only, so a few dozen intervals do, and a
+better valley cannot be missed: where the bound does not hold, a new deadline is solved there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+
+import numpy as np
+
+from airtune.planning.bcd import bandwidth_block, pruning_at
+from airtune.planning.deadline import Solved, bound_at, solve
+from airtune.planning.problem import Array, Plan, PlanningProblem, priced
+from airtune.planning.reduced import Reduced, reduced
+
+_MAX_DESCENT = 60
+_MAX_INTERVALS = 100_000
+# How much of the tolerance the intervals may use; the rest is for the plan itself.
+_SHARE = 0.9
+# A step of the cover is planned this much shorter than its model allows.
+_CAUTION = 0.92
+_NARROWEST = 1e-13
+
+
+def exact(problem: PlanningProblem, *, tolerance: float = 1e-6) -> Plan:
+    """Return the optimal plan and its certificate: ``gap`` is at most ``tolerance``.
+
+    minimise N(Q(ρ))·T(ρ, b) over ρ, b; with ``max_pruning_loss`` minimise T subject to Q <= Q_max.
+    """
+    began = perf_counter()
+    search = _Search(problem, reduced(problem), tolerance)
+    soonest, latest = _range(problem, search.reduced)
+    if problem.max_pruning_loss is None:
+        best = _descend(search, soonest, latest)
+        _cover(search, best, soonest, latest)
+    else:
+        best = _tightest(search, soonest, latest, problem.max_pruning_loss)
+    found = min(search.best, key=search.value) if search.best else best
+    plan = _plan(problem, search.reduced, found)
+    # Rounding must not put the bound above the plan it bounds.
+    bound = min(search.lower, plan.objective_s)
+    gap = plan.objective_s / bound - 1.0 if bound > 0 else 0.0
+    return replace(
+        plan,
+        lower_bound_s=bound,
+        gap=gap,
+        deadlines=search.solved,
+        solve_s=perf_counter() - began,
+    )
+
+
+@dataclass
+class _Search:
+    """What the search has found so far: the best solved deadline and the least interval bound."""
+
+    problem: PlanningProblem
+    reduced: Reduced
+    tolerance: float
+    best: list[Solved] = field(default_factory=list)
+    lower: float = np.inf
+    solved: int = 0
+
+    def solve(self, deadline_s: float, warm: Solved | None) -> Solved:
+        made = solve(self.reduced, deadline_s, warm)
+        self.solved += 1
+        if not self.best or self.value(made) < self.value(self.best[0]):
+            self.best = [made]
+        return made
+
+    def value(self, at: Solved) -> float:
+        """J at a solved deadline."""
+        return at.deadline_s / (1.0 - self.problem.kappa * at.loss)
+
+    def slope(self, at: Solved) -> float:
+        """dJ/dT, from dQ*/dT."""
+        kappa = self.problem.kappa
+        rest = 1.0 - kappa * at.loss
+        return (rest + at.deadline_s * kappa * at.slope) / (rest * rest)
+
+    def bound(self, deadline_s: float, loss: float) -> float:
+        return deadline_s / (1.0 - self.problem.kappa * loss)
+
+    @property
+    def target(self) -> float:
+        """What an interval's bound has to reach."""
+        return self.value(self.best[0]) * (1.0 - _SHARE * self.tolerance)
+
+    def prove(self, *bounds: float) -> None:
+        self.lower = min(self.lower, *bounds)
+
+
+def _range(problem: PlanningProblem, small: Reduced) -> tuple[float, float]:
+    """Return the smallest deadline that the band allows, and the one from which Q stays least."""
+    pace = problem.compute_full_s + problem.payload_full_bits
+    most = np.where(pace > 0, problem.max_pruning, problem.min_pruning)
+    least = most.copy()
+    least[small.clients] -= np.where(small.rigid, 0.0, small.most)
+    idle = np.setdiff1d(np.arange(problem.clients), small.clients)
+    if len(small.idle_owner):
+        np.minimum.at(least, idle[small.idle_owner], most[idle[small.idle_owner]] - small.idle_end)
+    ends = []
+    for pruning in (most, np.clip(least, problem.min_pruning, problem.max_pruning)):
+        fixed = problem.downlink_s + problem.compute_s(pruning)
+        ends.append(bandwidth_block(problem, fixed, problem.payload_bits(pruning))[0])
+    return ends[0], max(ends)
+
+
+def _descend(search: _Search, soonest: float, latest: float) -> Solved:
+    """Return a solved deadline at the bottom of a valley of J."""
+    right = search.solve(latest, None)
+    if latest <= soonest or search.slope(right) <= 0:
+        return right
+    left = search.solve(soonest, right)
+    if search.slope(left) >= 0:
+        return left
+    for turn in range(_MAX_DESCENT):
+        low, high = left.deadline_s, right.deadline_s
+        down, up = search.slope(left), search.slope(right)
+        value = search.value(search.best[0])
+        # Where the two tangents meet: a corner of J if there is one, else below its bottom.
+        meet = (search.value(left) - search.value(right) + up * high - down * low) / (up - down)
+        below = search.value(left) + down * (meet - low)
+        if value - below <= 0.02 * search.tolerance * value or high <= low * (1.0 + _NARROWEST):
+            break
+        secant = low - down * (high - low) / (up - down)
+        guess = (np.sqrt(low * high), meet, secant)[turn % 3] if turn > 2 else np.sqrt(low * high)
+        if not low < guess < high:
+            guess = 0.5 * (low + high)
+        near = left if guess - low < high - guess else right
+        made = search.solve(float(guess), near)
+        if search.slope(made) < 0:
+            left = made
+        else:
+            right = made
+    return search.best[0]
+
+
+def _cover(search: _Search, best: Solved, soonest: float, latest: float) -> None:
+    """Show, interval after interval outwards from the best deadline, that J is nowhere better."""
+    search.prove(search.bound(best.deadline_s, best.bound))
+    _march(search, best, latest)
+    _march(search, best, soonest)
+
+
+def _march(search: _Search, centre: Solved, end: float) -> None:
+    """Cover the deadlines between a solved one and an end of the range."""
+    towards = 1.0 if end >= centre.deadline_s else -1.0
+    bend, curve, reach = None, 0.0, abs(end - centre.deadline_s)
+    for _ in range(_MAX_INTERVALS):
+        edge, bend = _extent(search, centre, end, reach, bend)
+        if edge == end or _rest_is_worse(search, centre, edge, end):
+            return
+        # At the next centre c the bound must hold back to this edge; that is so while
+        # ½·(J'' + bend)·(c − edge)² stays below what J at the edge has to spare.
+        away = abs(edge - centre.deadline_s)
+        spare = search.value(centre) + towards * search.slope(centre) * away - search.target
+        spare = max(spare + 0.5 * curve * away * away, 0.25 * bend * away * away)
+        step = _CAUTION * np.sqrt(2.0 * spare / (max(curve, 0.0) + bend)) if bend > 0 else away
+        following, bend = _next(search, centre, edge, end, float(step))
+        gone = following.deadline_s - centre.deadline_s
+        curve = (search.slope(following) - search.slope(centre)) / gone if gone else 0.0
+        reach = 3.0 * abs(gone)
+        centre = following
+
+
+def _extent(
+    search: _Search, centre: Solved, end: float, reach: float, bend: float | None
+) -> tuple[float, float]:
+    """Return how far towards the end the bound from a solved deadline holds, and its curvature.
+
+    Along the way the bound is about J + J'·δ − ½·bend·δ²; bend is fitted where it was evaluated.
+    """
+    towards = 1.0 if end >= centre.deadline_s else -1.0
+    value, slope = search.value(centre), towards * search.slope(centre)
+    longest = abs(end - centre.deadline_s)
+    spare = value - search.target
+    length = min(longest, reach)
+    if bend is not None and bend > 0:
+        root = np.sqrt(max(slope * slope + 2.0 * bend * spare, 0.0))
+        length = min(longest, _CAUTION * (slope + root) / bend)
+    warm = None
+    while True:
+        edge = end if length >= longest else centre.deadline_s + towards * length
+        loss, warm = bound_at(search.reduced, centre, edge, warm)
+        there = search.bound(edge, loss)
+        length = abs(edge - centre.deadline_s)
+        fitted = 2.0 * (value + slope * length - there) / (length * length) if length else 0.0
+        if there >= search.target or length <= _NARROWEST * centre.deadline_s:
+            search.prove(there)
+            return edge, max(fitted, 0.0)
+        root = np.sqrt(max(slope * slope + 2.0 * fitted * spare, 0.0))
+        modelled = (slope + root) / fitted if fitted > 0 else np.inf
+        length = min(_CAUTION * modelled, 0.7 * length)
+
+
+def _next(
+    search: _Search, centre: Solved, edge: float, end: float, step: float
+) -> tuple[Solved, float]:
+    """Solve a deadline beyond the edge whose bound holds back to the edge; and its curvature."""
+    towards = 1.0 if end >= edge else -1.0
+    while True:
+        deadline = end if step >= abs(end - edge) else edge + towards * step
+        made = search.solve(deadline, centre)
+        loss, _ = bound_at(search.reduced, made, edge)
+        there = search.bound(edge, loss)
+        length = abs(deadline - edge)
+        value, slope = search.value(made), towards * search.slope(made)
+        fitted = 2.0 * (value - slope * length - there) / (length * length) if length else 0.0
+        if there >= search.target or length <= _NARROWEST * edge:
+            search.prove(there, search.bound(deadline, made.bound))
+            return made, max(fitted, 0.0)
+        step = 0.5 * length
+
+
+def _rest_is_worse(search: _Search, centre: Solved, edge: float, end: float) -> bool:
+    """Whether J beyond the edge is worse for the simplest reason: Q* falls as T grows."""
+    if end > edge:
+        # However long the deadline, Q is at least what it is with everything kept.
+        bound = search.bound(edge, search.problem.pruning_loss(search.problem.min_pruning))
+    else:
+        bound = search.bound(end, centre.bound)
+    if bound >= search.target:
+        search.prove(bound)
+        return True
+    return False
+
+
+def _tightest(search: _Search, soonest: float, latest: float, limit: float) -> Solved:
+    """Return the smallest deadline with Q*(T) <= the limit; Q* falls, so a bracket proves it."""
+    left = search.solve(soonest, None)
+    search.lower = soonest
+    if left.loss <= limit:
+        return left
+    right = search.solve(latest, left)
+    for turn in range(200):
+        low, high = left.deadline_s, right.deadline_s
+        if high <= low * (1.0 + 0.5 * search.tolerance):
+            break
+        newton = [at.deadline_s + (limit - at.loss) / at.slope for at in (left, right) if at.slope]
+        # A hair to the safe side of Newton's step, so that both ends of the bracket come in.
+        hair = 0.2 * search.tolerance * high
+        guess = newton[-1] + (hair if turn % 2 else -hair) if turn % 4 < 3 and newton else 0.0
+        if not low < guess < high:
+            guess = 0.5 * (low + high)
+        made = search.solve(float(guess), left if guess - low < high - guess else right)
+        if made.loss <= limit:
+            right = made
+        elif made.bound > limit:
+            left = made
+            search.lower = made.deadline_s
+        else:
+            break
+    search.best = [right]
+    return right
+
+
+def _plan(problem: PlanningProblem, small: Reduced, at: Solved) -> Plan:
+    """Return the plan of a solved deadline, with what rounding left of the band shared out."""
+    band: Array = np.zeros(problem.clients)
+    band[small.clients] = at.band_hz
+    used = float(band.sum())
+    if used > 0:
+        band *= problem.bandwidth_hz / used
+    return priced(problem, "exact", pruning_at(problem, band, at.deadline_s), band)
