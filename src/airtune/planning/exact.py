@@ -93,6 +93,11 @@ class _Search:
         """What an interval's bound has to reach."""
         return self.value(self.best[0]) * (1.0 - _SHARE * self.tolerance)
 
+    @property
+    def least_step(self) -> float:
+        """The relative step in T that the simplest bound always allows."""
+        return 0.5 * self.tolerance
+
     def prove(self, *bounds: float) -> None:
         self.lower = min(self.lower, *bounds)
 
@@ -128,7 +133,10 @@ def _descend(search: _Search, soonest: float, latest: float) -> Solved:
         # Where the two tangents meet: a corner of J if there is one, else below its bottom.
         meet = (search.value(left) - search.value(right) + up * high - down * low) / (up - down)
         below = search.value(left) + down * (meet - low)
-        if value - below <= 0.02 * search.tolerance * value or high <= low * (1.0 + _NARROWEST):
+        # Below the better end by little: found. Above it: the tangents lie, J is not convex here.
+        if abs(value - below) <= 0.02 * search.tolerance * value:
+            break
+        if high <= low * (1.0 + _NARROWEST):
             break
         secant = low - down * (high - low) / (up - down)
         guess = (np.sqrt(low * high), meet, secant)[turn % 3] if turn > 2 else np.sqrt(low * high)
@@ -155,7 +163,7 @@ def _march(search: _Search, centre: Solved, end: float) -> None:
     towards = 1.0 if end >= centre.deadline_s else -1.0
     bend, curve, reach = None, 0.0, abs(end - centre.deadline_s)
     for _ in range(_MAX_INTERVALS):
-        edge, bend = _extent(search, centre, end, reach, bend)
+        edge, loss, bend = _extent(search, centre, end, reach, bend)
         if edge == end or _rest_is_worse(search, centre, edge, end):
             return
         # At the next centre c the bound must hold back to this edge; that is so while
@@ -164,7 +172,7 @@ def _march(search: _Search, centre: Solved, end: float) -> None:
         spare = search.value(centre) + towards * search.slope(centre) * away - search.target
         spare = max(spare + 0.5 * curve * away * away, 0.25 * bend * away * away)
         step = _CAUTION * np.sqrt(2.0 * spare / (max(curve, 0.0) + bend)) if bend > 0 else away
-        following, bend = _next(search, centre, edge, end, float(step))
+        following, bend = _next(search, centre, (edge, loss), end, float(step))
         gone = following.deadline_s - centre.deadline_s
         curve = (search.slope(following) - search.slope(centre)) / gone if gone else 0.0
         reach = 3.0 * abs(gone)
@@ -173,8 +181,8 @@ def _march(search: _Search, centre: Solved, end: float) -> None:
 
 def _extent(
     search: _Search, centre: Solved, end: float, reach: float, bend: float | None
-) -> tuple[float, float]:
-    """Return how far towards the end the bound from a solved deadline holds, and its curvature.
+) -> tuple[float, float, float]:
+    """Return how far towards the end the bound from a solved deadline holds, Q̂ there, its bend.
 
     Along the way the bound is about J + J'·δ − ½·bend·δ²; bend is fitted where it was evaluated.
     """
@@ -187,37 +195,48 @@ def _extent(
         root = np.sqrt(max(slope * slope + 2.0 * bend * spare, 0.0))
         length = min(longest, _CAUTION * (slope + root) / bend)
     warm = None
-    while True:
+    while length > search.least_step * centre.deadline_s:
         edge = end if length >= longest else centre.deadline_s + towards * length
         loss, warm = bound_at(search.reduced, centre, edge, warm)
         there = search.bound(edge, loss)
-        length = abs(edge - centre.deadline_s)
-        fitted = 2.0 * (value + slope * length - there) / (length * length) if length else 0.0
-        if there >= search.target or length <= _NARROWEST * centre.deadline_s:
+        fitted = 2.0 * (value + slope * length - there) / (length * length)
+        if there >= search.target:
             search.prove(there)
-            return edge, max(fitted, 0.0)
+            return edge, loss, max(fitted, 0.0)
         root = np.sqrt(max(slope * slope + 2.0 * fitted * spare, 0.0))
         modelled = (slope + root) / fitted if fitted > 0 else np.inf
         length = min(_CAUTION * modelled, 0.7 * length)
+    return centre.deadline_s, centre.bound, 0.0
 
 
 def _next(
-    search: _Search, centre: Solved, edge: float, end: float, step: float
+    search: _Search, centre: Solved, edge: tuple[float, float], end: float, step: float
 ) -> tuple[Solved, float]:
-    """Solve a deadline beyond the edge whose bound holds back to the edge; and its curvature."""
-    towards = 1.0 if end >= edge else -1.0
+    """Solve a deadline beyond the edge whose bound holds back to the edge; and its bend.
+
+    A step of the tolerance's size always holds, because Q* falls: between T1 and T2 J is at least
+    T1·N(Q*(T2)), and J(T2) is no better than the best plan known.
+    """
+    start, start_loss = edge
+    towards = 1.0 if end >= start else -1.0
+    least = search.least_step * start
     while True:
-        deadline = end if step >= abs(end - edge) else edge + towards * step
+        step = max(step, least)
+        deadline = end if step >= abs(end - start) else start + towards * step
         made = search.solve(deadline, centre)
-        loss, _ = bound_at(search.reduced, made, edge)
-        there = search.bound(edge, loss)
-        length = abs(deadline - edge)
-        value, slope = search.value(made), towards * search.slope(made)
-        fitted = 2.0 * (value - slope * length - there) / (length * length) if length else 0.0
-        if there >= search.target or length <= _NARROWEST * edge:
-            search.prove(there, search.bound(deadline, made.bound))
-            return made, max(fitted, 0.0)
-        step = 0.5 * length
+        search.prove(search.bound(deadline, made.bound))
+        if step <= least:
+            low, loss = (start, made.bound) if towards > 0 else (deadline, start_loss)
+            search.prove(search.bound(low, loss))
+            return made, 0.0
+        loss, _ = bound_at(search.reduced, made, start)
+        there = search.bound(start, loss)
+        if there >= search.target:
+            length = abs(deadline - start)
+            value, slope = search.value(made), towards * search.slope(made)
+            search.prove(there)
+            return made, max(2.0 * (value - slope * length - there) / (length * length), 0.0)
+        step = 0.5 * step
 
 
 def _rest_is_worse(search: _Search, centre: Solved, edge: float, end: float) -> bool:
