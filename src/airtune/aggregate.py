@@ -58,14 +58,14 @@ RULES: dict[str, tuple[Rule, str]] = {
 
 
 def fault_of(
-    update: Adapter, expected: dict[str, tuple[int, ...]], train_loss: float
+    update: Adapter, expected: dict[str, tuple[int, ...]], train_loss: float | None
 ) -> str | None:
     """Say what is wrong with an update, or None: wrong keys, wrong shapes, not finite.
 
     Args:
         update: what the client sent.
         expected: the shapes of the adapter of the submodel it was asked to train.
-        train_loss: the loss it reports.
+        train_loss: the loss it reports; None where privacy keeps it back.
     """
     if update.keys() != expected.keys():
         missing, extra = len(expected.keys() - update.keys()), len(update.keys() - expected.keys())
@@ -75,6 +75,6 @@ def fault_of(
             return f"rejected: wrong shape of {name}: {tuple(update[name].shape)}, not {shape}"
         if not bool(torch.isfinite(update[name]).all()):
             return f"rejected: not finite: {name}"
-    if not math.isfinite(train_loss):
+    if train_loss is not None and not math.isfinite(train_loss):
         return "rejected: training loss is not finite"
     return None

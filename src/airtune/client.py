@@ -20,14 +20,41 @@ from torch import Tensor, nn
 from airtune.data import Batch
 from airtune.errors import RunError
 from airtune.models import label_logits
-from airtune.pruning import Structure
+from airtune.pruning import Structure, gather_adapter, scatter_adapter
 from airtune.scenario import TrainingSection
+from airtune.workload import ModelShape
 
 Adapter = dict[str, Tensor]
 OptimizerState = dict[str, Tensor]
 """AdamW's moments by `<adapter entry>|exp_avg`, `…|exp_avg_sq` and `…|step`."""
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_SHAPED = ("exp_avg", "exp_avg_sq")
+_MOMENTS = (*_SHAPED, "step")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What the round's plan gives and expects of one client; real devices are held to it."""
+
+    bandwidth_hz: float
+    rate_bps: float
+    downlink_rate_bps: float
+    downlink_s: float
+    compute_s: float
+    upload_s: float
+    round_s: float
+    """The whole round's planned latency."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a real device's part took, where the clock is not virtual."""
+
+    downlink_s: float
+    compute_s: float
+    upload_s: float
+    engine_s: float
+    """The rest, up to the moment the server had the answer: polling, process starts."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +70,8 @@ class ClientJob:
     """The server's adapter, of the full model."""
     optimizer_state: OptimizerState | None = None
     """AdamW's moments of the full adapter, where clients keep them between rounds."""
+    planned: Planned | None = None
+    """For engines whose clients are real devices."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +88,12 @@ class ClientUpdate:
     uplink_bits: float
     examples: int
     """Size of the client's training set: its weight in the average."""
-    train_loss: float
-    """Mean over the local steps, per answer token."""
+    train_loss: float | None
+    """Mean over the local steps, per answer token; None where privacy keeps it on the device."""
     optimizer_state: OptimizerState | None = None
     wall_s: float = 0.0
+    measured: Measured | None = None
+    """Given: these times go on the record in place of the counted ones."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +225,48 @@ def train(
             }
         trained = adapter_values(peft_model)
     return Trained(trained, kept, sum(losses) / len(losses), time.perf_counter() - start)
+
+
+def gather_moments(
+    state: OptimizerState, structure: Structure, shape: ModelShape
+) -> OptimizerState:
+    """Return the submodel's part of AdamW's moments of the full adapter."""
+    parts = {moment: gather_adapter(_moment(state, moment), structure, shape) for moment in _SHAPED}
+    gathered = {f"{n}|{m}": v for m, part in parts.items() for n, v in part.items()}
+    steps = {f"{n}|step": state[f"{n}|step"] for n in parts[_SHAPED[0]]}
+    return gathered | steps
+
+
+def scatter_moments(
+    new: OptimizerState,
+    old: OptimizerState | None,
+    adapter: Adapter,
+    structure: Structure,
+    shape: ModelShape,
+) -> OptimizerState:
+    """Put a submodel's moments back among the full adapter's; the others keep what they had.
+
+    Args:
+        new: the submodel's moments after training.
+        old: the full adapter's before; None stands for none yet (zeros).
+        adapter: the full adapter, for its shapes.
+        structure: what the submodel kept.
+        shape: of the full model.
+    """
+    if old is None:
+        old = {f"{n}|{m}": torch.zeros_like(v) for n, v in adapter.items() for m in _SHAPED}
+        old |= {f"{n}|step": torch.zeros(()) for n in adapter}
+    merged = dict(old)
+    for moment in _SHAPED:
+        values, held = scatter_adapter(_moment(new, moment), structure, shape)
+        for name, value in values.items():
+            merged[f"{name}|{moment}"] = torch.where(held[name], value, old[f"{name}|{moment}"])
+    return merged | {key: value for key, value in new.items() if key.endswith("|step")}
+
+
+def _moment(state: OptimizerState, moment: str) -> Adapter:
+    end = f"|{moment}"
+    return {key.removesuffix(end): value for key, value in state.items() if key.endswith(end)}
 
 
 def answer_token_loss(model: nn.Module, batch: Batch) -> Tensor:

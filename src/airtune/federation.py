@@ -20,7 +20,7 @@ import torch
 from airtune import channel, planning
 from airtune.aggregate import RULES, Contribution, fault_of
 from airtune.channel import Placement
-from airtune.client import Adapter, ClientJob, ClientUpdate, OptimizerState
+from airtune.client import Adapter, ClientJob, ClientUpdate, OptimizerState, Planned
 from airtune.devices import DeviceProfile, compute_s, profile_of
 from airtune.engines import ClientFailure, Engine
 from airtune.engines.local import LocalEngine
@@ -169,7 +169,11 @@ def _run_rounds(
     placement = channel.place(
         scenario.cell, scenario.client_devices, generator(scenario.seed, "placement")
     )
-    this = Run(scenario, engine.setting(), profiles, placement, engine, watch)
+    setting = engine.setting()
+    if setting.profiles:
+        pairs = zip(setting.profiles, profiles, strict=True)
+        profiles = tuple(measured or named for measured, named in pairs)
+    this = Run(scenario, setting, profiles, placement, engine, watch)
     state = _restored(directory)
     if state is None:
         state = State(0, 0.0, engine.initial_adapter(), {})
@@ -213,7 +217,7 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
     unplanned = planning.plan(problem, "none", bound=False)
 
     # 3. The clients work.
-    outcomes = _client_work(this, state, plan, round)
+    outcomes = _client_work(this, state, plan, link, round)
 
     # 4. Merge what is sound.
     statuses = [_status(outcome, state.adapter, this.setting) for outcome in outcomes]
@@ -230,6 +234,8 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
     for update in sound:
         if update.optimizer_state is not None:
             moments[update.client] = update.optimizer_state
+
+    told = [update.train_loss for update in sound if update.train_loss is not None]
 
     # 5. Put it on the clock.
     clients = tuple(
@@ -248,7 +254,7 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
         round_latency_s=latency_s,
         elapsed_s=elapsed_s,
         eval_loss=None if evaluation is None else evaluation.loss,
-        train_loss=float(np.mean([update.train_loss for update in sound])),
+        train_loss=float(np.mean(told)) if told else None,
         uplink_bits=sum(client.uplink_bits for client in clients),
         downlink_bits=link.downlink_bits,
         flops=sum(client.flops for client in clients),
@@ -266,7 +272,7 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
     return State(round, elapsed_s, adapter, moments), record
 
 
-def _client_work(this: Run, state: State, plan: Plan, round: int) -> list[Outcome]:
+def _client_work(this: Run, state: State, plan: Plan, link: Link, round: int) -> list[Outcome]:
     """Have every client do its part; outcomes in client order, whoever ends first."""
 
     def jobs() -> Iterator[ClientJob]:
@@ -279,10 +285,23 @@ def _client_work(this: Run, state: State, plan: Plan, round: int) -> list[Outcom
                 local_steps=this.scenario.training.local_steps,
                 adapter=state.adapter,
                 optimizer_state=state.optimizer_states.get(client),
+                planned=_planned(plan, link, client),
             )
 
     outcomes = {outcome.client: outcome for outcome in this.engine.train(jobs())}
     return [outcomes[client] for client in range(len(this.profiles))]
+
+
+def _planned(plan: Plan, link: Link, client: int) -> Planned:
+    return Planned(
+        bandwidth_hz=float(plan.bandwidth_hz[client]),
+        rate_bps=float(plan.rate_bps[client]),
+        downlink_rate_bps=link.downlink_bits / link.downlink_s,
+        downlink_s=link.downlink_s,
+        compute_s=float(plan.compute_s[client]),
+        upload_s=float(plan.upload_s[client]),
+        round_s=plan.round_latency_s,
+    )
 
 
 def _status(outcome: Outcome, server: Adapter, setting: Setting) -> str:
@@ -315,7 +334,14 @@ def _client_record(
     else:
         pruning, flops, bits = float(plan.pruning[client]), 0.0, 0.0
         compute, train_loss = float(plan.compute_s[client]), None
+    downlink_s = link.downlink_s
     upload_s = bits / rate_bps if bits > 0 else 0.0
+    engine_s = None
+    if isinstance(outcome, ClientUpdate) and (real := outcome.measured) is not None:
+        downlink_s, compute, upload_s = real.downlink_s, real.compute_s, real.upload_s
+        engine_s = real.engine_s
+    elif isinstance(outcome, ClientFailure) and outcome.after_s is not None:
+        downlink_s, compute, upload_s = 0.0, outcome.after_s, 0.0
     return ClientRecord(
         name=this.scenario.client_names[client],
         pruning=pruning,
@@ -323,10 +349,11 @@ def _client_record(
         bandwidth_hz=band_hz,
         rate_bps=rate_bps,
         snr_db=float(linear_to_db(link.air.snr_hz[client] / band_hz)) if band_hz > 0 else None,
-        downlink_s=link.downlink_s,
+        downlink_s=downlink_s,
         compute_s=compute,
         upload_s=upload_s,
-        total_s=link.downlink_s + compute + upload_s,
+        total_s=downlink_s + compute + upload_s,
+        engine_s=engine_s,
         uplink_bits=bits,
         downlink_bits=link.downlink_bits,
         flops=flops,

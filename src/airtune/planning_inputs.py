@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -198,15 +199,16 @@ def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:
 def plan_of_round(scenario: Scenario, problem: PlanningProblem, round: int) -> Plan:
     """Plan one round as the scenario asks: its method, tolerance and resource blocks."""
     spacing_hz = scenario.cell.subcarrier_spacing_hz
-    block_hz = blocks = None
+    whole_blocks: dict[str, Any] = {}
     if spacing_hz is not None:
-        block_hz = numerology.block_hz(spacing_hz)
-        blocks = numerology.resource_blocks(scenario.cell.uplink_bandwidth_hz, spacing_hz)
+        whole_blocks = {
+            "block_hz": numerology.block_hz(spacing_hz),
+            "blocks": numerology.resource_blocks(scenario.cell.uplink_bandwidth_hz, spacing_hz),
+        }
     return planning.plan(
         problem,
         scenario.planning.method,
         tolerance=scenario.planning.tolerance,
-        block_hz=block_hz,
-        blocks=blocks,
         rng=generator(scenario.seed, "random-plan", round=round),
+        **whole_blocks,
     )

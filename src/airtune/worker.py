@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
+from torch import nn
 
 from airtune.client import (
     Adapter,
@@ -24,11 +24,20 @@ from airtune.client import (
     scatter_moments,
     train,
 )
-from airtune.data import Batch, Encoded, encode, eval_batches, load_task, local_batches, partition
-from airtune.errors import InputError
+from airtune.data import Batch, encode, eval_batches, load_task, local_batches, partition
+from airtune.devices import DeviceProfile
 from airtune.evaluate import answer_loss, exact_match, label_accuracy
 from airtune.models import load_model
-from airtune.pruning import Statistics, calibrate, choose, cost_curve, cut, gather_adapter
+from airtune.pruning import (
+    Statistics,
+    Structure,
+    calibrate,
+    choose,
+    cost_curve,
+    cut,
+    gather_adapter,
+    whole,
+)
 from airtune.randomness import derived_seed, generator
 from airtune.scenario import Scenario
 from airtune.workload import ModelShape, StepTokens, payload_bits, realised_pruning, training_flops
@@ -55,6 +64,8 @@ class Setting:
     clients: tuple[ClientSetting, ...]
     too_long: int
     """Examples left out because they pass task.max_tokens."""
+    profiles: tuple[DeviceProfile | None, ...] = ()
+    """What real devices measured of themselves, a client each; None: as the scenario says."""
 
 
 @dataclass(frozen=True)
@@ -76,38 +87,27 @@ class Worker:
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
         self.shape, self._fingerprint = loaded.shape, loaded.fingerprint
         self._config = lora_config(scenario.training, loaded.lora_targets)
-        self._task = load_task(scenario.task, seed=scenario.seed)
         self._load_data()
         self._statistics: dict[int, Statistics] = {}
 
     def _load_data(self) -> None:
-        scenario = self.scenario
-        limit = scenario.task.max_tokens
-        train_set = encode(self._task.train, self._tokenizer, limit)
-        test_set = encode(self._task.test, self._tokenizer, limit)
-        self._too_long = train_set.too_long + test_set.too_long
-        if not test_set.examples:
-            raise InputError(f"task.max_tokens = {limit}: every test example is longer; raise it")
-        self._test_batches = eval_batches(test_set.examples, scenario.evaluation.batch_size)
-        labels = np.array([example.label for example in train_set.examples])
+        scenario, held_out = self.scenario, self.scenario.task.client_eval_examples
+        batch_size, limit = scenario.evaluation.batch_size, scenario.task.max_tokens
+        self._task = load_task(scenario.task, seed=scenario.seed, tokenizer=self._tokenizer)
+        data = encode(self._task.train, self._tokenizer, limit)
+        self._test_batches = eval_batches(
+            encode(self._task.test, self._tokenizer, limit), batch_size
+        )
         shares = partition(
-            labels,
+            [example.label for example in data],
             len(scenario.client_devices),
             scenario.partition,
             generator(scenario.seed, "partition"),
-            reserve=scenario.task.client_eval_examples,
+            held_out=held_out,
         )
-        held_back = scenario.task.client_eval_examples
-        self._train_data: list[list[Encoded]] = []
-        self._client_test_batches: list[list[Batch]] = []
-        self._labels: list[dict[int, int]] = []
-        for share in shares:
-            own = [train_set.examples[i] for i in share]
-            self._train_data.append(own[held_back:])
-            self._client_test_batches.append(
-                eval_batches(own[:held_back], scenario.evaluation.batch_size)
-            )
-            self._labels.append(dict(sorted(Counter(int(labels[i]) for i in share).items())))
+        owned = [[data[i] for i in share] for share in shares]
+        self._train_data = [own[held_out:] for own in owned]
+        self._client_test_batches = [eval_batches(own[:held_out], batch_size) for own in owned]
 
     @cached_property
     def setting(self) -> Setting:
@@ -120,12 +120,12 @@ class Worker:
             clients=tuple(
                 ClientSetting(
                     examples=len(data),
-                    labels=self._labels[client],
+                    labels=dict(sorted(Counter(example.label for example in data).items())),
                     pruning_cost=self._cost_curve(client) if measured else None,
                 )
                 for client, data in enumerate(self._train_data)
             ),
-            too_long=self._too_long,
+            too_long=self._task.left_out,
         )
 
     def initial_adapter(self) -> Adapter:
@@ -152,10 +152,7 @@ class Worker:
         """Cut, fine-tune and answer, as the client's device would."""
         section = self.scenario.training
         batches = self.batches(job.round, job.client, job.local_steps)
-        statistics = self._calibrated(job.client)
-        structure = choose(statistics, self.shape, job.pruning, self.scenario.pruning.units)
-        refit = self.scenario.pruning.refit
-        submodel = cut(self._model, self.shape, structure, statistics if refit else None)
+        structure, submodel = self._submodel(job.client, job.pruning)
         moments = None
         if job.optimizer_state is not None:
             moments = gather_moments(job.optimizer_state, structure, self.shape)
@@ -230,6 +227,17 @@ class Worker:
         """Write the adapter in PEFT's format; `PeftModel.from_pretrained` loads it."""
         with adapted(self._model, self._config, adapter) as model:
             model.save_pretrained(folder)
+
+    def _submodel(self, client: int, pruning: float) -> tuple[Structure, nn.Module]:
+        """Cut the client's submodel; without pruning there is nothing to calibrate for."""
+        if pruning == 0:
+            structure = whole(self.shape)
+            return structure, cut(self._model, self.shape, structure)
+        section = self.scenario.pruning
+        statistics = self._calibrated(client)
+        structure = choose(statistics, self.shape, pruning, section.units)
+        refit = statistics if section.refit else None
+        return structure, cut(self._model, self.shape, structure, refit)
 
     def _calibrated(self, client: int) -> Statistics:
         """Return the client's calibration statistics, read from its own text once."""

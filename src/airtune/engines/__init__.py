@@ -18,6 +18,8 @@ class ClientFailure:
 
     client: int
     reason: str
+    after_s: float | None = None
+    """How long the round waited for it, where the clock is real."""
 
 
 class Engine(Protocol):

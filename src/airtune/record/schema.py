@@ -40,6 +40,7 @@ class ClientRecord:
         compute_s: s to fine-tune.
         upload_s: s to send its update.
         total_s: s, the sum of the three.
+        engine_s: s that a deployment's own machinery added to them, measured; None in simulation.
         uplink_bits: bits that it sent.
         downlink_bits: bits that it received.
         flops: floating-point operations of its fine-tuning.
@@ -59,6 +60,7 @@ class ClientRecord:
     compute_s: float
     upload_s: float
     total_s: float
+    engine_s: float | None = None
     uplink_bits: float
     downlink_bits: float
     flops: float
