@@ -97,6 +97,22 @@ class ClientUpdate:
 
 
 @dataclass(frozen=True)
+class ClientFailure:
+    """One client's work failed; the round goes on without it."""
+
+    client: int
+    reason: str
+    after_s: float | None = None
+    """How long the round waited for it, where the clock is real."""
+
+
+def failure_of(job: ClientJob, error: Exception) -> ClientFailure:
+    """Report what a client's work ended with in one line, for the record."""
+    lines = str(error).strip().splitlines() or [""]
+    return ClientFailure(job.client, f"{type(error).__name__}: {lines[0]}")
+
+
+@dataclass(frozen=True)
 class Trained:
     """The outcome of local training, before it is put on the air."""
 
@@ -208,6 +224,8 @@ def train(
         if optimizer_state is not None:
             for name, parameter in named.items():
                 moments = {key: optimizer_state[f"{name}|{key}"].clone() for key in _MOMENTS}
+                for key in _SHAPED:
+                    moments[key] = moments[key].to(parameter.device)
                 optimizer.state[parameter] = moments
         for batch in batches:
             loss = answer_token_loss(peft_model, batch)

@@ -26,7 +26,7 @@ from airtune.client import (
 )
 from airtune.data import Batch, encode, eval_batches, load_task, local_batches, partition
 from airtune.devices import DeviceProfile
-from airtune.evaluate import answer_loss, exact_match, label_accuracy
+from airtune.evaluate import answer_loss, exact_match, group_losses, label_accuracy
 from airtune.models import load_model
 from airtune.pruning import (
     Statistics,
@@ -79,12 +79,18 @@ class Evaluation:
 
 
 class Worker:
-    """Holds the base model, the data and the clients' calibration statistics."""
+    """Holds the base model, the data and the clients' calibration statistics.
 
-    def __init__(self, scenario: Scenario) -> None:
+    Args:
+        scenario: whose clients to work for.
+        device: where to compute, e.g. `cuda`; None takes CUDA where there is one.
+    """
+
+    def __init__(self, scenario: Scenario, *, device: str | None = None) -> None:
         self.scenario = scenario
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load_model(scenario.model, seed=scenario.seed)
-        self._model, self._tokenizer = loaded.model, loaded.tokenizer
+        self._model, self._tokenizer = loaded.model.to(self._device), loaded.tokenizer
         self.shape, self._fingerprint = loaded.shape, loaded.fingerprint
         self._config = lora_config(scenario.training, loaded.lora_targets)
         self._load_data()
@@ -107,7 +113,7 @@ class Worker:
         )
         owned = [[data[i] for i in share] for share in shares]
         self._train_data = [own[held_out:] for own in owned]
-        self._client_test_batches = [eval_batches(own[:held_out], batch_size) for own in owned]
+        self._client_test_data = [own[:held_out] for own in owned]
 
     @cached_property
     def setting(self) -> Setting:
@@ -151,7 +157,9 @@ class Worker:
     def train(self, job: ClientJob) -> ClientUpdate:
         """Cut, fine-tune and answer, as the client's device would."""
         section = self.scenario.training
-        batches = self.batches(job.round, job.client, job.local_steps)
+        batches = [
+            batch.to(self._device) for batch in self.batches(job.round, job.client, job.local_steps)
+        ]
         structure, submodel = self._submodel(job.client, job.pruning)
         moments = None
         if job.optimizer_state is not None:
@@ -203,8 +211,8 @@ class Worker:
         with adapted(self._model, self._config, adapter) as model:
             model.eval()
             loss = answer_loss(model, self._test_batches)
-            own = [answer_loss(model, batches) for batches in self._client_test_batches if batches]
-            if own:
+            if scenario.task.client_eval_examples:
+                own = group_losses(model, self._client_test_data, scenario.evaluation.batch_size)
                 metrics["mean_client_loss"] = sum(own) / len(own)
                 metrics["worst_client_loss"] = max(own)
             if self._task.choices is not None:
@@ -213,7 +221,6 @@ class Worker:
                     self._tokenizer,
                     self._task.test,
                     self._task.choices,
-                    max_tokens=scenario.task.max_tokens,
                     batch_size=scenario.evaluation.batch_size,
                 )
             elif final and scenario.evaluation.generate:

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from airtune.client import Adapter, ClientJob, ClientUpdate
-    from airtune.worker import Evaluation, Setting
-    from airtune.workload import StepTokens
+from airtune.client import Adapter, ClientFailure, ClientJob, ClientUpdate
+from airtune.worker import Evaluation, Setting
+from airtune.workload import StepTokens
 
-
-@dataclass(frozen=True)
-class ClientFailure:
-    """One client's work failed; the round goes on without it."""
-
-    client: int
-    reason: str
-    after_s: float | None = None
-    """How long the round waited for it, where the clock is real."""
+__all__ = ["ClientFailure", "Engine"]
 
 
 class Engine(Protocol):

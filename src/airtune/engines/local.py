@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from airtune.client import Adapter, ClientJob, ClientUpdate
-from airtune.engines import ClientFailure
+from airtune.client import Adapter, ClientFailure, ClientJob, ClientUpdate, failure_of
 from airtune.scenario import Scenario
 from airtune.worker import Evaluation, Setting, Worker
 from airtune.workload import StepTokens
 
 
 class LocalEngine:
-    """Runs every client in this process; implements `airtune.engines.Engine`."""
+    """Runs every client in this process; implements `airtune.engines.Engine`.
 
-    def __init__(self, scenario: Scenario) -> None:
-        self._worker = Worker(scenario)
+    Args:
+        scenario: whose clients to work for.
+        device: where to compute; None takes CUDA where there is one.
+    """
+
+    def __init__(self, scenario: Scenario, *, device: str | None = None) -> None:
+        self._worker = Worker(scenario, device=device)
 
     def setting(self) -> Setting:
         """Describe clients, data and model."""
@@ -35,8 +39,7 @@ class LocalEngine:
             try:
                 yield self._worker.train(job)
             except (RuntimeError, ArithmeticError) as error:
-                first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-                yield ClientFailure(job.client, f"{type(error).__name__}: {first_line}")
+                yield failure_of(job, error)
 
     def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:
         """Measure the full model with the adapter."""

@@ -1,0 +1,207 @@
+"""Workers in processes of their own, on this machine or on a Ray cluster (`airtune[ray]`).
+
+Every worker loads the base model once and can do any client's work. A worker that dies is
+replaced, and the job that it had is done again: jobs carry all they depend on, so that the
+record does not show it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from airtune.client import Adapter, ClientFailure, ClientJob, ClientUpdate, failure_of
+from airtune.errors import InputError, RunError
+from airtune.scenario import Scenario, scenario_from_dict
+from airtune.worker import Evaluation, Setting, Worker
+from airtune.workload import StepTokens
+
+ATTEMPTS = 3
+"""How often a job is given out before its client counts as failed."""
+
+
+class _RemoteWorker:
+    """What runs in each of Ray's processes."""
+
+    def __init__(self, scenario_values: dict[str, Any], threads: int, device: str | None) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._worker = Worker(scenario_from_dict(scenario_values), device=device)
+
+    def train(self, job: ClientJob, adapter: Adapter) -> ClientUpdate | ClientFailure:
+        try:
+            return self._worker.train(replace(job, adapter=adapter))
+        except (RuntimeError, ArithmeticError) as error:
+            return failure_of(job, error)
+
+    def call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        return getattr(self._worker, name)(*arguments, **options)
+
+    def setting(self) -> Setting:
+        return self._worker.setting
+
+
+class RayEngine:
+    """Spreads the clients of a round over Ray actors; implements `airtune.engines.Engine`.
+
+    Args:
+        scenario: whose clients to work for.
+        workers: processes; default: one a core, and no more than there are clients.
+        address: of a running cluster; None starts Ray on this machine.
+        gpus_per_worker: share of a GPU that each worker takes, e.g. 0.25.
+        threads: of each worker; default: this machine's cores over the workers. The last
+            digits of a float32 sum depend on it, so records are compared at equal threads.
+
+    Raises:
+        InputError: Ray is not installed, the cluster does not answer, or a number is not allowed.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        workers: int | None = None,
+        address: str | None = None,
+        gpus_per_worker: float = 0.0,
+        threads: int | None = None,
+    ) -> None:
+        clients = len(scenario.client_devices)
+        cores = os.cpu_count() or 1
+        count = workers if workers is not None else min(cores, clients)
+        if count < 1:
+            raise InputError(f"--workers {count}: must be 1 or more")
+        if not 0 <= gpus_per_worker <= 8:
+            raise InputError(f"--gpus-per-worker {gpus_per_worker}: must be from 0 to 8")
+        self._ray = _started(address, count)
+        self._remote = self._ray.remote(_RemoteWorker)
+        self._options = {"num_cpus": 1 if address else 0, "num_gpus": gpus_per_worker}
+        device = "cuda" if gpus_per_worker > 0 else "cpu"
+        each = threads or max(1, cores // count)
+        self._arguments = (scenario.model_dump(mode="json"), each, device)
+        self._workers = [self._new_worker() for _ in range(count)]
+
+    def _new_worker(self) -> Any:
+        return self._remote.options(**self._options).remote(*self._arguments)
+
+    def setting(self) -> Setting:
+        """Describe clients, data and model."""
+        setting: Setting = self._ask("setting")
+        return setting
+
+    def initial_adapter(self) -> Adapter:
+        """Return the adapter that the first round starts from."""
+        adapter: Adapter = self._ask("call", "initial_adapter")
+        return adapter
+
+    def step_tokens(self, round: int, client: int) -> tuple[StepTokens, ...]:
+        """Return the size of each local step that a client will do in a round."""
+        steps: tuple[StepTokens, ...] = self._ask("call", "step_tokens", round, client)
+        return steps
+
+    def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:
+        """Measure the full model with the adapter."""
+        evaluation: Evaluation = self._ask("call", "evaluate", adapter, final=final)
+        return evaluation
+
+    def save_adapter(self, adapter: Adapter, folder: str) -> None:
+        """Write the adapter in PEFT's format; the folder must be one that workers can reach."""
+        self._ask("call", "save_adapter", adapter, folder)
+
+    def train(self, jobs: Iterable[ClientJob]) -> Iterator[ClientUpdate | ClientFailure]:
+        """Do the jobs on all workers at once; yield each outcome as it ends.
+
+        A client's jobs go to the same worker where that is free, since it has the client's
+        calibration; otherwise to whichever is.
+        """
+        waiting = deque(jobs)
+        if not waiting:
+            return
+        # The adapter is the same in every job: it is put on the object store once.
+        adapter = self._ray.put(waiting[0].adapter)
+        attempts: dict[int, int] = {}
+        running: dict[Any, tuple[int, ClientJob]] = {}
+        idle = list(range(len(self._workers)))
+        while waiting or running:
+            while waiting and idle:
+                index, job = self._matched(waiting, idle)
+                idle.remove(index)
+                waiting.remove(job)
+                light = replace(job, adapter={})
+                running[self._workers[index].train.remote(light, adapter)] = (index, job)
+            (done,), _ = self._ray.wait(list(running), num_returns=1)
+            index, job = running.pop(done)
+            try:
+                yield self._ray.get(done)
+            except self._ray.exceptions.RayActorError:
+                self._workers[index] = self._new_worker()
+                attempts[job.client] = attempts.get(job.client, 0) + 1
+                if attempts[job.client] >= ATTEMPTS:
+                    yield ClientFailure(job.client, f"its worker died {ATTEMPTS} times")
+                else:
+                    waiting.appendleft(job)
+            idle.append(index)
+
+    def _matched(self, waiting: deque[ClientJob], idle: list[int]) -> tuple[int, ClientJob]:
+        for job in waiting:
+            home = job.client % len(self._workers)
+            if home in idle:
+                return home, job
+        return idle[0], waiting[0]
+
+    def close(self) -> None:
+        """Stop the workers, and Ray where this engine started it."""
+        for worker in self._workers:
+            self._ray.kill(worker)
+        self._workers = []
+        self._ray.shutdown()
+
+    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Ask the first worker; one that died is replaced and asked again."""
+        for _ in range(ATTEMPTS):
+            try:
+                remote = getattr(self._workers[0], method)
+                return self._ray.get(remote.remote(*arguments, **options))
+            except self._ray.exceptions.RayTaskError as error:
+                cause = error.cause
+                if isinstance(cause, (InputError, RunError)):
+                    raise cause from None
+                raise
+            except self._ray.exceptions.RayActorError as error:
+                if isinstance(error, self._ray.exceptions.ActorDiedError) and _refused(error):
+                    raise InputError(str(_refused(error))) from None
+                self._workers[0] = self._new_worker()
+        raise RunError(f"a worker died {ATTEMPTS} times: is there enough memory for the model?")
+
+
+def _refused(error: Exception) -> InputError | None:
+    """Return the InputError that kept a worker from starting, where that is why it died."""
+    cause = getattr(error, "cause", None) or error.__cause__
+    return cause if isinstance(cause, InputError) else None
+
+
+def _started(address: str | None, workers: int) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--engine ray needs Ray: pip install 'airtune[ray]'") from None
+    try:
+        if address is None:
+            ray.init(
+                num_cpus=workers,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                configure_logging=False,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"no Ray cluster at '{address}': {line}") from None
+    return ray
