@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airtune.data import partition
-from airtune.data.partition import _draw_counts
+from airtune.data.partition import _draw_counts, _uneven_sizes
 from airtune.errors import InputError
 from airtune.scenario import PartitionSection
 
@@ -116,6 +116,16 @@ def test_quantity_sizes_follow_alpha_and_the_smallest_size() -> None:
     assert spread[0.1] > 100 > 10 > spread[1000.0]
     shares = split(labels, 10, kind="quantity", alpha=0.01, min_examples=5, held_out=2)
     assert min(len(share) for share in shares) == 7
+
+
+@given(st.integers(1, 40), st.integers(0, 200), st.sampled_from([0.05, 1.0, 50.0]))
+def test_quantity_sizes_are_rounded_without_losing_an_example(
+    clients: int, spare: int, alpha: float
+) -> None:
+    sizes = _uneven_sizes(3 * clients + spare, clients, alpha, 3, np.random.default_rng(0))
+    weights = np.random.default_rng(0).dirichlet(np.full(clients, alpha))
+    assert sizes.sum() == 3 * clients + spare
+    assert np.all(np.abs(sizes - 3 - spare * weights) < 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    ByT5Tokenizer,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from airtune.data import IGNORED, Encoded, Example, answer_tokens, encode, eval_batches
 from airtune.data.batches import prompt_tokens
@@ -29,22 +37,39 @@ TOKENIZER = ByT5Tokenizer()
 TEXTS = ["one", "twenty two", "three hundred and thirty three", "4", "fifty-five and a half"]
 
 
-@pytest.fixture(scope="module")
-def model() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(TOKENIZER),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,  # far from uniform predictions
-        pad_token_id=0,
-        eos_token_id=TOKENIZER.eos_token_id,
-    )
+def small_model(family: str) -> PreTrainedModel:
+    """Rotary positions; learned positions; windows of attention and capped logits."""
+    common = {
+        "vocab_size": len(TOKENIZER),
+        "initializer_range": 0.3,  # far from uniform predictions
+        "pad_token_id": 0,
+        "eos_token_id": TOKENIZER.eos_token_id,
+    }
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    config: PretrainedConfig
+    match family:
+        case "llama":
+            config = LlamaConfig(**common, **sizes)
+        case "gpt2":
+            config = GPT2Config(**common, n_embd=32, n_layer=2, n_head=4, bos_token_id=1)
+        case _:
+            config = Gemma2Config(
+                **common, **sizes, head_dim=8, sliding_window=8, final_logit_softcapping=5.0
+            )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForCausalLM(config).eval()
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2"])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return small_model(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +105,8 @@ def test_answer_loss_is_the_mean_over_tokens_however_batched(
 
 # peft asks transformers for an attribute by its old name.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_answer_loss_under_peft(model: LlamaForCausalLM, encoded: list[Encoded]) -> None:
+def test_answer_loss_under_peft(encoded: list[Encoded]) -> None:
+    model = small_model("llama")
     with torch.random.fork_rng():
         torch.manual_seed(1)
         adapted = get_peft_model(

@@ -121,6 +121,7 @@ def choice_scores(
         first = causal(
             input_ids=ids,
             attention_mask=mask,
+            position_ids=_positions(mask),
             use_cache=True,
             logits_to_keep=1,
         )
@@ -135,6 +136,7 @@ def choice_scores(
             rest = causal(
                 input_ids=fed.clamp(min=0),
                 attention_mask=wide,
+                position_ids=_positions(wide)[:, -fed.shape[1] :],
                 past_key_values=cache,
             )
             logits = torch.cat([logits, rest.logits], dim=1)
@@ -163,10 +165,12 @@ def exact_match(
         tokenizer: the model's.
         examples: at least one.
         batch_size: prompts continued together.
-        max_new_tokens: where to give up; default: twice the longest reference answer.
+        max_new_tokens: where to give up; default: half as much again as the longest
+            reference answer.
     """
     if max_new_tokens is None:
-        max_new_tokens = 2 * max(len(answer_tokens(e.answer, tokenizer)) for e in examples)
+        longest = max(len(answer_tokens(e.answer, tokenizer)) for e in examples)
+        max_new_tokens = 3 * longest // 2
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -242,6 +246,11 @@ def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tupl
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     return ids.to(device), mask.to(device)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Return each token's place in its text; models with learned positions need it told."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def _device(model: nn.Module) -> torch.device:
