@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import NAMES, small_model, text_batch
 from torch import nn
 
 from airtune.errors import InputError
@@ -13,6 +12,7 @@ from airtune.pruning import Structure, calibrate, choose, cut, whole
 from airtune.pruning.layers import blocks_of, output_projection
 from airtune.pruning.structure import entries
 from airtune.workload import kept_parameters, realised_pruning
+from small_models import NAMES, small_model, text_batch
 
 
 def some_structure(shape, *, drop_block: int | None = None, no_attention: int | None = None):

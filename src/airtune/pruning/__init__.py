@@ -9,7 +9,7 @@ values, held = scatter_adapter(adapter, structure, shape)
 """
 
 from airtune.pruning.adapter import gather_adapter, scatter_adapter
-from airtune.pruning.calibrate import calibrate
+from airtune.pruning.calibration import calibrate
 from airtune.pruning.choice import choose, cost_curve
 from airtune.pruning.statistics import Statistics, load_statistics, save_statistics, text_hash
 from airtune.pruning.structure import Structure, whole

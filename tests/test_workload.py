@@ -1,0 +1,182 @@
+"""Counting against a FLOP counter on real submodels, adapters that PEFT makes, the affine fit."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from airtune.errors import InputError
+from airtune.models import label_logits, lora_targets, shape_of
+from airtune.pruning import calibrate, choose, cut
+from airtune.workload import (
+    SHAPES,
+    ModelShape,
+    StepTokens,
+    adapter_values,
+    affine_coefficients,
+    full_sizes,
+    memory_bytes,
+    payload_bits,
+    realised_pruning,
+    training_flops,
+    uniform_sizes,
+)
+from small_models import NAMES, small_model, text_batch
+
+RANK = 2
+SMOL = SHAPES["smollm2-135m-instruct"]
+STEP = StepTokens(rows=8, length=160, label_tokens=700)
+
+
+def with_lora(model, shape):
+    config = LoraConfig(
+        r=RANK,
+        target_modules=list(lora_targets(shape)),
+        fan_in_fan_out=shape.table.transposed,
+        init_lora_weights=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about Transformers' renamed properties
+        return get_peft_model(model, config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("pruning", [0.0, 0.5])
+def test_flops_are_those_of_a_real_step(name: str, pruning: float) -> None:
+    model = small_model(name, attention="eager")
+    shape = shape_of(model)
+    batch = text_batch(rows=6, length=20)
+    statistics = calibrate(model, shape, [batch])
+    structure = choose(statistics, shape, pruning)
+    peft_model = with_lora(cut(model, shape, structure, statistics), shape)
+    targets = batch.labels[:, 1:][batch.labels[:, 1:] != -100]
+
+    with FlopCounterMode(display=False) as forward:
+        loss = torch.nn.functional.cross_entropy(label_logits(peft_model, batch), targets)
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    counted = forward.get_total_flops() + backward.get_total_flops()
+
+    step = StepTokens(rows=6, length=20, label_tokens=len(targets))
+    expected = training_flops(shape, structure.sizes, step, lora_rank=RANK)
+    # Beside what is modelled: rotary angles (positions x frequencies), projections of OPT-350m.
+    besides = counted - expected
+    ropes = 2 if name == "gemma3" else 1
+    limit = ropes * 2 * 20 * shape.head_dim / 2
+    if shape.head_inputs != shape.hidden:
+        # Embedding up (forward only), head's input down (forward and backward).
+        limit += 2 * 6 * 20 * shape.head_inputs * shape.hidden * 3
+    assert 0 <= besides <= limit
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_adapter_values_are_what_peft_trains(name: str) -> None:
+    model = small_model(name)
+    shape = shape_of(model)
+    statistics = calibrate(model, shape, [text_batch(rows=8)])
+    for pruning in (0.0, 0.3, 0.6):
+        structure = choose(statistics, shape, pruning)
+        peft_model = with_lora(cut(model, shape, structure, statistics), shape)
+        trained = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
+        assert adapter_values(shape, structure.sizes, lora_rank=RANK) == trained
+
+
+def test_payload_is_values_bitmap_and_header() -> None:
+    shape = SHAPES["tiny"]
+    values = adapter_values(shape, full_sizes(shape), lora_rank=4)
+    bitmap = 3 * (32 + 2)
+    bits = payload_bits(shape, full_sizes(shape), lora_rank=4, bits_per_value=16)
+    assert bits == 16 * values + bitmap + 1024
+    without = payload_bits(
+        shape, full_sizes(shape), lora_rank=4, bits_per_value=16, with_unit_indices=False
+    )
+    assert bits - without == bitmap
+
+
+@given(st.floats(0, 0.85))
+def test_uniform_sizes_meet_the_rate(pruning: float) -> None:
+    sizes = uniform_sizes(SMOL, pruning)
+    assert abs(realised_pruning(SMOL, sizes) - pruning) <= 0.01
+    assert all(channels % SMOL.channel_multiple == 0 for channels in sizes.mlp_channels)
+
+
+@given(st.floats(0, 0.8), st.floats(0, 0.8))
+def test_costs_fall_with_pruning(one: float, other: float) -> None:
+    low, high = (uniform_sizes(SMOL, rate) for rate in sorted((one, other)))
+    assert training_flops(SMOL, high, STEP, lora_rank=8) <= training_flops(
+        SMOL, low, STEP, lora_rank=8
+    ) * (1 + 1e-3)
+    assert payload_bits(SMOL, high, lora_rank=8, bits_per_value=16) <= payload_bits(
+        SMOL, low, lora_rank=8, bits_per_value=16
+    ) * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_affine_model_follows_the_counts(shape: ModelShape) -> None:
+    costs = affine_coefficients(shape, (STEP, STEP), lora_rank=8, bits_per_value=16)
+    for tenth in range(9):
+        sizes = uniform_sizes(shape, tenth / 10)
+        pruning = realised_pruning(shape, sizes)
+        flops = 2 * training_flops(shape, sizes, STEP, lora_rank=8)
+        bits = payload_bits(shape, sizes, lora_rank=8, bits_per_value=16)
+        memory = memory_bytes(shape, sizes, STEP, lora_rank=8)
+        # Attention scores follow the groups, which go in whole steps: coarse ones in `tiny`.
+        few_groups = shape.blocks * shape.kv_heads < 10
+        assert costs.flops(pruning) == pytest.approx(flops, rel=0.08 if few_groups else 0.02)
+        assert costs.payload_bits(pruning) == pytest.approx(bits, rel=0.01)
+        modelled = costs.memory_fixed_bytes + costs.memory_full_bytes * (1 - pruning)
+        assert modelled == pytest.approx(memory, rel=0.02)
+
+
+def test_memory_sets_the_smallest_pruning() -> None:
+    costs = affine_coefficients(SMOL, (STEP,), lora_rank=8, bits_per_value=16)
+    whole = memory_bytes(SMOL, full_sizes(SMOL), STEP, lora_rank=8)
+    assert costs.min_pruning(2 * whole) == 0
+    assert costs.min_pruning(costs.memory_fixed_bytes / 2) > 1
+    rate = costs.min_pruning(0.8 * whole)
+    assert 0 < rate < 1
+    assert memory_bytes(SMOL, uniform_sizes(SMOL, rate), STEP, lora_rank=8) == pytest.approx(
+        0.8 * whole, rel=0.02
+    )
+
+
+@pytest.mark.parametrize("pruning", [-0.1, 1.0, 1.5, float("nan"), float("inf")])
+def test_impossible_rates_are_refused(pruning: float) -> None:
+    with pytest.raises(InputError, match=r"pruning = .*must be in \[0, 1\)"):
+        uniform_sizes(SMOL, pruning)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "bert"}, "'bert' cannot be cut; known: llama, mistral"),
+        ({"hidden_size": 0}, "hidden_size = 0"),
+        ({"vocab_size": None}, "vocab_size = None"),
+        ({"num_key_value_heads": 4}, "9 query heads are not a multiple of 4"),
+    ],
+)
+def test_configurations_that_cannot_be_cut_are_refused(change: dict, message: str) -> None:
+    config = {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    }
+    assert ModelShape.of_config(config) == SMOL
+    with pytest.raises(InputError, match=message):
+        ModelShape.of_config({**config, **change})
+
+
+def test_channel_multiples() -> None:
+    assert SMOL.channel_multiple == 16
+    assert SHAPES["tiny"].channel_multiple == 1
