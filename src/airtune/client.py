@@ -126,7 +126,8 @@ def lora_config(section: TrainingSection, targets: Sequence[str]) -> LoraConfig:
     """Return the PEFT configuration of a run: LoRA on every linear layer of the blocks."""
     return LoraConfig(
         r=section.lora_rank,
-        lora_alpha=section.lora_alpha,
+        # PEFT types it as an integer, but only divides it by the rank.
+        lora_alpha=section.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=0.0,
         target_modules=list(targets),
         bias="none",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,7 +104,7 @@ def run(
     scenario: Scenario,
     *,
     out: str | Path,
-    engine: Engine | None = None,
+    engine: Engine | Callable[[Scenario], Engine] = LocalEngine,
     resume: bool = False,
     replace: bool = False,
     observer: Observer | None = None,
@@ -114,7 +114,8 @@ def run(
     Args:
         scenario: what to run.
         out: the run directory.
-        engine: who does the clients' work; default: this process. It stays open if given.
+        engine: who does the clients' work: an engine, which stays open, or what makes one,
+            which is closed at the end. Default: this process.
         resume: go on from the last usable checkpoint in `out`.
         replace: throw away the run that `out` holds.
         observer: told of progress.
@@ -128,22 +129,19 @@ def run(
     """
     watch = observer or Unwatched()
     profiles = _checked_profiles(scenario)
-    identity = {
-        "scenario_values": scenario.model_dump(mode="json"),
-        "method": scenario.planning.method,
-    }
+    values, method = scenario.model_dump(mode="json"), scenario.planning.method
     if resume:
-        directory = RunDirectory.resume(out, **identity)
+        directory = RunDirectory.resume(out, scenario_values=values, method=method)
     else:
-        directory = RunDirectory.create(out, **identity, replace=replace)
+        directory = RunDirectory.create(out, scenario_values=values, method=method, replace=replace)
     with directory:
         if not directory.finished:
             watch.preparing("loading model and data")
-            used = engine or LocalEngine(scenario)
+            used = engine(scenario) if callable(engine) else engine
             try:
                 _run_rounds(scenario, profiles, directory, used, watch)
             finally:
-                if engine is None:
+                if callable(engine):
                     used.close()
     return read_record(out)
 

@@ -30,6 +30,22 @@ def run(
     replace: Annotated[
         bool, typer.Option("--replace", help="Throw away the run that --out holds.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local (this process) or ray (many, any Ray cluster).")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Ray: processes. Default: one a core.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Ray: a running cluster. Default: start one.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option("--gpus-per-worker", help="Ray: share of a GPU for each worker.")
+    ] = 0.0,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", help="CPU threads of each process. Default: all cores shared."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a round, and nothing else.")
@@ -47,6 +63,8 @@ def run(
       airtune run tiny --out runs/first --set rounds=6
 
       airtune run mine.toml --method bcd --resume
+
+      airtune run mine.toml --engine ray --workers 4 --gpus-per-worker 0.25
     """
     from airtune.cli.progress import observer
     from airtune.scenario import load_scenario
@@ -57,11 +75,21 @@ def run(
     loaded = load_scenario(scenario, settings)
     folder = out or Path("runs") / f"{loaded.name}-{loaded.planning.method}"
 
+    from airtune.engines.choice import engine_maker
     from airtune.federation import run as run_federation
     from airtune.report import summary_table, write_report
 
+    make_engine = engine_maker(
+        engine,
+        workers=workers,
+        address=address,
+        gpus_per_worker=gpus_per_worker,
+        threads=threads,
+    )
     with observer(loaded, quiet=quiet, as_json=as_json) as watch:
-        record = run_federation(loaded, out=folder, resume=resume, replace=replace, observer=watch)
+        record = run_federation(
+            loaded, out=folder, engine=make_engine, resume=resume, replace=replace, observer=watch
+        )
     page = write_report(folder)
     if not quiet and not as_json:
         from rich.console import Console

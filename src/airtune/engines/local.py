@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import torch
+
 from airtune.client import Adapter, ClientFailure, ClientJob, ClientUpdate, failure_of
 from airtune.scenario import Scenario
 from airtune.worker import Evaluation, Setting, Worker
@@ -16,9 +18,14 @@ class LocalEngine:
     Args:
         scenario: whose clients to work for.
         device: where to compute; None takes CUDA where there is one.
+        threads: of PyTorch on the CPU; None leaves its own choice, all cores.
     """
 
-    def __init__(self, scenario: Scenario, *, device: str | None = None) -> None:
+    def __init__(
+        self, scenario: Scenario, *, device: str | None = None, threads: int | None = None
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
         self._worker = Worker(scenario, device=device)
 
     def setting(self) -> Setting:

@@ -248,7 +248,11 @@ class RunDirectory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None and not self.finished:
+        if isinstance(error, InputError) and not (self.path / ROUNDS).exists():
+            # Nothing began: the folder must not stand in the way of the mended command.
+            with suppress(Exception):
+                _remove_run(self.path)
+        elif error is not None and not self.finished:
             line = " ".join(str(error).split()) or type(error).__name__
             self._info.update(status="failed", ended_at=_now(), error=line)
             # The error itself is what the user has to see, not that this note failed too.
