@@ -1,0 +1,1 @@
+"""The Flower app: two thin ends; everything else is the installed library."""

@@ -1,0 +1,22 @@
+"""The device's end: carries a message to the resident worker and its answer back."""
+
+from __future__ import annotations
+
+import os
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from airtune.deploy.resident import SOCKET_VARIABLE, ask
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Hand the body over; every check and all work are the resident worker's."""
+    body = message.content.config_records["airtune"]["body"]
+    if not isinstance(body, bytes):
+        raise TypeError("a message without a body")
+    answer = ask(os.environ[SOCKET_VARIABLE], body)
+    return Message(RecordDict({"airtune": ConfigRecord({"body": answer})}), reply_to=message)

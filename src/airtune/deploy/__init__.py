@@ -1,0 +1,1 @@
+"""Parts that carry a run onto real devices: keys, messages, pacing, the device's own processes."""

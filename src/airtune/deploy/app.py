@@ -1,0 +1,130 @@
+"""What Flower's ServerApp runs: the round loop of `airtune.federation`, on devices."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from airtune.deploy.bands import SocketBands
+from airtune.deploy.engine import Conditions, FlowerEngine
+from airtune.deploy.roster import Post
+from airtune.errors import InputError, RunError
+from airtune.federation import run
+from airtune.record import RoundRecord
+from airtune.scenario import load_scenario
+
+
+class Told:
+    """Tells a run's progress, line by line, in a file that the waiting command prints."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+
+    def say(self, line: str) -> None:
+        """Add a line."""
+        print(line, flush=True)
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def preparing(self, what: str) -> None:
+        """Say what takes a while."""
+        self.say(what)
+
+    def started(self, initial_loss: float | None) -> None:
+        """Say where the run starts."""
+        self.say(f"untrained: loss {_shown(initial_loss)}")
+
+    def client_started(self, round: int, client: str) -> None:
+        """Say nothing: the messages have not left yet."""
+
+    def round_ended(self, record: RoundRecord) -> None:
+        """Say how the round went, and which clients it went without."""
+        out = [client for client in record.clients if client.status != "ok"]
+        missing = "; ".join(f"{client.name} {client.status}" for client in out)
+        self.say(
+            f"round {record.round}: loss {_shown(record.eval_loss)}, "
+            f"{record.round_latency_s:.2f} s on the clock (planned "
+            f"{_shown(record.predicted_latency_s)}), {record.wall_s:.2f} s in all"
+            + (f"; without {missing}" if missing else "")
+        )
+
+
+def run_on_devices(post: Post, config: Mapping[str, Any], run_id: str) -> None:
+    """Run a scenario on the connected devices, as the app's configuration says.
+
+    Whether it went well is left in the file `outcome`, for the command that waits.
+
+    Raises:
+        InputError, RunError: as `airtune.federation.run`.
+    """
+    outcome = Path(str(config["outcome"])) if config["outcome"] else None
+    try:
+        _run(post, config, run_id)
+    except (InputError, RunError) as error:
+        exit_status = 2 if isinstance(error, InputError) else 1
+        _leave(outcome, {"ok": False, "exit": exit_status, "error": str(error)})
+        raise
+    except Exception as error:
+        _leave(outcome, {"ok": False, "exit": 1, "error": f"{type(error).__name__}: {error}"})
+        raise
+    _leave(outcome, {"ok": True})
+
+
+def _run(post: Post, config: Mapping[str, Any], run_id: str) -> None:
+    scenario = load_scenario(str(config["scenario"]), json.loads(str(config["overrides"])))
+    out = Path(str(config["out"]) or f"runs/{scenario.name}-devices")
+    devices = int(config["devices"]) or len(scenario.client_names)
+    if devices > len(scenario.client_names):
+        raise InputError(
+            f"--devices {devices}: scenario '{scenario.name}' has {len(scenario.client_names)} "
+            "clients"
+        )
+    timings = out.with_name(out.name + ".timings.jsonl")
+    if not config["resume"]:
+        timings.unlink(missing_ok=True)
+    timings.parent.mkdir(parents=True, exist_ok=True)
+    told = Told(Path(str(config["progress"])) if config["progress"] else None)
+    told.say("loading model and data")
+    engine = FlowerEngine(
+        scenario,
+        post,
+        Conditions(
+            devices=devices,
+            wait_s=float(config["wait-s"]),
+            slack=float(config["slack"]),
+            engine_s=float(config["engine-s"]),
+        ),
+        run=run_id,
+        wire_log=Path(str(config["wire"])) if config["wire"] else None,
+        bands=SocketBands(Path(str(config["bands"]))) if config["bands"] else None,
+        timings=timings,
+        say=told.say,
+    )
+    begin = time.perf_counter()
+    try:
+        run(
+            scenario,
+            out=out,
+            engine=engine,
+            resume=bool(config["resume"]),
+            replace=bool(config["replace"]),
+            observer=told,
+        )
+    finally:
+        engine.close()
+    told.say(f"done in {time.perf_counter() - begin:.1f} s")
+
+
+def _leave(path: Path | None, outcome: Mapping[str, Any]) -> None:
+    if path is not None:
+        written = path.with_suffix(".new")
+        written.write_text(json.dumps(outcome), encoding="utf-8")
+        written.replace(path)
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

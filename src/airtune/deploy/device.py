@@ -1,0 +1,231 @@
+"""What a device does with the server's messages: introduce itself, cut, train, answer.
+
+It lives in the resident worker, so that the model, the calibration and AdamW's moments stay
+between rounds. Whatever goes wrong becomes a refusal with its reason: no message ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from airtune.client import Adapter, ClientJob, ClientUpdate, OptimizerState
+from airtune.deploy import privacy as dp
+from airtune.deploy.codec import adapter_arrays, adapter_of, structure_array
+from airtune.deploy.pacing import Pacer
+from airtune.deploy.protocol import (
+    PROTOCOL,
+    Fields,
+    Hello,
+    Introduction,
+    Job,
+    Privacy,
+    ProtocolError,
+    Refusal,
+    Step,
+    Update,
+    agreement,
+    disagreement,
+    kind_of,
+    pack,
+    unpack,
+)
+from airtune.devices import profile_of
+from airtune.errors import InputError, RunError
+from airtune.pruning import gather_adapter
+from airtune.scenario import Scenario
+from airtune.worker import Worker
+
+_PROBE_STEPS = 2
+"""Local steps by which the device's speed is measured, after one that warms up."""
+
+
+class Device:
+    """One client of the scenario, on its own machine.
+
+    Args:
+        scenario: this device's copy; the server's has to agree with it.
+        client: the scenario's client whose data this device holds.
+        pacer: holds the upload to the planned rate.
+        folder: where the device remembers what privacy it has spent.
+        privacy: clip and noise before anything leaves, or None.
+
+    Raises:
+        InputError: no such client, or the scenario cannot be combined with privacy.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        client: str,
+        pacer: Pacer,
+        folder: Path,
+        privacy: Privacy | None = None,
+    ) -> None:
+        if client not in scenario.client_names:
+            raise InputError(
+                f"client '{client}' is not in scenario '{scenario.name}': its clients are "
+                f"{', '.join(scenario.client_names)}"
+            )
+        if privacy is not None:
+            dp.require_private_scenario(scenario)
+        self._scenario, self._client, self._pacer = scenario, client, pacer
+        self._index = scenario.client_names.index(client)
+        self._privacy, self._ledger = privacy, folder / "privacy.json"
+        self._worker = Worker(scenario)
+        self._run: str | None = None
+        self._moments: OptimizerState | None = None
+        self._introduction: Introduction | None = None
+
+    def handle(self, body: bytes) -> bytes:
+        """Answer one message; never raises."""
+        try:
+            kind = kind_of(body)
+            if kind == "hello":
+                return pack(self._hello(unpack(body, Hello)[0]))
+            if kind == "job":
+                fields, arrays = unpack(body, Job)
+                return self._train(fields, adapter_of(arrays))
+            return _refusal(f"a message of kind '{kind}' is not for devices")
+        except (ProtocolError, InputError, RunError) as error:
+            return _refusal(str(error))
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)  # for whoever looks after the device
+            lines = str(error).strip().splitlines()
+            return _refusal(f"{type(error).__name__}: {lines[0] if lines else ''}")
+
+    def _hello(self, hello: Hello) -> Fields:
+        if hello.protocol != PROTOCOL:
+            return Refusal(
+                reason=f"version mismatch: the server speaks protocol {hello.protocol} (airtune "
+                f"{hello.version}), this device {PROTOCOL} (airtune "
+                f"{version('airtune')}); install the same airtune on both"
+            )
+        difference = disagreement(agreement(self._scenario), hello.scenario)
+        if difference is not None:
+            return Refusal(reason=f"the scenarios differ: {difference}")
+        if self._run != hello.run or self._introduction is None:
+            self._run, self._moments = hello.run, None
+            self._introduction = self._introduced()
+        return self._introduction
+
+    def _introduced(self) -> Introduction:
+        setting = self._worker.setting
+        own = setting.clients[self._index]
+        profile = profile_of(self._scenario.client_devices[self._index])
+        private = self._privacy is not None
+        return Introduction(
+            protocol=PROTOCOL,
+            version=version("airtune"),
+            client=self._client,
+            model_fingerprint=setting.model_fingerprint,
+            examples=own.examples,
+            labels={} if private else {str(key): count for key, count in own.labels.items()},
+            pruning_cost=None if own.pruning_cost is None else list(own.pruning_cost),
+            profile=profile.name,
+            effective_flops=self._measured_speed(),
+            memory_bytes=profile.memory_bytes,
+            next_steps=self._steps(1),
+            privacy=self._privacy,
+        )
+
+    def _measured_speed(self) -> float:
+        """Return FLOP/s over real local steps on the real model, unpruned; the update is lost."""
+        job = ClientJob(
+            round=1,
+            client=self._index,
+            pruning=0.0,
+            local_steps=1,
+            adapter=self._worker.initial_adapter(),
+        )
+        self._worker.train(job)
+        begin = time.perf_counter()
+        update = self._worker.train(replace(job, local_steps=_PROBE_STEPS))
+        return update.flops / (time.perf_counter() - begin)
+
+    def _steps(self, round: int) -> list[Step]:
+        return [
+            Step(rows=step.rows, length=step.length, label_tokens=step.label_tokens)
+            for step in self._worker.step_tokens(round, self._index)
+        ]
+
+    def _train(self, job: Job, adapter: Adapter) -> bytes:
+        if job.run != self._run:
+            return _refusal(f"run {job.run} has not introduced itself to this device")
+        spent = self._spend()
+        begin = time.perf_counter()
+        update = self._worker.train(
+            ClientJob(
+                round=job.round,
+                client=self._index,
+                pruning=job.pruning,
+                local_steps=job.local_steps,
+                adapter=adapter,
+                optimizer_state=self._moments,
+            )
+        )
+        values = self._protected(adapter, update)
+        compute_s = time.perf_counter() - begin
+        self._moments = update.optimizer_state
+        fields = Update(
+            run=job.run,
+            round=job.round,
+            client=self._client,
+            examples=update.examples,
+            train_loss=None if self._privacy is not None else update.train_loss,
+            compute_s=compute_s,
+            next_steps=self._steps(job.round + 1),
+            epsilon=spent,
+        )
+        bits = self._scenario.aggregation.payload_bits_per_value
+        arrays = adapter_arrays(values, bits) | structure_array(
+            update.structure, self._worker.shape
+        )
+        self._pacer.grant(job.uplink_bps)
+        return pack(fields, arrays)
+
+    def _protected(self, before: Adapter, update: ClientUpdate) -> Adapter:
+        if self._privacy is None:
+            return update.adapter
+        import torch
+
+        old = gather_adapter(before, update.structure, self._worker.shape)
+        noised = dp.privatise(
+            {name: value.numpy() for name, value in old.items()},
+            {name: value.numpy() for name, value in update.adapter.items()},
+            clip=self._privacy.clip,
+            noise_multiplier=self._privacy.noise_multiplier,
+        )
+        return {name: torch.from_numpy(value) for name, value in noised.items()}
+
+    def _spend(self) -> float | None:
+        """Count this release before it is made, on disk, so that a restart cannot forget it."""
+        if self._privacy is None:
+            return None
+        releases = 1
+        if self._ledger.exists():
+            releases += int(json.loads(self._ledger.read_text())["releases"])
+        section = self._privacy
+        spent = dp.epsilon(section.noise_multiplier, releases, section.delta)
+        if section.max_epsilon is not None and spent > section.max_epsilon:
+            raise RunError(
+                f"privacy budget used up: this round would bring epsilon to {spent:.3g}, allowed "
+                f"are {section.max_epsilon:g} at delta {section.delta:g}"
+            )
+        written = self._ledger.with_suffix(".new")
+        with written.open("w", encoding="utf-8") as file:
+            json.dump({"releases": releases, "epsilon": spent, "delta": section.delta}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        written.replace(self._ledger)
+        return spent
+
+
+def _refusal(reason: str) -> bytes:
+    return pack(Refusal(reason=reason[:2000] or "refused"))

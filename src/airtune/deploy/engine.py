@@ -1,0 +1,363 @@
+"""The engine whose clients are real devices: implements `airtune.engines.Engine`.
+
+The round loop stays the one in `airtune.federation`. What this adds is the messages, a real
+clock beside the planned one, deadlines, and the checks that an update from outside has to pass.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from airtune.client import Adapter, ClientJob, ClientUpdate, Measured, Planned
+from airtune.deploy.bands import Bands
+from airtune.deploy.checks import checked_update
+from airtune.deploy.codec import adapter_arrays
+from airtune.deploy.meter import WireTimes, read_wire_log, wire_times
+from airtune.deploy.protocol import (
+    Introduction,
+    Job,
+    ProtocolError,
+    Refusal,
+    Step,
+    Update,
+    kind_of,
+    pack,
+    unpack,
+)
+from airtune.deploy.roster import Member, Node, Post, Reply, Roster
+from airtune.devices import DeviceProfile
+from airtune.engines import ClientFailure
+from airtune.errors import InputError, RunError
+from airtune.scenario import Scenario
+from airtune.worker import ClientSetting, Evaluation, Setting, Worker
+from airtune.workload import StepTokens
+
+Outcome = ClientUpdate | ClientFailure
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How long the server waits, and for whom."""
+
+    devices: int
+    """Fewest devices with which a run starts."""
+    wait_s: float = 60.0
+    """How long it waits for them."""
+    slack: float = 3.0
+    """A device is late after the plan's round latency times this, plus `engine_s`."""
+    engine_s: float = 30.0
+    """What Flower itself may add before a device counts as late."""
+    poll_s: float = 0.1
+    """Between two looks at Flower's mailbox, on this machine."""
+
+
+@dataclass
+class _Dispatch:
+    """A job on its way."""
+
+    job: ClientJob
+    member: Member
+    sent_s: float
+
+
+class FlowerEngine:
+    """Has devices do the clients' work.
+
+    Args:
+        scenario: what to run.
+        post: how messages reach devices.
+        conditions: deadlines and the fewest devices.
+        run: names this run to the devices.
+        wire_log: the gateway's log of transfers; without it, transfer times are not known.
+        bands: told each round's band shares, where the network can enforce them.
+        timings: where planned and measured times are written, one JSON object a client and round.
+        say: told who is ready and who was refused.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        post: Post,
+        conditions: Conditions,
+        *,
+        run: str,
+        wire_log: Path | None = None,
+        bands: Bands | None = None,
+        timings: Path | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._scenario, self._post, self._conditions = scenario, post, conditions
+        # The server's own copy: evaluation, the first adapter, the adapter's final form.
+        self._worker = Worker(scenario)
+        self._roster = Roster(scenario, self._worker.setting.model_fingerprint, run)
+        self._steps: dict[int, tuple[StepTokens, ...]] = {}
+        self._wire_log, self._bands, self._timings = wire_log, bands, timings
+        self._wire_offset = 0
+        self._say = say
+
+    def setting(self) -> Setting:
+        """Wait for the devices, and describe the clients as they describe themselves.
+
+        Raises:
+            RunError: fewer devices than asked for within the time allowed.
+        """
+        self._gather()
+        own = self._worker.setting
+        members = [self._roster.members.get(name) for name in self._scenario.client_names]
+        return replace(
+            own,
+            clients=tuple(
+                client if member is None else _client_setting(member.introduction)
+                for client, member in zip(own.clients, members, strict=True)
+            ),
+            profiles=tuple(
+                None if member is None else _profile(member.introduction) for member in members
+            ),
+        )
+
+    def initial_adapter(self) -> Adapter:
+        """Return the adapter that the first round starts from."""
+        return self._worker.initial_adapter()
+
+    def step_tokens(self, round: int, client: int) -> tuple[StepTokens, ...]:
+        """Return the sizes that the device announced; for one that is away, those expected."""
+        return self._steps.get(client) or self._worker.step_tokens(round, client)
+
+    def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:
+        """Measure the full model with the adapter."""
+        return self._worker.evaluate(adapter, final=final)
+
+    def save_adapter(self, adapter: Adapter, folder: str) -> None:
+        """Write the adapter in PEFT's format."""
+        self._worker.save_adapter(adapter, folder)
+
+    def close(self) -> None:
+        """Lift the band shares; the devices stay."""
+        if self._bands is not None:
+            self._bands.lift()
+
+    def train(self, jobs: Iterable[ClientJob]) -> Iterator[Outcome]:
+        """Send the jobs; yield what comes back until all have answered or are late."""
+        names = self._scenario.client_names
+        self._greet(self._roster.strangers(self._post.nodes()))
+        online = {node.id for node in self._post.nodes() if node.online}
+        present: list[tuple[ClientJob, Member]] = []
+        for job in jobs:
+            member = self._roster.members.get(names[job.client])
+            if member is None or member.node.id not in online:
+                yield ClientFailure(job.client, "not connected", after_s=0.0)
+            else:
+                present.append((job, member))
+        if present:
+            yield from self._exchange(present)
+
+    def _exchange(self, present: list[tuple[ClientJob, Member]]) -> Iterator[Outcome]:
+        if self._bands is not None:
+            names = self._scenario.client_names
+            self._bands.grant({names[job.client]: _planned(job) for job, _ in present})
+        bodies = {member.node.id: self._job_body(job) for job, member in present}
+        by_node = {member.node.id: (job, member) for job, member in present}
+        sent_s = time.time()
+        posted = self._post.send(bodies, group=str(present[0][0].round))
+        pending = {message: _Dispatch(*by_node[node], sent_s) for message, node in posted.items()}
+        for node in by_node.keys() - set(posted.values()):
+            yield ClientFailure(by_node[node][0].client, "not sent: Flower took no message")
+        deadline_s = sent_s + self._patience_s(present[0][0])
+        while pending and time.time() < deadline_s:
+            for reply in self._post.collect(list(pending)):
+                yield self._outcome(pending.pop(reply.message), reply)
+            if pending:
+                time.sleep(self._conditions.poll_s)
+        for dispatch in pending.values():
+            waited_s = time.time() - sent_s
+            reason = f"late: no answer within {waited_s:.1f} s"
+            yield ClientFailure(dispatch.job.client, reason, after_s=waited_s)
+
+    def _patience_s(self, job: ClientJob) -> float:
+        return self._conditions.slack * _planned(job).round_s + self._conditions.engine_s
+
+    def _job_body(self, job: ClientJob) -> bytes:
+        fields = Job(
+            run=self._roster.run,
+            round=job.round,
+            pruning=job.pruning,
+            local_steps=job.local_steps,
+            uplink_bps=_planned(job).rate_bps,
+        )
+        bits = self._scenario.aggregation.payload_bits_per_value
+        return pack(fields, adapter_arrays(job.adapter, bits))
+
+    def _outcome(self, dispatch: _Dispatch, reply: Reply) -> Outcome:
+        job, answered_s = dispatch.job, time.time()
+        after_s = answered_s - dispatch.sent_s
+
+        def failed(reason: str) -> ClientFailure:
+            return ClientFailure(job.client, " ".join(reason.split()), after_s=after_s)
+
+        if reply.body is None:
+            # A device that was away is greeted again: it may have lost its run.
+            self._roster.members.pop(self._scenario.client_names[job.client], None)
+            return failed(reply.error)
+        try:
+            if kind_of(reply.body) == Refusal.model_fields["kind"].default:
+                self._roster.members.pop(self._scenario.client_names[job.client], None)
+                return failed(f"refused: {unpack(reply.body, Refusal)[0].reason}")
+            fields, arrays = unpack(reply.body, Update)
+            update = checked_update(
+                fields,
+                arrays,
+                job=job,
+                own=dispatch.member.introduction,
+                run=self._roster.run,
+                scenario=self._scenario,
+                shape=self._worker.shape,
+                steps=self.step_tokens(job.round, job.client),
+            )
+            self._steps[job.client] = _step_tokens(fields.next_steps)
+        except (ProtocolError, InputError) as error:
+            return failed(f"rejected: {error}")
+        wire = self._wire_of(dispatch)
+        measured = _measured(fields, wire, after_s)
+        self._write_timings(dispatch, fields, wire, measured, after_s)
+        return replace(update, measured=measured)
+
+    def _gather(self) -> None:
+        conditions = self._conditions
+        wanted = set(self._scenario.client_names)
+        deadline_s = time.time() + conditions.wait_s
+        while True:
+            left_s = deadline_s - time.time()
+            self._greet(self._roster.strangers(self._post.nodes()), max(left_s, 1.0))
+            if wanted <= self._roster.members.keys():
+                return
+            if time.time() >= deadline_s:
+                break
+            time.sleep(0.5)
+        present = len(self._roster.members)
+        if present >= conditions.devices:
+            return
+        missing = ", ".join(sorted(wanted - self._roster.members.keys()))
+        refused = "; ".join(dict.fromkeys(self._roster.refused.values()))
+        raise RunError(
+            f"{present} of {conditions.devices} devices ready within {conditions.wait_s:g} s; "
+            f"missing: {missing}" + (f"; refused: {refused}" if refused else "")
+        )
+
+    def _greet(self, nodes: Sequence[Node], timeout_s: float = 30.0) -> None:
+        if not nodes:
+            return
+        body = pack(self._roster.hello())
+        by_id = {node.id: node for node in nodes}
+        pending = self._post.send({node.id: body for node in nodes}, group="hello")
+        deadline_s = time.time() + timeout_s
+        while pending and time.time() < deadline_s:
+            for reply in self._post.collect(list(pending)):
+                node = by_id[pending.pop(reply.message)]
+                reason = self._roster.admit(node, reply)
+                if reason is None:
+                    self._welcome(node.id)
+                else:
+                    self._say(f"device {node.name or node.id} refused: {reason}")
+            if pending:
+                time.sleep(self._conditions.poll_s)
+
+    def _welcome(self, node_id: int) -> None:
+        for client, name in enumerate(self._scenario.client_names):
+            member = self._roster.members.get(name)
+            if member is not None and member.node.id == node_id:
+                self._steps[client] = _step_tokens(member.introduction.next_steps)
+                speed = member.introduction.effective_flops
+                self._say(f"{name} is ready: {speed:.3g} FLOP/s")
+
+    def _wire_of(self, dispatch: _Dispatch) -> WireTimes | None:
+        if self._wire_log is None:
+            return None
+        # The gateway writes a transfer's line a moment after its last byte.
+        for _ in range(10):
+            lines, _ = read_wire_log(self._wire_log, self._wire_offset)
+            found = wire_times(lines, dispatch.sent_s).get(dispatch.member.node.key)
+            if found is not None:
+                return found
+            time.sleep(0.05)
+        return None
+
+    def _write_timings(
+        self,
+        dispatch: _Dispatch,
+        fields: Update,
+        wire: WireTimes | None,
+        measured: Measured,
+        after_s: float,
+    ) -> None:
+        if self._timings is None:
+            return
+        planned = _planned(dispatch.job)
+        line = {
+            "round": dispatch.job.round,
+            "client": fields.client,
+            "planned": {
+                "rate_bps": planned.rate_bps,
+                "downlink_s": planned.downlink_s,
+                "compute_s": planned.compute_s,
+                "upload_s": planned.upload_s,
+                "round_s": planned.round_s,
+            },
+            "measured": {
+                "downlink_s": measured.downlink_s,
+                "compute_s": measured.compute_s,
+                "upload_s": measured.upload_s,
+                "engine_s": measured.engine_s,
+                "total_s": after_s,
+            },
+            "uplink_bytes": None if wire is None else wire.uplink_bytes,
+            "downlink_bytes": None if wire is None else wire.downlink_bytes,
+            "epsilon": fields.epsilon,
+        }
+        with self._timings.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _planned(job: ClientJob) -> Planned:
+    if job.planned is None:
+        raise RunError("a job for a device needs its plan")
+    return job.planned
+
+
+def _measured(fields: Update, wire: WireTimes | None, after_s: float) -> Measured:
+    downlink_s = 0.0 if wire is None else wire.downlink_s
+    upload_s = 0.0 if wire is None else wire.upload_s
+    known_s = downlink_s + fields.compute_s + upload_s
+    return Measured(
+        downlink_s=downlink_s,
+        compute_s=fields.compute_s,
+        upload_s=upload_s,
+        engine_s=max(0.0, after_s - known_s),
+    )
+
+
+def _client_setting(own: Introduction) -> ClientSetting:
+    cost = own.pruning_cost
+    return ClientSetting(
+        examples=own.examples,
+        labels={int(label): count for label, count in own.labels.items()},
+        pruning_cost=None if cost is None else tuple((rate, value) for rate, value in cost),
+    )
+
+
+def _profile(own: Introduction) -> DeviceProfile:
+    return DeviceProfile(
+        name=own.profile,
+        peak_flops=own.effective_flops,
+        utilisation=1.0,
+        memory_bytes=own.memory_bytes,
+        power_w=None,
+        source="measured by the device itself, on the model that it trains",
+    )
+
+
+def _step_tokens(steps: Iterable[Step]) -> tuple[StepTokens, ...]:
+    return tuple(StepTokens(step.rows, step.length, step.label_tokens) for step in steps)

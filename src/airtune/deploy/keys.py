@@ -1,0 +1,220 @@
+"""Keys of a deployment: a certificate authority, the server's certificate, a key a device.
+
+Flower authenticates the server by TLS and each device by an elliptic-curve key whose public
+half was registered with the server beforehand. Private files are readable by their owner
+alone, and nothing that exists is overwritten.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from airtune.errors import InputError
+
+_DEVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ALWAYS = ("localhost", "127.0.0.1")
+"""In every server certificate: a device's paced relay is reached by this address."""
+
+
+@dataclass(frozen=True)
+class ServerKeys:
+    """Files that `make_server_keys` writes."""
+
+    authority: Path
+    """`ca.crt`: what every device needs, to know the server by."""
+    certificate: Path
+    private_key: Path
+
+
+@dataclass(frozen=True)
+class DeviceKey:
+    """Files that `make_device_key` writes."""
+
+    private_key: Path
+    """OpenSSH format; never leaves the device."""
+    public_key: Path
+    """What is registered with the server."""
+
+
+def make_server_keys(folder: Path, addresses: Sequence[str], *, days: int = 825) -> ServerKeys:
+    """Make a certificate authority and a server certificate signed by it.
+
+    An authority that is in the folder already is used again, so that a certificate can be
+    renewed without touching the devices.
+
+    Args:
+        folder: where `ca.crt`, `ca.key`, `server.crt` and `server.key` go.
+        addresses: names and IP addresses under which devices reach the server; they become
+            the certificate's subject alternative names, beside localhost.
+        days: how long the certificate is valid; the authority is valid for ten years.
+
+    Raises:
+        InputError: no address, an address that is neither a name nor an IP, or a server
+            certificate that exists.
+    """
+    if not addresses:
+        raise InputError(
+            "--address: give at least one name or IP by which devices reach the server"
+        )
+    names = [_general_name(address) for address in dict.fromkeys((*_ALWAYS, *addresses))]
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = ServerKeys(folder / "ca.crt", folder / "server.crt", folder / "server.key")
+    _refuse_existing(keys.certificate, keys.private_key)
+    authority, authority_key = _authority(folder)
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = (
+        _builder(_name(addresses[0]), authority.subject, key, days)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()),
+            critical=False,
+        )
+        .sign(authority_key, hashes.SHA256())
+    )
+    _write_private(keys.private_key, _pem(key))
+    keys.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    return keys
+
+
+def make_device_key(folder: Path, name: str) -> DeviceKey:
+    """Make one device's key pair on NIST P-384, in the OpenSSH format that Flower reads.
+
+    Raises:
+        InputError: the name is not a plain file name, or the key exists.
+    """
+    if not _DEVICE_NAME.fullmatch(name):
+        raise InputError(f"device name '{name}': letters, digits, '.', '_' and '-' only")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = DeviceKey(folder / name, folder / f"{name}.pub")
+    _refuse_existing(files.private_key, files.public_key)
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    _write_private(files.private_key, private)
+    files.public_key.write_bytes(public + f" {name}\n".encode())
+    return files
+
+
+def public_pem(public_key_file: Path) -> bytes:
+    """Return a registered key file as PEM, the form in which requests carry it.
+
+    Raises:
+        InputError: the file is missing or holds no elliptic-curve public key.
+    """
+    try:
+        key = serialization.load_ssh_public_key(public_key_file.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not an OpenSSH public key"
+        raise InputError(f"cannot read device key '{public_key_file}': {reason}") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise InputError(f"device key '{public_key_file}': not an elliptic-curve key")
+    return key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    certificate_file, key_file = folder / "ca.crt", folder / "ca.key"
+    if certificate_file.exists() and key_file.exists():
+        key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise InputError(f"'{key_file}' is not an elliptic-curve key; remove it and ca.crt")
+        return x509.load_pem_x509_certificate(certificate_file.read_bytes()), key
+    _refuse_existing(certificate_file, key_file)
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _name("airtune deployment authority")
+    certificate = (
+        _builder(name, name, key, 3650)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_signing_only(), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    _write_private(key_file, _pem(key))
+    certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    return certificate, key
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))  # devices' clocks may lag
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _signing_only() -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(address: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(address))
+    except ValueError:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", address):
+            raise InputError(
+                f"--address '{address}': neither a host name nor an IP address (no port, no URL)"
+            ) from None
+        return x509.DNSName(address)
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    # Created closed to others: a chmod afterwards would leave a moment in which it is open.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+
+
+def _refuse_existing(*files: Path) -> None:
+    for file in files:
+        if file.exists():
+            raise InputError(f"'{file}' exists: move it away first, keys are never overwritten")

@@ -1,0 +1,204 @@
+"""Keeping a device's upload within the band share that it was planned: pacers and the relay.
+
+The bytes of an update leave the device from Flower's own process, not from ours. So the pacing
+sits on the path: that process is given the relay's address, and the relay forwards to the
+server through a token bucket. TLS passes through it untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from airtune.errors import InputError, RunError
+from airtune.units import BITS_PER_BYTE
+
+CHUNK_BYTES = 4096
+"""What the relay reads at a time: small beside what even a slow link carries in a second."""
+
+
+class Pacer(Protocol):
+    """What holds a device's uplink to a rate: the relay, the kernel, or an operator's network."""
+
+    def grant(self, uplink_bps: float | None) -> None:
+        """Hold the uplink to this rate from now on; None lifts the limit."""
+
+
+class TokenBucket:
+    """A token bucket: `burst_bytes` may go at once, then `rate_bps` on average.
+
+    Over any interval of t seconds at most burst + rate t / 8 bytes pass.
+    """
+
+    def __init__(
+        self, burst_bytes: float = 2 * CHUNK_BYTES, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._burst, self._clock = burst_bytes, clock
+        self._rate: float | None = None
+        self._level, self._at = burst_bytes, clock()
+        self._lock = threading.Lock()
+
+    def grant(self, uplink_bps: float | None) -> None:
+        """Change the rate, bit/s; what has accumulated so far stays."""
+        if uplink_bps is not None and not uplink_bps > 0:
+            raise InputError(f"uplink rate {uplink_bps!r} bit/s: must be above 0")
+        with self._lock:
+            self._refill()
+            self._rate = uplink_bps
+
+    def take(self, size_bytes: int) -> float:
+        """Take tokens for this many bytes; return how long to wait before sending, s."""
+        with self._lock:
+            if self._rate is None:
+                return 0.0
+            self._refill()
+            # The level may go negative: the debt is what the sender waits off.
+            self._level -= size_bytes
+            return max(0.0, -self._level * BITS_PER_BYTE / self._rate)
+
+    def _refill(self) -> None:
+        now = self._clock()
+        if self._rate is None:
+            self._level = self._burst
+        else:
+            gained = (now - self._at) * self._rate / BITS_PER_BYTE
+            self._level = min(self._burst, self._level + gained)
+        self._at = now
+
+
+class TcPacer:
+    """Linux traffic control: a token bucket filter on the device's own interface (needs root).
+
+    Args:
+        interface: the network interface towards the server.
+        run: what runs `tc`; tests replace it.
+    """
+
+    def __init__(self, interface: str, run: Callable[[Sequence[str]], None] | None = None) -> None:
+        self._interface, self._run = interface, run or _run_tc
+
+    def grant(self, uplink_bps: float | None) -> None:
+        """Replace the interface's root queue by one of this rate, or remove it."""
+        if uplink_bps is None:
+            with contextlib.suppress(RunError):  # there may be none to remove
+                self._run(["qdisc", "del", "dev", self._interface, "root"])
+            return
+        self._run(["qdisc", "replace", "dev", self._interface, "root", *tbf(uplink_bps)])
+
+
+class Unpaced:
+    """Leaves the uplink alone: the operator's network holds each device to its share."""
+
+    def grant(self, uplink_bps: float | None) -> None:
+        """Do nothing."""
+
+
+def tbf(rate_bps: float) -> list[str]:
+    """Return the arguments of `tc` for a token bucket filter of this rate.
+
+    The burst is what 10 ms carry, and at least two full Ethernet frames; the queue holds 300 ms,
+    so that TCP fills it without a long standing queue.
+    """
+    burst = max(3100, int(rate_bps / BITS_PER_BYTE * 0.01))
+    return ["tbf", "rate", f"{max(int(rate_bps), 8)}bit", "burst", str(burst), "latency", "300ms"]
+
+
+def _run_tc(arguments: Sequence[str]) -> None:
+    if shutil.which("tc") is None:
+        raise RunError("pacing by tc: the command `tc` (iproute2) is not installed")
+    done = subprocess.run(["tc", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RunError(f"tc {' '.join(arguments)}: {done.stderr.strip() or 'failed'}")
+
+
+class Relay:
+    """Forwards TCP connections to the server, upload through a token bucket.
+
+    Counts what passed, so that a device can say what its link really carried.
+    """
+
+    def __init__(self, server: tuple[str, int], bucket: TokenBucket) -> None:
+        self.server, self._bucket = server, bucket
+        self.uplink_bytes = 0
+        self.downlink_bytes = 0
+
+    async def serve(self, started: Callable[[int], None], stop: asyncio.Event) -> None:
+        """Listen on a free port of 127.0.0.1, tell it, and forward until `stop`."""
+        server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
+        async with server:
+            started(server.sockets[0].getsockname()[1])
+            await stop.wait()
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            upstream = await asyncio.open_connection(*self.server)
+        except OSError:
+            writer.close()  # the caller sees a closed connection and tries again
+            return
+        try:
+            await asyncio.gather(self._up(reader, upstream[1]), self._down(upstream[0], writer))
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # either end went away; the caller reconnects
+        finally:
+            for end in (writer, upstream[1]):
+                end.close()
+
+    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A deep socket buffer would swallow the update at once and let the pacing leak.
+        writer.transport.set_write_buffer_limits(high=CHUNK_BYTES)
+        while chunk := await reader.read(CHUNK_BYTES):
+            wait_s = self._bucket.take(len(chunk))
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            writer.write(chunk)
+            await writer.drain()
+            self.uplink_bytes += len(chunk)
+        with contextlib.suppress(OSError):
+            writer.write_eof()
+
+    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(65536):
+            writer.write(chunk)
+            await writer.drain()
+            self.downlink_bytes += len(chunk)
+        with contextlib.suppress(OSError):
+            writer.write_eof()
+
+
+@contextmanager
+def relay(server: tuple[str, int], bucket: TokenBucket) -> Iterator[tuple[Relay, int]]:
+    """Run a relay in a thread for the length of a `with` block; yields it and its port."""
+    running = Relay(server, bucket)
+    loop = asyncio.new_event_loop()
+    port: list[int] = []
+    ready = threading.Event()
+    stop = asyncio.Event()
+
+    def started(number: int) -> None:
+        port.append(number)
+        ready.set()
+
+    def work() -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(running.serve(started, stop))
+        for task in (tasks := asyncio.all_tasks(loop)):
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.close()
+
+    thread = threading.Thread(target=work, name="relay", daemon=True)
+    thread.start()
+    if not ready.wait(timeout=10):
+        raise RunError("the paced relay could not open a port on 127.0.0.1")
+    try:
+        yield running, port[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(timeout=10)

@@ -1,0 +1,187 @@
+"""Starting the processes of a deployment, watching them, and ending every one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from airtune.errors import InputError, RunError
+
+FLOWER_ENVIRONMENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    # An app's dependencies would otherwise be fetched from a package index at run time.
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONUNBUFFERED": "1",
+}
+"""How Flower's processes are kept quiet, offline and quick to look for work."""
+
+
+class Children:
+    """Child processes, each with a log file; ended together, in reverse order.
+
+    Each is the leader of its own session, so that what it starts in turn is ended with it.
+    """
+
+    def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        self._logs, self._environment = logs, dict(environment)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, command: Sequence[str]) -> None:
+        """Start a process; its output goes to `<name>.log`."""
+        with (self._logs / f"{name}.log").open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+
+    def ended(self) -> list[str]:
+        """Return the names of the processes that are no longer running."""
+        return [name for name, process in self._running.items() if process.poll() is not None]
+
+    def log(self, name: str) -> str:
+        """Return what a process has written so far."""
+        return (self._logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+
+    def close(self) -> None:
+        """End all: a request first, after five seconds by force."""
+        for process in reversed(self._running.values()):
+            _signal_group(process, signal.SIGTERM)
+        deadline_s = time.monotonic() + 5
+        for process in self._running.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline_s - time.monotonic()))
+        for process in self._running.values():
+            # Also where the leader has gone: something it started may have outlived it.
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+        self._running.clear()
+
+
+@contextmanager
+def children(logs: Path, environment: Mapping[str, str]) -> Iterator[Children]:
+    """Hold child processes for the length of a `with` block; SIGTERM ends the block too."""
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    held = Children(logs, environment)
+    before = signal.signal(signal.SIGTERM, interrupted)
+    try:
+        yield held
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        held.close()
+        signal.signal(signal.SIGTERM, before)
+
+
+def flower_environment(home: Path, **extra: str) -> dict[str, str]:
+    """Return the environment of Flower's processes, with this Python's commands on the path."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    home.mkdir(parents=True, exist_ok=True)
+    fixed = {"PATH": path, "FLWR_HOME": str(home)}
+    return {**os.environ, **FLOWER_ENVIRONMENT, **fixed, **extra}
+
+
+def flower_command(name: str) -> str:
+    """Return the path of one of Flower's commands; raises `InputError` without Flower."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise InputError(f"the command `{name}` is not installed: install airtune[flower]")
+    return found
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split `host:port`; raises `InputError` where it is something else."""
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdigit() and 0 < int(port) < 65536):
+        raise InputError(f"address '{address}': write host:port, e.g. 192.0.2.7:9443")
+    return host.strip("[]"), int(port)
+
+
+def check_server(address: tuple[str, int], authority: Path | None, timeout_s: float = 5.0) -> None:
+    """Reach the server once, and know it by its certificate, before anything is started.
+
+    Raises:
+        InputError: it cannot be reached, speaks no TLS, or shows a certificate that the
+            authority did not sign or that is for another address.
+    """
+    host, port = address
+    where = f"{host}:{port}"
+    try:
+        with socket.create_connection(address, timeout=timeout_s) as connection:
+            if authority is None:
+                return
+            try:
+                context = ssl.create_default_context(cafile=str(authority))
+            except (OSError, ssl.SSLError):
+                raise InputError(f"--ca '{authority}': not a certificate file") from None
+            with context.wrap_socket(connection, server_hostname=host):
+                return
+    except ssl.SSLCertVerificationError as error:
+        raise InputError(
+            f"server {where}: its certificate is not accepted ({error.verify_message}); --ca must "
+            "be the ca.crt of its deployment, and its certificate made for this address"
+        ) from None
+    except ssl.SSLError:
+        raise InputError(f"server {where}: it does not speak TLS there") from None
+    except OSError as error:
+        reason = error.strerror or "no answer in time"
+        raise InputError(f"server {where}: cannot be reached ({reason})") from None
+
+
+def wait_for_port(address: tuple[str, int], held: Children, name: str, timeout_s: float) -> None:
+    """Wait until a child listens; raises `RunError` with its last words if it does not."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
+            return
+        if name in held.ended():
+            break
+        time.sleep(0.1)
+    raise RunError(f"{name} did not start: {last_words(held.log(name))}")
+
+
+def last_words(log: str) -> str:
+    """Return the last line of a log that says something."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "no output"
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when its parent dies, however it dies (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)

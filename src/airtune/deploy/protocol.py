@@ -1,0 +1,244 @@
+"""What server and device say to each other: typed fields and arrays in one safetensors file.
+
+A message is a safetensors file whose metadata holds the fields as JSON and whose tensors are
+the arrays. Nothing in it can name a file or code: fields have fixed names, types and ranges,
+arrays are numbers. Whatever does not fit is refused before anything else looks at it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from airtune.scenario import Scenario
+
+PROTOCOL = 1
+"""Raised with every change that an older device would misread."""
+MAX_HEADER_BYTES = 16 * 2**20
+
+Arrays = dict[str, np.ndarray]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Count = Annotated[int, Field(ge=0, lt=2**40)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Line = Annotated[str, Field(max_length=2000)]
+
+
+class ProtocolError(ValueError):
+    """A message that cannot be what it says; one line that says why."""
+
+
+class Fields(BaseModel):
+    """The fields of one kind of message."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Hello(Fields):
+    """Server to device: introduce yourself, if we mean the same run."""
+
+    kind: Literal["hello"] = "hello"
+    protocol: int = PROTOCOL
+    version: Line
+    """airtune's version at the server."""
+    run: Name
+    """Names this run; a device keeps nothing from one run to the next."""
+    scenario: dict[str, Line]
+    """What both ends must agree on, as JSON by key path; see `agreement`."""
+
+
+class Step(Fields):
+    """The size of one local step, as in `airtune.workload.StepTokens`."""
+
+    rows: Annotated[int, Field(ge=1, lt=2**20)]
+    length: Annotated[int, Field(ge=1, lt=2**24)]
+    label_tokens: Count
+
+
+class Privacy(Fields):
+    """How a device protects its updates; see `airtune.deploy.privacy`."""
+
+    clip: Positive
+    """C, the largest L2 norm of a round's change."""
+    noise_multiplier: Positive
+    """z: the noise has standard deviation z C in every value."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    max_epsilon: Positive | None = None
+    """The device refuses rounds that would spend more."""
+
+
+class Introduction(Fields):
+    """Device to server: what planning has to know of it."""
+
+    kind: Literal["introduction"] = "introduction"
+    protocol: int
+    version: Line
+    client: Name
+    """The scenario's client whose data it holds."""
+    model_fingerprint: Line
+    examples: Annotated[int, Field(ge=1, lt=2**40)]
+    labels: dict[Line, Count]
+    pruning_cost: list[tuple[Share, Finite]] | None
+    profile: Line
+    """Its kind of device."""
+    effective_flops: Positive
+    """Measured on the model itself, FLOP/s."""
+    memory_bytes: Positive
+    next_steps: list[Step]
+    """The sizes of the first round's steps, for its plan."""
+    privacy: Privacy | None = None
+
+
+class Job(Fields):
+    """Server to device: one round's work; the arrays are the full model's adapter."""
+
+    kind: Literal["job"] = "job"
+    run: Name
+    round: Annotated[int, Field(ge=1)]
+    pruning: Share
+    local_steps: Annotated[int, Field(ge=1, lt=2**20)]
+    uplink_bps: Positive
+    """What the upload may take of the band, bit/s."""
+
+
+class Update(Fields):
+    """Device to server: the submodel's adapter and the bitmap of what it kept."""
+
+    kind: Literal["update"] = "update"
+    run: Name
+    round: Annotated[int, Field(ge=1)]
+    client: Name
+    examples: Annotated[int, Field(ge=1, lt=2**40)]
+    train_loss: float | None
+    """None where privacy keeps it on the device."""
+    compute_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    next_steps: list[Step]
+    """The sizes of the next round's steps, for its plan."""
+    epsilon: Positive | None = None
+    """Privacy spent so far, this update included; None without privacy."""
+
+
+class Refusal(Fields):
+    """Device to server: why it cannot do what was asked."""
+
+    kind: Literal["refusal"] = "refusal"
+    reason: Line
+
+
+Message = TypeVar("Message", bound=Fields)
+
+
+def pack(fields: Fields, arrays: Mapping[str, np.ndarray] | None = None) -> bytes:
+    """Return the message as bytes; equal messages are equal bytes."""
+    metadata = {"airtune": fields.model_dump_json()}
+    return safetensors.numpy.save(dict(sorted((arrays or {}).items())), metadata=metadata)
+
+
+def kind_of(body: bytes) -> str:
+    """Return what kind of message it says it is; raises `ProtocolError`."""
+    kind = _fields(body).get("kind")
+    if not isinstance(kind, str):
+        raise ProtocolError("the message does not say its kind")
+    return kind
+
+
+def unpack(body: bytes, kind: type[Message]) -> tuple[Message, Arrays]:
+    """Check a message of an expected kind and return its fields and arrays.
+
+    Raises:
+        ProtocolError: it is not a safetensors file, is another kind, or a field or an array
+            is not what it may be.
+    """
+    values = _fields(body)
+    expected = kind.model_fields["kind"].default
+    if values.get("kind") != expected:
+        raise ProtocolError(f"a message of kind {values.get('kind')!r} where {expected!r} belongs")
+    try:
+        # JSON mode: its lists become tuples where the type says so, everything else is strict.
+        fields = kind.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ProtocolError(f"{expected}.{where}: {first['msg']}"[:300]) from None
+    try:
+        arrays = safetensors.numpy.load(body)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ProtocolError(f"its arrays cannot be read: {error}"[:300]) from None
+    for name, array in arrays.items():
+        if array.dtype not in (np.float16, np.float32, np.uint8):
+            raise ProtocolError(f"array {name[:80]!r} is {array.dtype}: float16, float32 or uint8")
+    return fields, arrays
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    # The header alone: which arrays there are does not matter yet.
+    if len(body) < 8:
+        raise ProtocolError("too short to be a message")
+    (size,) = struct.unpack("<Q", body[:8])
+    if size > min(MAX_HEADER_BYTES, len(body) - 8):
+        raise ProtocolError("its header is longer than the message")
+    try:
+        header = json.loads(body[8 : 8 + size])
+        values = json.loads(header["__metadata__"]["airtune"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ProtocolError("not a message of airtune") from None
+    if not isinstance(values, dict):
+        raise ProtocolError("not a message of airtune")
+    return values
+
+
+_LOCAL_KEYS = ("model.id", "model.gguf_file", "task.source")
+"""Where a file lies may differ from machine to machine; the model's fingerprint must not."""
+
+
+def agreement(scenario: Scenario) -> dict[str, str]:
+    """Return what server and devices must agree on, as JSON text by key path.
+
+    The cell, the planner and the device profiles are the server's business alone.
+    """
+    values = scenario.model_dump(mode="json")
+    agreed: dict[str, str] = {
+        "seed": json.dumps(values["seed"]),
+        "clients": json.dumps(list(scenario.client_names)),
+    }
+    for section in ("model", "task", "partition", "training", "pruning"):
+        for key, value in values[section].items():
+            if (path := f"{section}.{key}") not in _LOCAL_KEYS:
+                agreed[path] = json.dumps(value)
+    bits = values["aggregation"]["payload_bits_per_value"]
+    agreed["aggregation.payload_bits_per_value"] = json.dumps(bits)
+    return agreed
+
+
+def disagreement(own: Mapping[str, str], other: Mapping[str, str]) -> str | None:
+    """Name the first key on which device (`own`) and server (`other`) differ, or None."""
+    for key in sorted(own.keys() | other.keys()):
+        if own.get(key) != other.get(key):
+            return f"{key} is {own.get(key)} at the device and {other.get(key)} at the server"
+    return None
+
+
+def to_air(arrays: Mapping[str, np.ndarray], bits_per_value: int) -> Arrays:
+    """Return the values in the precision in which they travel.
+
+    float16's largest number is 65504; what lies beyond is sent as that, not as infinity.
+    """
+    if bits_per_value == 32:
+        return {name: np.ascontiguousarray(a, dtype=np.float32) for name, a in arrays.items()}
+    most = float(np.finfo(np.float16).max)
+    return {name: np.clip(a, -most, most).astype(np.float16) for name, a in arrays.items()}
+
+
+def norm(arrays: Mapping[str, np.ndarray]) -> float:
+    """Return the L2 norm of all values together."""
+    squares = (float(np.sum(np.square(a, dtype=np.float64))) for a in arrays.values())
+    return math.sqrt(sum(squares))

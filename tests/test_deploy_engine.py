@@ -1,0 +1,380 @@
+"""The round loop on devices without Flower: devices in this process, behind a stand-in post."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from airtune.client import ClientJob
+from airtune.deploy.checks import norm_bound
+from airtune.deploy.codec import adapter_arrays, adapter_of, structure_array, structure_of
+from airtune.deploy.device import Device
+from airtune.deploy.engine import Conditions, FlowerEngine
+from airtune.deploy.pacing import Unpaced
+from airtune.deploy.privacy import parse_privacy
+from airtune.deploy.protocol import (
+    Fields,
+    Hello,
+    Introduction,
+    Job,
+    ProtocolError,
+    Refusal,
+    Update,
+    agreement,
+    kind_of,
+    pack,
+    unpack,
+)
+from airtune.deploy.roster import Node, Reply
+from airtune.errors import InputError, RunError
+from airtune.federation import run
+from airtune.pruning import Structure
+from airtune.record import Record
+from airtune.scenario import Scenario, load_scenario
+from airtune.worker import Worker
+
+SMALL = [
+    "rounds=2",
+    "devices.0.count=1",
+    'planning.method="none"',
+    "task.train_examples=96",
+    "task.eval_examples=16",
+    "training.local_steps=2",
+]
+Tamper = Callable[[bytes], bytes | None]
+
+
+class FakePost:
+    """Devices in this process; `tamper` changes or swallows what one of them answers."""
+
+    def __init__(self, devices: Mapping[str, Device]) -> None:
+        self.devices = dict(devices)
+        self.tamper: dict[tuple[str, str], Tamper] = {}
+        self.registered = True
+        self.away: set[str] = set()
+        self._answers: dict[str, Reply] = {}
+        self._sent = 0
+
+    def nodes(self) -> list[Node]:
+        return [
+            Node(i, name if self.registered else "", name.encode(), online=name not in self.away)
+            for i, name in enumerate(self.devices)
+        ]
+
+    def send(self, bodies: Mapping[int, bytes], group: str) -> dict[str, int]:
+        names, posted = list(self.devices), {}
+        for node, body in bodies.items():
+            self._sent += 1
+            message = f"m{self._sent}"
+            posted[message] = node
+            answer: bytes | None = self.devices[names[node]].handle(body)
+            tamper = self.tamper.get((names[node], group))
+            if tamper is not None and answer is not None:
+                answer = tamper(answer)
+            if answer is not None:
+                error = answer.decode() if answer.startswith(b"error") else ""
+                self._answers[message] = Reply(message, None if error else answer, error)
+        return posted
+
+    def collect(self, messages: Iterable[str]) -> list[Reply]:
+        return [self._answers.pop(m) for m in list(messages) if m in self._answers]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterable[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def scenario() -> Scenario:
+    return load_scenario("tiny", [*SMALL, "aggregation.payload_bits_per_value=32"])
+
+
+@pytest.fixture(scope="module")
+def devices(scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Device]:
+    folder = tmp_path_factory.mktemp("devices")
+    return {name: Device(scenario, name, Unpaced(), folder) for name in scenario.client_names}
+
+
+def on_devices(
+    scenario: Scenario, post: FakePost, out: Path, conditions: Conditions | None = None
+) -> Record:
+    engine = FlowerEngine(
+        scenario,
+        post,
+        conditions or Conditions(devices=len(post.devices), wait_s=5.0),
+        run="run-1",
+        timings=out.with_suffix(".timings"),
+        say=lambda line: None,
+    )
+    return run(scenario, out=out, engine=engine)
+
+
+def statuses(record: Record, round: int) -> dict[str, str]:
+    return {client.name: client.status for client in record.rounds[round - 1].clients}
+
+
+def test_devices_learn_what_the_simulation_learns(
+    scenario: Scenario, devices: dict[str, Device], tmp_path: Path
+) -> None:
+    on_air = on_devices(scenario, FakePost(devices), tmp_path / "devices")
+    alone = run(scenario, out=tmp_path / "alone")
+    for real, counted in zip(on_air.rounds, alone.rounds, strict=True):
+        # Without pruning the plan does not matter, and 32 bits lose nothing.
+        assert real.eval_loss == counted.eval_loss
+        assert real.train_loss == counted.train_loss
+        assert real.uplink_bits == counted.uplink_bits
+        for ours, theirs in zip(real.clients, counted.clients, strict=True):
+            assert ours.status == theirs.status == "ok"
+            assert ours.flops == theirs.flops
+            assert ours.engine_s is not None
+            assert theirs.engine_s is None
+    assert (tmp_path / "devices" / "adapter" / "adapter_model.safetensors").is_file()
+    assert len((tmp_path / "devices.timings").read_text().splitlines()) == 6
+
+
+def changed(change: Callable[[dict[str, Any], dict[str, np.ndarray]], object]) -> Tamper:
+    """Return what a device that lies would send: its update with some field or array changed."""
+
+    def tamper(body: bytes) -> bytes:
+        fields, arrays = unpack(body, Update)
+        values, loose = fields.model_dump(), dict(arrays)
+        change(values, loose)
+        return pack(Update.model_validate(values), loose)
+
+    return tamper
+
+
+def first(arrays: dict[str, np.ndarray]) -> str:
+    return min(name for name in arrays if name.startswith("adapter/"))
+
+
+def put(array: np.ndarray, value: float) -> np.ndarray:
+    copy = array.copy()
+    copy.flat[0] = value
+    return copy
+
+
+RUBBISH: dict[str, tuple[Tamper, str]] = {
+    "not a message": (lambda body: b"\x80\x04pickle" + body, "rejected: its header"),
+    "nan": (changed(lambda f, a: a.update({first(a): put(a[first(a)], np.nan)})), "not finite"),
+    "inf": (changed(lambda f, a: a.update({first(a): put(a[first(a)], np.inf)})), "it moved by"),
+    "shape": (changed(lambda f, a: a.update({first(a): a[first(a)][:-1]})), "wrong shape"),
+    "missing": (changed(lambda f, a: a.pop(first(a)).size), "wrong keys"),
+    "extra": (changed(lambda f, a: a.update({"adapter/x": np.zeros(2, "f4")})), "wrong keys"),
+    "far": (changed(lambda f, a: a.update({first(a): a[first(a)] + 100})), "it moved by"),
+    "examples": (changed(lambda f, a: f.update(examples=10**6)), "were announced"),
+    "round": (changed(lambda f, a: f.update(round=7)), "an answer for run run-1, round 7"),
+    "another device": (
+        changed(lambda f, a: f.update(client="intel-n100-1")),
+        "client intel-n100-1",
+    ),
+    "no loss": (changed(lambda f, a: f.update(train_loss=None)), "no training loss"),
+    "no bitmap": (changed(lambda f, a: a.pop("kept").size), "bitmap of kept units"),
+    "bitmap": (changed(lambda f, a: a.update(kept=~a["kept"])), "rejected"),
+    "dtype": (
+        lambda body: safetensors.numpy.save(
+            {"adapter/a": np.zeros(2)},
+            metadata={"airtune": unpack(body, Update)[0].model_dump_json()},
+        ),
+        "float64",
+    ),
+    "exception": (lambda body: b"error: its app raised", "error: its app raised"),
+}
+
+
+@pytest.mark.parametrize("kind", RUBBISH)
+def test_rubbish_is_left_out_and_recorded(
+    scenario: Scenario, devices: dict[str, Device], tmp_path: Path, kind: str
+) -> None:
+    tamper, said = RUBBISH[kind]
+    victim = scenario.client_names[0]
+    post = FakePost(devices)
+    post.tamper[(victim, "1")] = tamper
+    one_round = scenario.model_copy(update={"rounds": 1})
+    record = on_devices(one_round, post, tmp_path / "run")
+    found = statuses(record, 1)
+    assert said in found.pop(victim)
+    assert set(found.values()) == {"ok"}
+
+
+def test_a_late_device_is_not_waited_for_and_may_come_back(
+    scenario: Scenario, devices: dict[str, Device], tmp_path: Path
+) -> None:
+    victim = scenario.client_names[1]
+    post = FakePost(devices)
+    post.tamper[(victim, "1")] = lambda body: None
+    conditions = Conditions(devices=3, wait_s=5.0, slack=1.0, engine_s=0.2)
+    record = on_devices(scenario, post, tmp_path / "run", conditions)
+    assert statuses(record, 1)[victim].startswith("failed: late: no answer within")
+    assert statuses(record, 2)[victim] == "ok"
+
+
+def test_a_device_that_goes_and_returns(
+    scenario: Scenario, devices: dict[str, Device], tmp_path: Path
+) -> None:
+    victim = scenario.client_names[2]
+    post = FakePost(devices)
+    post.away.add(victim)
+
+    def back(body: bytes) -> bytes:
+        post.away.clear()
+        return body
+
+    post.tamper[(scenario.client_names[0], "1")] = back
+    conditions = Conditions(devices=2, wait_s=0.2)
+    record = on_devices(scenario, post, tmp_path / "run", conditions)
+    assert statuses(record, 1)[victim] == "failed: not connected"
+    assert statuses(record, 2)[victim] == "ok"
+
+
+def test_fewer_devices_than_asked_for(
+    scenario: Scenario, devices: dict[str, Device], tmp_path: Path
+) -> None:
+    post = FakePost(devices)
+    post.away.update(scenario.client_names[1:])
+    conditions = Conditions(devices=3, wait_s=0.2)
+    with pytest.raises(RunError, match=r"1 of 3 devices ready within 0.2 s; missing: intel"):
+        on_devices(scenario, post, tmp_path / "one", conditions)
+    post.away.update(scenario.client_names)
+    with pytest.raises(RunError, match="0 of 3 devices ready"):
+        on_devices(scenario, post, tmp_path / "none", conditions)
+
+
+def introduced(**values: Any) -> Tamper:
+    def tamper(body: bytes) -> bytes:
+        own, _ = unpack(body, Introduction)
+        return pack(own.model_copy(update=values))
+
+    return tamper
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"model_fingerprint": "other"}, "its model differs"),
+        ({"protocol": 99}, "version mismatch"),
+        ({"client": "intel-n100-1"}, "registered for client 'jetson-orin-nano-1'"),
+        ({"client": "nobody"}, "not in the scenario"),
+    ],
+)
+def test_who_does_not_belong_is_refused(
+    scenario: Scenario,
+    devices: dict[str, Device],
+    tmp_path: Path,
+    values: dict[str, Any],
+    reason: str,
+) -> None:
+    post = FakePost(devices)
+    post.tamper[(scenario.client_names[0], "hello")] = introduced(**values)
+    with pytest.raises(RunError, match=f"2 of 3 devices ready.*refused: .*{reason}"):
+        on_devices(scenario, post, tmp_path / "run", Conditions(devices=3, wait_s=0.2))
+
+
+def test_one_client_is_not_played_twice(
+    scenario: Scenario, devices: dict[str, Device], tmp_path: Path
+) -> None:
+    post = FakePost(devices)
+    post.registered = False
+    post.tamper[(scenario.client_names[1], "hello")] = introduced(client=scenario.client_names[0])
+    with pytest.raises(RunError, match="already played by another device"):
+        on_devices(scenario, post, tmp_path / "run", Conditions(devices=3, wait_s=0.2))
+
+
+def asked(device: Device, fields: Fields, arrays: dict[str, np.ndarray] | None = None) -> str:
+    body = device.handle(pack(fields, arrays))
+    assert kind_of(body) == "refusal"
+    return unpack(body, Refusal)[0].reason
+
+
+def test_a_device_refuses_in_one_line(scenario: Scenario, devices: dict[str, Device]) -> None:
+    device = devices[scenario.client_names[0]]
+    hello = Hello(version="0.1.0", run="run-9", scenario=agreement(scenario))
+    assert "version mismatch" in asked(device, hello.model_copy(update={"protocol": 2}))
+    other = agreement(load_scenario("tiny", [*SMALL, "seed=5"]))
+    assert "the scenarios differ: aggregation" in asked(
+        device, hello.model_copy(update={"scenario": other})
+    )
+    job = Job(run="run-9", round=1, pruning=0.0, local_steps=1, uplink_bps=1e6)
+    assert "has not introduced itself" in asked(device, job)
+    assert kind_of(device.handle(pack(hello))) == "introduction"
+    assert "adapter" in asked(device, job)
+    assert "not for devices" in asked(device, Refusal(reason="x"))
+    assert kind_of(device.handle(b"junk")) == "refusal"
+
+
+def test_a_device_has_to_be_a_client(scenario: Scenario, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="its clients are jetson-orin-nano-1"):
+        Device(scenario, "nobody", Unpaced(), tmp_path)
+
+
+def test_private_devices_clip_count_and_stop(tmp_path: Path) -> None:
+    values = [*SMALL, "rounds=3", "pruning.max_pruning=0.0"]
+    scenario = load_scenario("tiny", values)
+    privacy = parse_privacy("clip=0.1,noise=2.0,budget=8")
+    folders = {name: tmp_path / name for name in scenario.client_names}
+    for folder in folders.values():
+        folder.mkdir()
+    devices = {n: Device(scenario, n, Unpaced(), folders[n], privacy) for n in folders}
+    with pytest.raises(RunError, match=r"round 3: no client's update.*privacy budget used up"):
+        on_devices(scenario, FakePost(devices), tmp_path / "run")
+    spent = (folders[scenario.client_names[0]] / "privacy.json").read_text()
+    assert '"releases": 2' in spent
+    lines = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    assert '"train_loss":null' in lines[0].replace(" ", "")
+    with pytest.raises(InputError, match="max_pruning"):
+        Device(
+            load_scenario("tiny", SMALL), folders and "intel-n100-1", Unpaced(), tmp_path, privacy
+        )
+
+
+def test_no_honest_update_passes_the_norm_bound(scenario: Scenario) -> None:
+    hot = scenario.training.model_copy(update={"learning_rate": 1.0, "weight_decay": 0.1})
+    worker = Worker(scenario.model_copy(update={"training": hot}))
+    start = worker.initial_adapter()
+    update = worker.train(ClientJob(round=1, client=0, pruning=0.0, local_steps=4, adapter=start))
+    moved = sum(float((update.adapter[n] - start[n]).square().sum()) for n in start) ** 0.5
+    values = sum(value.numel() for value in start.values())
+    norm = sum(float(value.square().sum()) for value in start.values()) ** 0.5
+    bound = norm_bound(hot, 4, values, norm, None)
+    assert moved <= bound
+    assert moved > 0.02 * bound  # the bound says something
+
+
+def test_the_bitmap_is_the_structure(scenario: Scenario) -> None:
+    shape = Worker(scenario).shape
+    structure = Structure(channels=((0, 5, 31), (), (1,)), groups=((1,), (), ()))
+    arrays = structure_array(structure, shape)
+    assert structure_of(arrays, shape) == structure
+    arrays["kept"][0, -1] |= 1  # a padding bit
+    with pytest.raises(ProtocolError, match="units that the model does not have"):
+        structure_of(arrays, shape)
+    with pytest.raises(ProtocolError, match="must be uint8 of shape"):
+        structure_of({}, shape)
+    sent = adapter_of(adapter_arrays({"x": torch.tensor([0.1])}, 16))
+    assert sent["x"].dtype == torch.float32
+
+
+def test_handling_never_raises_from_any_thread(devices: dict[str, Device]) -> None:
+    device = next(iter(devices.values()))
+    answers: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(device.handle(b"\x00" * 9)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [kind_of(answer) for answer in answers] == ["refusal"] * 3

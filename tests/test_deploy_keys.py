@@ -1,0 +1,135 @@
+"""Keys of a deployment: a server that is known by them, and one that is not."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+from airtune.deploy.gateway import fingerprint
+from airtune.deploy.keys import ServerKeys, make_device_key, make_server_keys, public_pem
+from airtune.deploy.processes import check_server, split_address
+from airtune.errors import InputError
+
+
+@contextmanager
+def tls_server(keys: ServerKeys, host: str = "127.0.0.1") -> Iterator[tuple[str, int]]:
+    """Shake hands with one client after the other."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys.certificate, keys.private_key)
+    with socket.create_server((host, 0)) as listener:
+
+        def work() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                try:
+                    context.wrap_socket(connection, server_side=True).close()
+                except (ssl.SSLError, OSError):
+                    connection.close()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        yield listener.getsockname()
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(timeout=5)
+
+
+def test_a_device_knows_the_server_by_the_authority(tmp_path: Path) -> None:
+    keys = make_server_keys(tmp_path / "a", ["192.0.2.7", "server.example"])
+    other = make_server_keys(tmp_path / "b", ["192.0.2.7"])
+    with tls_server(keys) as address:
+        check_server(address, keys.authority)
+        with pytest.raises(InputError, match="certificate is not accepted"):
+            check_server(address, other.authority)
+    with pytest.raises(InputError, match="cannot be reached"):
+        check_server(address, keys.authority)
+
+
+def test_a_certificate_for_another_address_is_refused(tmp_path: Path) -> None:
+    keys = make_server_keys(tmp_path, ["192.0.2.7"])
+    with (
+        tls_server(keys, "127.0.0.2") as address,
+        pytest.raises(InputError, match="not accepted"),
+    ):
+        check_server(address, keys.authority)
+
+
+def test_a_server_without_tls_is_named_as_such(tmp_path: Path) -> None:
+    keys = make_server_keys(tmp_path, ["127.0.0.1"])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        with pytest.raises(InputError, match="does not speak TLS"):
+            check_server(listener.getsockname(), keys.authority)
+        thread.join(timeout=5)
+
+
+def test_private_files_are_closed_to_others_and_never_overwritten(tmp_path: Path) -> None:
+    keys = make_server_keys(tmp_path, ["127.0.0.1"])
+    device = make_device_key(tmp_path, "pi-1")
+    for path in (keys.private_key, tmp_path / "ca.key", device.private_key):
+        assert path.stat().st_mode & 0o077 == 0
+    with pytest.raises(InputError, match="never overwritten"):
+        make_server_keys(tmp_path, ["127.0.0.1"])
+    with pytest.raises(InputError, match="never overwritten"):
+        make_device_key(tmp_path, "pi-1")
+
+
+def test_a_renewed_certificate_has_the_same_authority(tmp_path: Path) -> None:
+    first = make_server_keys(tmp_path, ["127.0.0.1"])
+    authority = first.authority.read_bytes()
+    first.certificate.unlink()
+    first.private_key.unlink()
+    renewed = make_server_keys(tmp_path, ["127.0.0.1"])
+    assert renewed.authority.read_bytes() == authority
+    with tls_server(renewed) as address:
+        check_server(address, renewed.authority)
+
+
+def test_device_keys_are_what_flower_reads(tmp_path: Path) -> None:
+    made = make_device_key(tmp_path, "pi-1")
+    private = load_ssh_private_key(made.private_key.read_bytes(), None)
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    pem = public_pem(made.public_key)
+    assert pem.startswith(b"-----BEGIN PUBLIC KEY-----")
+    assert len(fingerprint(pem)) == 16
+    with pytest.raises(InputError, match="not an OpenSSH public key"):
+        public_pem(made.private_key)
+
+
+@pytest.mark.parametrize("name", ["", "../pi", "a b", ".hidden"])
+def test_device_names_are_file_names(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="device name"):
+        make_device_key(tmp_path, name)
+
+
+@pytest.mark.parametrize("address", ["https://server", "server:9443", "a b", ""])
+def test_addresses_are_names_or_ips(tmp_path: Path, address: str) -> None:
+    with pytest.raises(InputError, match="--address"):
+        make_server_keys(tmp_path, [address])
+    with pytest.raises(InputError, match="--address"):
+        make_server_keys(tmp_path, [])
+
+
+@pytest.mark.parametrize("address", ["server", "server:", ":9443", "server:0", "server:x"])
+def test_server_addresses_have_a_port(address: str) -> None:
+    with pytest.raises(InputError, match="write host:port"):
+        split_address(address)
+    assert split_address("server:9443") == ("server", 9443)
