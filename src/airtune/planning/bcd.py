@@ -43,30 +43,27 @@ def bandwidth_block(
     alone = np.full(problem.clients, total)
     low = max(floor, float((fixed_s + _upload_s(problem, payload_bits, alone)).max()))
     high = float((fixed_s + _upload_s(problem, payload_bits, alone / sends.sum())).max())
-    deadline, best, shares = low, np.inf, alone
+    deadline = low
     for _ in range(_MAX_STEPS):
         band, slope = _bands_at(problem, fixed_s, payload_bits, deadline)
         asked = float(band.sum())
-        # A sum above the band by rounding alone is scaled back at the end.
-        if asked <= total * (1.0 + 1e-13):
+        if asked <= total:
             high = min(high, deadline)
-            best, shares = deadline, band
         else:
             low = max(low, deadline)
-        if abs(asked - total) <= 1e-13 * total or high <= np.nextafter(low, np.inf):
-            break
         # ln Σb is nearer to straight in ln T than Σb is in T.
         step = np.log(asked / total) * asked / -slope if np.isfinite(asked) else np.inf
+        if abs(step) <= 4.0 * np.spacing(deadline) or high <= np.nextafter(low, np.inf):
+            break
         deadline = deadline + step
         if not low < deadline < high:
             deadline = 0.5 * (low + high)
             if not low < deadline < high:
                 deadline = high
-    if not np.isfinite(best):
-        best, shares = high, _bands_at(problem, fixed_s, payload_bits, high)[0]
+    if not np.isfinite(asked):
+        deadline, band = high, _bands_at(problem, fixed_s, payload_bits, high)[0]
     # What rounding left over (or took too much) is shared in proportion.
-    shares = shares * (total / shares.sum())
-    return best, shares
+    return deadline, band * (total / band.sum())
 
 
 def pruning_block(problem: PlanningProblem, bandwidth_hz: Array) -> Array:

@@ -227,15 +227,14 @@ def _piece_shares(
     least = float((items.snr_hz * np.exp(-high)).sum())
     if least >= total * (1.0 - 1e-14):
         return high, float(log_f_at(items, log_gain, high).max())
-    if warm is not None:
+    if warm is not None and warm.log_price > _FREE:
         y, log_price = warm.piece_y, warm.log_price
     else:
         y = np.clip(np.log(items.snr_hz * (len(high) / total)), low, high)
         log_price = float(np.median(log_f_at(items, log_gain, y)))
-    if log_price > _FREE:
-        y, log_price, fine = settle(items, log_gain, low, high, total, y, log_price)
-        if fine:
-            return y, log_price
+    y, log_price, fine = settle(items, log_gain, low, high, total, y, log_price)
+    if fine:
+        return y, log_price
     band, log_price = bisect(items, log_gain, low, high, total)
     return np.clip(np.log(items.snr_hz) - np.log(np.maximum(band, _TINY)), low, high), log_price
 

@@ -28,6 +28,9 @@ _SHARE = 0.9
 # A step of the cover is planned this much shorter than its model allows.
 _CAUTION = 0.92
 _NARROWEST = 1e-13
+_MAX_PSI = 3.0
+_FIRST_REACH = 3e-3
+_DESCENT_SHARE = 0.02
 
 
 def exact(problem: PlanningProblem, *, tolerance: float = 1e-6) -> Plan:
@@ -85,6 +88,12 @@ class _Search:
         rest = 1.0 - kappa * at.loss
         return (rest + at.deadline_s * kappa * at.slope) / (rest * rest)
 
+    def psi(self, at: Solved) -> float:
+        """(T·κ·N·|dQ*/dT|)^(−1/2), at most 3: below 1 where J falls, above 1 where it rises."""
+        steep = at.deadline_s * self.problem.kappa * -at.slope
+        rest = 1.0 - self.problem.kappa * at.loss
+        return float(np.sqrt(rest / max(steep, rest / _MAX_PSI**2)))
+
     def bound(self, deadline_s: float, loss: float) -> float:
         return deadline_s / (1.0 - self.problem.kappa * loss)
 
@@ -119,36 +128,49 @@ def _range(problem: PlanningProblem, small: Reduced) -> tuple[float, float]:
 
 
 def _descend(search: _Search, soonest: float, latest: float) -> Solved:
-    """Return a solved deadline at the bottom of a valley of J."""
+    """Return a solved deadline at the bottom of a valley of J.
+
+    J' = 0 where ψ = (T·κ·N·|Q'|)^(−1/2) is 1. Close to the soonest deadline Q' grows like the
+    inverse square of what is left of T, so that ψ is nearly straight: false position on ψ (with the
+    Illinois rule, and a bisection now and then) needs few deadlines.
+    """
     right = search.solve(latest, None)
-    if latest <= soonest or search.slope(right) <= 0:
-        return right
-    left = search.solve(soonest, right)
-    if search.slope(left) >= 0:
-        return left
+    left: Solved | None = None
+    low, below, high, above = soonest, -1.0, latest, _MAX_PSI - 1.0
+    if high <= low or search.problem.kappa == 0.0:
+        return search.solve(soonest, right)
     for turn in range(_MAX_DESCENT):
-        low, high = left.deadline_s, right.deadline_s
-        down, up = search.slope(left), search.slope(right)
-        value = search.value(search.best[0])
-        # Where the two tangents meet: a corner of J if there is one, else below its bottom.
-        meet = (search.value(left) - search.value(right) + up * high - down * low) / (up - down)
-        below = search.value(left) + down * (meet - low)
-        # Below the better end by little: found. Above it: the tangents lie, J is not convex here.
-        if abs(value - below) <= 0.02 * search.tolerance * value:
+        if high <= low * (1.0 + _NARROWEST) or (left and _bottom_is_near(search, left, right)):
             break
-        if high <= low * (1.0 + _NARROWEST):
-            break
-        secant = low - down * (high - low) / (up - down)
-        guess = (np.sqrt(low * high), meet, secant)[turn % 3] if turn > 2 else np.sqrt(low * high)
+        guess = low - below * (high - low) / (above - below)
+        if turn % 4 == 3:
+            offset = max(low - soonest, 1e-3 * (high - soonest)) * (high - soonest)
+            guess = soonest + np.sqrt(offset)
         if not low < guess < high:
             guess = 0.5 * (low + high)
-        near = left if guess - low < high - guess else right
+            if not low < guess < high:
+                break
+        near = left if left and guess - low < high - guess else right
         made = search.solve(float(guess), near)
-        if search.slope(made) < 0:
-            left = made
+        psi = search.psi(made) - 1.0
+        if psi < 0:
+            left, low, below, above = made, guess, psi, 0.5 * above
         else:
-            right = made
+            right, high, above, below = made, guess, psi, 0.5 * below
+    if left is None:
+        search.solve(soonest, right)
     return search.best[0]
+
+
+def _bottom_is_near(search: _Search, left: Solved, right: Solved) -> bool:
+    """Whether the tangents at both sides of a bottom leave too little room to go on for."""
+    value = search.value(search.best[0])
+    low, high = left.deadline_s, right.deadline_s
+    down, up = search.slope(left), search.slope(right)
+    meet = (search.value(left) - search.value(right) + up * high - down * low) / (up - down)
+    bottom = search.value(left) + down * (meet - low)
+    # Above the better end, the tangents lie: J is not convex here.
+    return bool(abs(value - bottom) <= _DESCENT_SHARE * search.tolerance * value)
 
 
 def _cover(search: _Search, best: Solved, soonest: float, latest: float) -> None:
@@ -161,7 +183,9 @@ def _cover(search: _Search, best: Solved, soonest: float, latest: float) -> None
 def _march(search: _Search, centre: Solved, end: float) -> None:
     """Cover the deadlines between a solved one and an end of the range."""
     towards = 1.0 if end >= centre.deadline_s else -1.0
-    bend, curve, reach = None, 0.0, abs(end - centre.deadline_s)
+    bend, curve, reach = None, 0.0, _FIRST_REACH * centre.deadline_s
+    if _rest_is_worse(search, centre, centre.deadline_s, end):
+        return
     for _ in range(_MAX_INTERVALS):
         edge, loss, bend = _extent(search, centre, end, reach, bend)
         if edge == end or _rest_is_worse(search, centre, edge, end):
@@ -222,7 +246,11 @@ def _next(
     least = search.least_step * start
     while True:
         step = max(step, least)
-        deadline = end if step >= abs(end - start) else start + towards * step
+        far = abs(end - start)
+        # J is steepest at the soonest deadline: from there no bound holds back to here.
+        if towards < 0 and step > least:
+            step = max(min(step, 0.7 * far), least)
+        deadline = end if step >= far else start + towards * step
         made = search.solve(deadline, centre)
         search.prove(search.bound(deadline, made.bound))
         if step <= least:
