@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 import numpy as np
 import pytest
@@ -53,10 +52,7 @@ def test_training_is_the_plain_peft_loop(
     config = lora_config(SECTION, loaded.lora_targets)
     trained = train(loaded.model, config, start, batches, SECTION)
 
-    with warnings.catch_warnings():
-        # PEFT 0.21 still calls a property that Transformers 5 renamed.
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-        plain = get_peft_model(copy.deepcopy(loaded.model), config)
+    plain = get_peft_model(copy.deepcopy(loaded.model), config)
     plain.load_state_dict(
         {k.replace(".weight", ".default.weight"): v for k, v in start.items()}, strict=False
     )

@@ -1,0 +1,247 @@
+"""The round loop, whole: real submodels of the tiny model, on the virtual clock."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+import airtune as at
+from airtune.client import ClientFailure, ClientJob, ClientUpdate
+from airtune.data import encode, eval_batches, load_task
+from airtune.engines.local import LocalEngine
+from airtune.errors import InputError, RunError
+from airtune.evaluate import answer_loss
+from airtune.federation import run
+from airtune.models import load_model
+from airtune.scenario import Scenario, load_scenario
+
+
+def tiny(*overrides: str) -> Scenario:
+    return load_scenario("tiny", ["rounds=2", "task.eval_examples=16", *overrides])
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """Return rounds.jsonl without the real time, which no two runs share."""
+    rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    for entry in rounds:
+        del entry["wall_s"]
+    return rounds
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    run(tiny(), out=folder)
+    return folder
+
+
+def test_the_loss_falls_and_the_record_is_whole(finished: Path) -> None:
+    record = at.read_record(finished)
+    assert record.finished
+    assert [entry.round for entry in record.rounds] == [1, 2]
+    first = record.description.initial_eval_loss if record.description else None
+    assert first is not None
+    last = record.rounds[-1].eval_loss
+    assert last is not None
+    assert last < first - 1.0
+
+
+def test_the_clock_is_the_slowest_clients_counted_time(finished: Path) -> None:
+    elapsed = 0.0
+    for entry in at.read_record(finished).rounds:
+        for client in entry.clients:
+            assert client.total_s == pytest.approx(
+                client.downlink_s + client.compute_s + client.upload_s
+            )
+            assert client.upload_s == pytest.approx(client.uplink_bits / client.rate_bps)
+        assert entry.round_latency_s == max(client.total_s for client in entry.clients)
+        elapsed += entry.round_latency_s
+        assert entry.elapsed_s == pytest.approx(elapsed)
+        assert sum(c.bandwidth_hz for c in entry.clients) <= 1e5 * (1 + 1e-9)
+        assert entry.gap is not None
+        assert entry.gap <= 1e-6
+
+
+def test_the_adapter_loads_with_plain_peft_and_gives_the_recorded_loss(finished: Path) -> None:
+    scenario = tiny()
+    loaded = load_model(scenario.model, seed=scenario.seed)
+    task = load_task(scenario.task, seed=scenario.seed, tokenizer=loaded.tokenizer)
+    batches = eval_batches(encode(task.test, loaded.tokenizer, scenario.task.max_tokens), 16)
+    untrained = answer_loss(loaded.model, batches)
+    model = PeftModel.from_pretrained(loaded.model, str(finished / "adapter"))
+    recorded = at.read_record(finished).rounds[-1].eval_loss
+    assert answer_loss(model, batches) == pytest.approx(recorded, rel=1e-5)
+    assert untrained != pytest.approx(recorded, rel=1e-2)
+
+
+def test_every_method_sees_the_same_draws(finished: Path, tmp_path: Path) -> None:
+    run(tiny("planning.method=none"), out=tmp_path / "none")
+    exact, none = lines(finished), lines(tmp_path / "none")
+    for ours, theirs in zip(exact, none, strict=True):
+        # What `none` took is what the other run said it would have taken.
+        assert theirs["round_latency_s"] == pytest.approx(ours["none_latency_s"], rel=1e-9)
+        for a, b in zip(ours["clients"], theirs["clients"], strict=True):
+            assert a["label_tokens"] == b["label_tokens"]
+            assert a["examples"] == b["examples"]
+        assert theirs["uplink_bits"] > ours["uplink_bits"]
+
+
+class Spoilt(LocalEngine):
+    """Has one client answer with rubbish."""
+
+    def __init__(self, scenario: Scenario, kind: str) -> None:
+        super().__init__(scenario)
+        self._kind = kind
+
+    def train(self, jobs: Iterable[ClientJob]) -> Iterator[ClientUpdate | ClientFailure]:
+        for outcome in super().train(jobs):
+            if outcome.client != 1 or not isinstance(outcome, ClientUpdate):
+                yield outcome
+                continue
+            name = sorted(outcome.adapter)[0]
+            spoilt = dict(outcome.adapter)
+            if self._kind == "not finite":
+                spoilt[name] = torch.full_like(spoilt[name], torch.nan)
+            elif self._kind == "wrong shape":
+                spoilt[name] = spoilt[name][:-1]
+            elif self._kind == "wrong keys":
+                del spoilt[name]
+            else:
+                yield ClientFailure(1, self._kind)
+                continue
+            yield replace(outcome, adapter=spoilt)
+
+
+@pytest.mark.parametrize("kind", ["not finite", "wrong shape", "wrong keys", "out of memory"])
+def test_a_client_that_answers_rubbish_is_left_out_and_the_run_goes_on(
+    kind: str, tmp_path: Path
+) -> None:
+    scenario = tiny("rounds=1")
+    record = run(scenario, out=tmp_path / "spoilt", engine=Spoilt(scenario, kind))
+    clients = record.rounds[0].clients
+    assert kind in clients[1].status
+    assert [c.status for k, c in enumerate(clients) if k != 1] == ["ok"] * 3
+    assert record.finished
+
+
+class Broken(LocalEngine):
+    def train(self, jobs: Iterable[ClientJob]) -> Iterator[ClientUpdate | ClientFailure]:
+        for job in jobs:
+            yield ClientFailure(job.client, "no memory")
+
+
+def test_a_round_without_any_update_ends_the_run_and_keeps_the_record(tmp_path: Path) -> None:
+    run(tiny("rounds=1"), out=tmp_path / "whole")
+    scenario = tiny("rounds=1")
+    with pytest.raises(RunError, match="no client's update could be used"):
+        run(scenario, out=tmp_path / "broken", engine=Broken)
+    assert json.loads((tmp_path / "broken" / "run.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("keep_optimizer", [False, True])
+def test_killed_at_any_moment_and_resumed_it_is_the_same_run(
+    keep_optimizer: bool, tmp_path: Path
+) -> None:
+    settings = [
+        "rounds=4",
+        "task.eval_examples=8",
+        f"training.keep_optimizer={str(keep_optimizer).lower()}",
+    ]
+    run(load_scenario("tiny", settings), out=tmp_path / "whole")
+    code = (
+        "import sys, torch\n"
+        "torch.set_num_threads(1)\n"
+        "from airtune.federation import run\n"
+        "from airtune.scenario import load_scenario\n"
+        f"scenario = load_scenario('tiny', {settings!r})\n"
+        "run(scenario, out=sys.argv[1], resume=len(sys.argv) > 2)\n"
+    )
+    folder = tmp_path / "killed"
+    kills = 0
+    for attempt in range(12):
+        arguments = [str(folder)] + (["resume"] if attempt else [])
+        process = subprocess.Popen([sys.executable, "-c", code, *arguments])
+        done = len(lines_so_far(folder)) if (folder / "rounds.jsonl").exists() else 0
+        # Kill it as soon as it has got one round further, wherever it then is.
+        while process.poll() is None and kills < 2:
+            if (folder / "rounds.jsonl").exists() and len(lines_so_far(folder)) > done:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        if process.wait() == 0:
+            break
+    assert kills == 2
+    assert lines(folder) == lines(tmp_path / "whole")
+
+
+def lines_so_far(folder: Path) -> list[str]:
+    return (folder / "rounds.jsonl").read_text().splitlines()
+
+
+def test_the_same_seed_gives_the_same_record_and_another_does_not(
+    finished: Path, tmp_path: Path
+) -> None:
+    run(tiny(), out=tmp_path / "again")
+    assert lines(tmp_path / "again") == lines(finished)
+    run(tiny("seed=2"), out=tmp_path / "other")
+    assert lines(tmp_path / "other") != lines(finished)
+
+
+def test_an_input_error_before_the_first_round_leaves_the_folder_free(tmp_path: Path) -> None:
+    missing = tiny("task.name=prompt-answer", f"task.source={tmp_path / 'no.jsonl'}")
+    with pytest.raises(InputError, match=r"no\.jsonl"):
+        run(missing, out=tmp_path / "run")
+    assert run(tiny("rounds=1"), out=tmp_path / "run").finished
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("planning.method=magic", ["planning.method = 'magic'", "exact", "bcd"]),
+        ("aggregation.rule=sum", ["aggregation.rule = 'sum'", "fedit"]),
+        ("devices.0.profile=toaster", ["toaster", "raspberry-pi-5"]),
+        ("devices.0.memory_bytes=1000", ["jetson-orin-nano-1", "memory", "max_pruning"]),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(
+    override: str, names: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        run(tiny(override), out=tmp_path / "run")
+    assert all(name in str(caught.value) for name in names)
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
+
+
+def test_whole_resource_blocks_are_handed_out(tmp_path: Path) -> None:
+    scenario = tiny("rounds=1", "cell.uplink_bandwidth_hz=5e6", "cell.subcarrier_spacing_hz=15000")
+    clients = run(scenario, out=tmp_path / "run").rounds[0].clients
+    counts = [client.bandwidth_hz / 180e3 for client in clients]
+    assert all(count == pytest.approx(round(count)) for count in counts)
+    assert sum(round(count) for count in counts) <= 25
+
+
+def test_measured_cost_curves_and_clients_own_losses_reach_the_record(tmp_path: Path) -> None:
+    scenario = tiny("rounds=1", "pruning.cost=measured", "task.client_eval_examples=4")
+    entry = run(scenario, out=tmp_path / "run").rounds[0]
+    assert entry.metrics["worst_client_loss"] >= entry.metrics["mean_client_loss"] > 0  # type: ignore[operator]
+    assert entry.pruning_loss <= 1
