@@ -48,6 +48,8 @@ class Family:
     """Where the configuration has hidden, blocks, mlp_channels, query_heads and kv_heads."""
     transposed: bool = False
     """Weights are stored inputs x outputs (Conv1D)."""
+    residual_outputs: bool = True
+    """Output projections write straight into the residual stream, with no norm between."""
     parallel_key: str | None = None
     """The configuration's switch for attention and MLP reading the same input."""
     tied_by_default: bool = False
@@ -71,7 +73,9 @@ _KEYS = {
     "kv_heads": "num_key_value_heads",
 }
 _LLAMA = Family("model.layers", "self_attn", _SEPARATE, _KEYS)
-_GEMMA = Family("model.layers", "self_attn", _SEPARATE, _KEYS, tied_by_default=True)
+_GEMMA = Family(
+    "model.layers", "self_attn", _SEPARATE, _KEYS, residual_outputs=False, tied_by_default=True
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,  # SmolLM and SmolLM2 are Llama models

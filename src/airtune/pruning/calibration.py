@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from airtune.pruning.importance import (
     stable_cholesky,
 )
 from airtune.pruning.layers import blocks_of, output_projection, weight_of
+from airtune.pruning.reconstruct import regress
 from airtune.pruning.statistics import (
     UNITS,
+    BlockStatistics,
     CalibrationBatch,
     Statistics,
     SublayerStatistics,
@@ -30,7 +33,7 @@ from airtune.workload import ModelShape
 
 RIDGE = 0.01
 """λ relative to the mean variance of a sublayer's features."""
-SENSITIVITY_ROWS = 8
+SENSITIVITY_ROWS = 4
 """Texts whose gradients weigh one sublayer's error against another's."""
 
 
@@ -66,7 +69,10 @@ def calibrate(
     try:
         gradients, tokens_per_label = _sensitivity(model, shape, batches)
         sublayers: dict[str, list[SublayerStatistics]] = {unit: [] for unit in UNITS}
-        for block, moments in _stream(model, shape, batches):
+        blocks = []
+        for block, moments, change in _stream(model, shape, batches):
+            before = sublayers["mlp"][-1] if block and _folds(model, shape) else None
+            blocks.append(_replacement(change, before, gradients["block"][block], tokens_per_label))
             for unit in UNITS:
                 matrix = output_projection(shape, unit)
                 sublayers[unit].append(
@@ -75,7 +81,7 @@ def calibrate(
                         weight=weight_of(blocks_of(model, shape)[block].get_submodule(matrix.name)),
                         gradient=gradients[unit][block],
                         width=sum(matrix.inputs.widths),
-                        chunk=shape.channel_multiple if unit == "mlp" else 1,
+                        chunk=max(1, shape.mlp_channels // 24) if unit == "mlp" else 1,
                         tokens_per_label=tokens_per_label,
                     )
                 )
@@ -87,6 +93,7 @@ def calibrate(
         tokens=sum(int(batch.attention_mask.sum()) for batch in batches),
         attention=tuple(sublayers["group"]),
         mlp=tuple(sublayers["mlp"]),
+        blocks=tuple(blocks),
     )
 
 
@@ -125,11 +132,62 @@ def _summarise(
     )
 
 
+@dataclass(frozen=True)
+class _Change:
+    """What a block adds to the residual stream, against the previous block's MLP channels."""
+
+    mean: Tensor
+    """(d,)"""
+    square: Tensor
+    """E[Δ²], (d,)."""
+    cross: Tensor
+    """E[Δ hᵀ], (d, features); (d, 0) for the first block."""
+
+
+def _folds(model: nn.Module, shape: ModelShape) -> bool:
+    """Whether what is added to an MLP's output projection reaches the residual stream as is."""
+    config: Any = model.config
+    return shape.table.residual_outputs and getattr(config, "do_layer_norm_before", True)
+
+
+def _replacement(
+    change: _Change,
+    before: SublayerStatistics | None,
+    gradient: Tensor,
+    tokens_per_label: float,
+) -> BlockStatistics:
+    """Regress a block's change on the previous block's MLP channels."""
+    weight = tokens_per_label / 2 * gradient
+    harm = float((weight * change.square).sum())
+    none = BlockStatistics(
+        harm, harm, change.cross[:, :0].half().cpu(), torch.zeros_like(change.mean).cpu()
+    )
+    if before is None:
+        return none
+    mean, features = before.mean.to(change.mean), before.ordered_features.to(change.mean.device)
+    covariance = (change.cross - torch.outer(change.mean, mean))[:, features]
+    fitted = regress(covariance, before.factor_on(change.mean))
+    # With the ridge term the fit explains tr(D Cov) less what the penalty takes: a lower bound.
+    explained = (fitted * covariance).sum(1)
+    rest = change.square - change.mean.square() - explained
+    replaced = float((weight * rest.clamp_min(0)).sum())
+    if replaced >= harm:
+        return none
+    matrix = torch.empty_like(fitted)
+    matrix[:, features] = fitted
+    return BlockStatistics(
+        harm=harm,
+        replaced_harm=replaced,
+        replacement=matrix.half().cpu(),
+        constant=(change.mean - matrix @ mean).cpu(),
+    )
+
+
 @torch.no_grad()
 def _stream(
     model: nn.Module, shape: ModelShape, batches: Sequence[CalibrationBatch]
-) -> Iterator[tuple[int, dict[str, tuple[Tensor, Tensor]]]]:
-    """Yield each block's moments: second moment and mean of what its output projections read."""
+) -> Iterator[tuple[int, dict[str, tuple[Tensor, Tensor]], _Change]]:
+    """Yield each block's moments: of what its output projections read, and of what it changes."""
     device = next(model.parameters()).device
     streams = []
     for batch in batches:
@@ -139,21 +197,26 @@ def _stream(
         streams.append([recorder.call for recorder in recorders])
     hidden = [calls[0][0] for calls in streams]
     masks = [batch.attention_mask.to(device).bool().reshape(-1) for batch in batches]
+    channels_before: list[Tensor] = [states.new_empty(0) for states in hidden]
     for index, block in enumerate(blocks_of(model, shape)):
         sums = {
             unit: _Moments(block.get_submodule(output_projection(shape, unit).name))
             for unit in UNITS
         }
+        change = _ChangeSums()
         try:
             for i, calls in enumerate(streams):
                 _, args, kwargs = calls[index]
                 for moments in sums.values():
                     moments.mask = masks[i]
-                hidden[i] = block(hidden[i], *args, **kwargs)
+                after = block(hidden[i], *args, **kwargs)
+                change.add(after - hidden[i], channels_before[i], masks[i])
+                hidden[i], channels_before[i] = after, sums["mlp"].latest
         finally:
             for moments in sums.values():
                 moments.handle.remove()
-        yield index, {unit: moments.result(index) for unit, moments in sums.items()}
+        results = {unit: moments.result(index) for unit, moments in sums.items()}
+        yield index, results, change.result()
 
 
 class _Moments:
@@ -165,12 +228,14 @@ class _Moments:
         self.second = torch.zeros(features, features, device=device)
         self.first = torch.zeros(features, device=device)
         self.tokens = 0
+        self.latest = torch.empty(0)
         self.mask: Tensor | None = None
         self.handle = layer.register_forward_pre_hook(self._add)
 
     def _add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert self.mask is not None
-        hidden = inputs[0].reshape(-1, inputs[0].shape[-1])[self.mask].float()
+        self.latest = inputs[0].reshape(-1, inputs[0].shape[-1])[self.mask]
+        hidden = self.latest.float()
         self.second.addmm_(hidden.T, hidden)
         self.first += hidden.sum(0)
         self.tokens += len(hidden)
@@ -180,6 +245,25 @@ class _Moments:
         if not bool(torch.isfinite(second).all()):
             raise InputError(f"model: the activations of block {block} are not finite")
         return second, first
+
+
+class _ChangeSums:
+    """Accumulates a block's `_Change` over batches."""
+
+    def __init__(self) -> None:
+        self.parts: tuple[Tensor, ...] | None = None
+        self.tokens = 0
+
+    def add(self, change: Tensor, channels: Tensor, mask: Tensor) -> None:
+        delta = change.reshape(-1, change.shape[-1])[mask].float()
+        features = channels.float() if channels.numel() else delta[:, :0]
+        parts = (delta.sum(0), delta.square().sum(0), delta.T @ features)
+        self.parts = parts if self.parts is None else tuple(map(torch.add, self.parts, parts))
+        self.tokens += len(delta)
+
+    def result(self) -> _Change:
+        assert self.parts is not None
+        return _Change(*(part / self.tokens for part in self.parts))
 
 
 class _Recorder(nn.Module):
@@ -211,14 +295,14 @@ def _recording(model: nn.Module, shape: ModelShape) -> Iterator[list[Any]]:
 def _sensitivity(
     model: nn.Module, shape: ModelShape, batches: Sequence[CalibrationBatch]
 ) -> tuple[dict[str, list[Tensor]], float]:
-    """Return E[g_d²] of every sublayer's output and tokens per label, from the first texts.
+    """Return E[g_d²] of every sublayer's and block's output, and tokens per label.
 
     One text at a time, so that memory stays that of a training step with a single row.
     """
     device = next(model.parameters()).device
     sums: dict[str, list[Tensor]] = {
         unit: [torch.zeros(shape.hidden, device=device) for _ in range(shape.blocks)]
-        for unit in UNITS
+        for unit in (*UNITS, "block")
     }
     embedding: Any = model
     handles = [
@@ -226,12 +310,10 @@ def _sensitivity(
             lambda _, __, output: output.requires_grad_()
         )
     ]
-    for unit in UNITS:
-        name = output_projection(shape, unit).name
-        for index, block in enumerate(blocks_of(model, shape)):
-            handles.append(
-                block.get_submodule(name).register_forward_hook(_square_sum(sums[unit][index]))
-            )
+    for index, block in enumerate(blocks_of(model, shape)):
+        layers = {unit: block.get_submodule(output_projection(shape, unit).name) for unit in UNITS}
+        for unit, layer in {**layers, "block": block}.items():
+            handles.append(layer.register_forward_hook(_square_sum(sums[unit][index])))
     tokens = labels = 0
     try:
         for row in _rows(batches, SENSITIVITY_ROWS):

@@ -38,7 +38,7 @@ def choose(
         statistics: the client's calibration.
         shape: of the model.
         pruning: share of the blocks' parameters to leave out, met as nearly as units allow.
-        units: `mlp`, `attention` or `mixed`.
+        units: `mlp`, `attention`, `mixed` (both) or `blocks` (whole ones).
 
     Raises:
         InputError: a rate outside [0, 1), or one that these units cannot reach.
@@ -55,7 +55,8 @@ def choose(
         if removed + step.parameters / 2 > target:
             break
         removed += step.parameters
-        kept[step.unit][step.block] = step.kept_units
+        for unit in kept if step.unit == "block" else (step.unit,):
+            kept[unit][step.block] = step.kept_units
     else:
         reach = removed / shape.block_parameters
         if target - removed > 0.01 * shape.block_parameters:
@@ -81,6 +82,8 @@ def removal_order(statistics: Statistics, shape: ModelShape, units: str) -> list
     cost goes first, on the convex hull of each sublayer's harm, so that a step which is cheap
     only because of the next one does not jump the queue.
     """
+    if units == "blocks":
+        return _block_steps(statistics, shape)
     steps: list[tuple[float, int, Removal]] = []
     for block in range(shape.blocks):
         for unit in _kinds(units):
@@ -131,7 +134,7 @@ def cost_curve(
 def _kinds(units: str) -> tuple[str, ...]:
     kinds = {"mixed": ("mlp", "group"), "mlp": ("mlp",), "attention": ("group",)}
     if units not in kinds:
-        raise InputError(f"pruning.units = '{units}': must be one of {', '.join(kinds)}")
+        raise InputError(f"pruning.units = '{units}': must be one of {', '.join(kinds)}, blocks")
     return kinds[units]
 
 
@@ -155,6 +158,31 @@ def _sublayer_steps(
             harm=max(0.0, harm[after] - harm[kept]),
         )
         kept = after
+
+
+def _block_steps(statistics: Statistics, shape: ModelShape) -> list[Removal]:
+    """Return whole blocks in the order in which they go: the least harmful next, all but one.
+
+    A block is replaced only while the one before it is there to compute the replacement, so a
+    block that stands in for its successor costs that replacement too.
+    """
+    kept = set(range(shape.blocks))
+    steps = []
+
+    def harm(block: int) -> float:
+        own = statistics.blocks[block]
+        total = own.replaced_harm if block - 1 in kept else own.harm
+        if block + 1 < shape.blocks and block + 1 not in kept:
+            after = statistics.blocks[block + 1]
+            total += after.harm - after.replaced_harm
+        return total
+
+    while len(kept) > 1:
+        block = min(sorted(kept), key=harm)
+        parameters = shape.block_parameters // shape.blocks
+        steps.append(Removal(block, "block", 0, parameters, harm(block)))
+        kept.remove(block)
+    return steps
 
 
 def _hull_prices(run: list[Removal]) -> list[float]:

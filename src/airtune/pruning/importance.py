@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 MAX_RIDGE_DOUBLINGS = 60
+_TINY = 1e-30
 
 
 def regularised(moment: Tensor, ridge: float) -> Tensor:
@@ -53,36 +54,42 @@ def elimination_order(
     Returns:
         Unit indices, (units,).
     """
-    units = moment.shape[0] // width
     inverse = torch.cholesky_inverse(stable_cholesky(moment, ridge))
     current = weight.to(moment).clone()
-    alive = torch.arange(units, device=moment.device)
+    alive = torch.arange(moment.shape[0] // width, device=moment.device)
     given_up = []
-    while len(alive) > chunk:
-        scores = _scores(inverse, current, width)
-        rank = torch.argsort(scores, stable=True)
-        out, kept = rank[:chunk], torch.sort(rank[chunk:]).values
-        # The last to go of a chunk is its most harmful unit.
+    gone = torch.zeros_like(alive, dtype=torch.bool)
+    while len(alive) - int(gone.sum()) > chunk:
+        scores = _scores(inverse, current, width).masked_fill_(gone, torch.inf)
+        out = torch.argsort(scores, stable=True)[:chunk]
         given_up.append(alive[out])
-        out_f, kept_f = _features(out, width), _features(kept, width)
-        block = inverse[out_f][:, out_f]
-        cross = inverse[out_f][:, kept_f]
-        solved = torch.linalg.solve(block, cross)
-        current = current[:, kept_f] - current[:, out_f] @ solved
-        inverse = inverse[kept_f][:, kept_f] - cross.T @ solved
-        alive = alive[kept]
-    given_up.append(alive[torch.argsort(_scores(inverse, current, width), stable=True)])
-    return torch.cat(given_up).flip(0)
+        features = _features(out, width)
+        # In place: a copy of the inverse a step would cost more than the arithmetic.
+        cross = inverse[features]
+        solved = torch.linalg.solve(cross[:, features], cross)
+        current.addmm_(current[:, features], solved, alpha=-1)
+        inverse.addmm_(cross.T, solved, alpha=-1)
+        gone[out] = True
+        if int(gone.sum()) > len(alive) // 2:
+            kept = torch.nonzero(~gone).ravel()
+            features = _features(kept, width)
+            inverse, current = inverse[features][:, features], current[:, features]
+            alive, gone = alive[kept], gone[kept]
+    scores = _scores(inverse, current, width).masked_fill_(gone, torch.inf)
+    left = torch.argsort(scores, stable=True)[: len(alive) - int(gone.sum())]
+    return torch.cat([*given_up, alive[left]]).flip(0)
 
 
 def _scores(inverse: Tensor, weight: Tensor, width: int) -> Tensor:
     """tr(V_u H_uu⁻¹ V_uᵀ) of every unit u alone."""
     if width == 1:
-        return weight.square().sum(0) / inverse.diagonal()
+        return weight.square().sum(0) / inverse.diagonal().clamp_min(_TINY)
     units = weight.shape[1] // width
     blocks = torch.stack(
         [inverse[u * width : (u + 1) * width, u * width : (u + 1) * width] for u in range(units)]
     )
+    # A unit that is gone already has a zero block: any regular one does in its place.
+    blocks.diagonal(dim1=1, dim2=2).add_((blocks.diagonal(dim1=1, dim2=2) <= 0).to(blocks))
     parts = weight.reshape(weight.shape[0], units, width).permute(1, 2, 0)
     return (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
 

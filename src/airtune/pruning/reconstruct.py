@@ -14,6 +14,16 @@ import torch
 from torch import Tensor
 
 
+def regress(cross: Tensor, factor: Tensor) -> Tensor:
+    """Return the ridge regression of targets on features in order of importance, (d, features).
+
+    Args:
+        cross: covariance of the targets with the ordered features, (d, features).
+        factor: Cholesky factor of the ordered, regularised covariance of the features.
+    """
+    return torch.cholesky_solve(cross.to(factor).T, factor).T
+
+
 def refit(weight: Tensor, factor: Tensor, kept: int) -> Tensor:
     """Return the refitted columns of the first `kept` features, (d, kept).
 

@@ -75,6 +75,24 @@ class SublayerStatistics:
 
 
 @dataclass(frozen=True)
+class BlockStatistics:
+    """What it costs to leave a whole block out, and what can stand in for it.
+
+    The block's change of the residual stream, regressed on the MLP channels of the block before:
+    added to that block's output projection it costs nothing to compute.
+    """
+
+    harm: float
+    """Expected loss increase per label token without the block."""
+    replaced_harm: float
+    """The same with the replacement; equal to `harm` where there is none."""
+    replacement: Tensor
+    """(d, features of the previous MLP in the model's order), float16; (d, 0) for none."""
+    constant: Tensor
+    """Output at features zero, (d,)."""
+
+
+@dataclass(frozen=True)
 class Statistics:
     """The calibration of one model on one text."""
 
@@ -85,6 +103,7 @@ class Statistics:
     tokens: int
     attention: tuple[SublayerStatistics, ...]
     mlp: tuple[SublayerStatistics, ...]
+    blocks: tuple[BlockStatistics, ...]
 
     def sublayer(self, block: int, unit: str) -> SublayerStatistics:
         """Return the part of a block that holds units of a kind (`mlp` or `group`)."""
@@ -113,21 +132,27 @@ def text_hash(batches: Sequence[CalibrationBatch]) -> str:
     return digest.hexdigest()
 
 
+_SUBLAYER_TENSORS = ("order", "factor", "scale", "mean", "harm", "silenced_harm")
+_BLOCK_TENSORS = ("replacement", "constant")
+
+
 def save_statistics(statistics: Statistics, path: Path) -> None:
     """Write statistics as safetensors, with the hashes of model and text in its header."""
     tensors = {}
-    for unit in UNITS:
-        for block in range(len(statistics.mlp)):
-            sublayer = statistics.sublayer(block, unit)
-            for key in ("order", "factor", "scale", "mean", "harm", "silenced_harm"):
-                tensors[f"{unit}.{block}.{key}"] = getattr(sublayer, key).contiguous()
+    for index, block in enumerate(statistics.blocks):
+        for key in _BLOCK_TENSORS:
+            tensors[f"block.{index}.{key}"] = getattr(block, key).contiguous()
+        for unit in UNITS:
+            for key in _SUBLAYER_TENSORS:
+                value = getattr(statistics.sublayer(index, unit), key)
+                tensors[f"{unit}.{index}.{key}"] = value.contiguous()
     header = {
         "format": FORMAT,
         "fingerprint": statistics.fingerprint,
         "text": statistics.text,
         "tokens": str(statistics.tokens),
         "widths": json.dumps({unit: statistics.sublayer(0, unit).width for unit in UNITS}),
-        "blocks": str(len(statistics.mlp)),
+        "harms": json.dumps([[block.harm, block.replaced_harm] for block in statistics.blocks]),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -144,44 +169,52 @@ def load_statistics(path: Path, *, fingerprint: str, text: str) -> Statistics:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise InputError(f"{path}: not calibration statistics ({FORMAT})")
-            for key, name, wanted in (
-                ("fingerprint", "another model", fingerprint),
-                ("text", "other text", text),
-            ):
-                if header[key] != wanted:
-                    raise InputError(
-                        f"{path}: statistics of {name} ({key} {header[key][:12]}…, wanted "
-                        f"{wanted[:12]}…): calibrate anew"
-                    )
-            widths = json.loads(header["widths"])
-            parts = {
-                unit: tuple(
+            _check_header(header, path, fingerprint=fingerprint, text=text)
+            widths, harms = json.loads(header["widths"]), json.loads(header["harms"])
+
+            def tensors(prefix: str, keys: tuple[str, ...]) -> dict[str, Tensor]:
+                return {key: file.get_tensor(f"{prefix}.{key}") for key in keys}
+
+            attention, mlp = (
+                tuple(
                     SublayerStatistics(
-                        width=widths[unit],
-                        **{
-                            key: file.get_tensor(f"{unit}.{block}.{key}")
-                            for key in (
-                                "order",
-                                "factor",
-                                "scale",
-                                "mean",
-                                "harm",
-                                "silenced_harm",
-                            )
-                        },
+                        width=widths[unit], **tensors(f"{unit}.{index}", _SUBLAYER_TENSORS)
                     )
-                    for block in range(int(header["blocks"]))
+                    for index in range(len(harms))
                 )
                 for unit in UNITS
-            }
-    except (OSError, SafetensorError, KeyError) as error:
+            )
+            blocks = tuple(
+                BlockStatistics(
+                    harm=harm,
+                    replaced_harm=replaced,
+                    **tensors(f"block.{index}", _BLOCK_TENSORS),
+                )
+                for index, (harm, replaced) in enumerate(harms)
+            )
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: cannot read calibration statistics: {error}") from None
     return Statistics(
-        fingerprint=header["fingerprint"],
-        text=header["text"],
+        fingerprint=fingerprint,
+        text=text,
         tokens=int(header["tokens"]),
-        attention=parts["group"],
-        mlp=parts["mlp"],
+        attention=attention,
+        mlp=mlp,
+        blocks=blocks,
     )
+
+
+def _check_header(header: dict[str, str], path: Path, *, fingerprint: str, text: str) -> None:
+    if header.get("format") != FORMAT:
+        raise InputError(f"{path}: not calibration statistics ({FORMAT})")
+    for key, name, wanted in (
+        ("fingerprint", "another model", fingerprint),
+        ("text", "other text", text),
+    ):
+        if header[key] != wanted:
+            raise InputError(
+                f"{path}: statistics of {name} ({key} {header[key][:12]}…, wanted "
+                f"{wanted[:12]}…): calibrate anew"
+            )

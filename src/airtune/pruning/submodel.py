@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from airtune.errors import InputError
 from airtune.pruning.layers import blocks_of, layer_like, weight_of
 from airtune.pruning.reconstruct import refit
-from airtune.pruning.statistics import Statistics, SublayerStatistics
+from airtune.pruning.statistics import BlockStatistics, Statistics, SublayerStatistics
 from airtune.pruning.structure import Structure, check_structure, entries
 from airtune.workload import Matrix, ModelShape
 
@@ -76,6 +76,16 @@ def cut(
     return submodel
 
 
+def stand_in(
+    structure: Structure, statistics: Statistics | None, block: int
+) -> BlockStatistics | None:
+    """Return what a block's MLP computes in place of the block after it, if that one is gone."""
+    if statistics is None or block + 1 == len(statistics.blocks):
+        return None
+    after = statistics.blocks[block + 1]
+    return after if structure.dropped(block + 1) and after.replacement.shape[1] else None
+
+
 def _cut_block(
     block: nn.Module,
     index: int,
@@ -85,7 +95,8 @@ def _cut_block(
 ) -> None:
     for unit, total in (("group", shape.kv_heads), ("mlp", shape.mlp_channels)):
         units = structure.units(index, unit)
-        if len(units) == total:
+        extra = stand_in(structure, statistics, index) if unit == "mlp" else None
+        if len(units) == total and extra is None:
             continue
         layers = [m for m in shape.matrices if unit in (m.inputs.unit, m.outputs.unit)]
         if not units:
@@ -94,11 +105,13 @@ def _cut_block(
         for matrix in layers:
             layer = block.get_submodule(matrix.name)
             if matrix.outputs.unit == unit:
+                if len(units) == total:
+                    continue
                 kept = _index(entries(matrix.outputs, units, total), layer)
                 new = layer_like(layer, weight_of(layer)[kept], _part(layer.bias, kept))
             else:
                 sublayer = None if statistics is None else statistics.sublayer(index, unit)
-                new = _cut_output(layer, matrix, units, total, sublayer)
+                new = _cut_output(layer, matrix, units, total, sublayer, extra)
             block.set_submodule(matrix.name, new)
         if unit == "group":
             _tell_head_counts(block.get_submodule(shape.table.attention), len(units), shape)
@@ -110,8 +123,12 @@ def _cut_output(
     units: tuple[int, ...],
     total: int,
     sublayer: SublayerStatistics | None,
+    extra: BlockStatistics | None,
 ) -> nn.Module:
-    """Cut the columns of an output projection, and refit them where there are statistics."""
+    """Cut the columns of an output projection, and refit them where there are statistics.
+
+    With `extra`, what is preserved is the projection's output plus that replacement's.
+    """
     columns = _index(entries(matrix.inputs, units, total), layer)
     bias: Any = layer.bias
     if sublayer is None:
@@ -123,10 +140,14 @@ def _cut_output(
         )
     features = sublayer.ordered_features.to(columns.device)
     weight = weight_of(layer).float()
+    constant = weight.new_zeros(len(weight))
+    if extra is not None:
+        weight = weight + extra.replacement.to(weight)
+        constant = extra.constant.to(weight)
     kept = len(columns)
     fitted = refit(weight[:, features], sublayer.factor_on(weight), kept)
     mean = sublayer.mean.to(weight)
-    constant = weight @ mean - fitted @ mean[features[:kept]]
+    constant = constant + weight @ mean - fitted @ mean[features[:kept]]
     # From the order of importance back to the order of the model.
     fitted = fitted[:, torch.argsort(features[:kept])]
     return layer_like(layer, fitted, constant if bias is None else bias.float() + constant)
