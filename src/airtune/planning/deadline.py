@@ -148,7 +148,7 @@ def _under(
 ) -> float:
     """Return what the tangents at the bands prove: no Σ b <= B gives less.
 
-    Each loss_k is convex in b, so loss_k(b') >= loss_k(b) − G_k·(b' − b) with G_k its marginal gain;
+    Each loss_k is convex in b: loss_k(b') >= loss_k(b) − G_k·(b' − b) with G_k its marginal gain;
     over all b' >= 0 with Σ b' <= B the sum is at least loss + Σ G_k·b_k − B·max G. This needs no
     optimality of the bands. Rounding is allowed for.
     """
@@ -249,9 +249,7 @@ def _gathered(
     if len(piece_y):
         who = reduced.owner[reduced.heads]
         y = y.copy()
-        y[who] = np.minimum.reduceat(
-            np.where(begun | reduced.head, piece_y, np.inf), reduced.heads
-        )
+        y[who] = np.minimum.reduceat(np.where(begun | reduced.head, piece_y, np.inf), reduced.heads)
         floor[who] = np.maximum.reduceat(np.where(full, 0.0, reduced.gain), reduced.heads)
         roof[who] = np.minimum.reduceat(np.where(begun, reduced.gain, np.inf), reduced.heads)
         length = np.where(full, reduced.end - reduced.begin, 0.0)

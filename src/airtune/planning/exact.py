@@ -24,10 +24,11 @@ from airtune.planning.reduced import Reduced, reduced
 _MAX_DESCENT = 60
 _MAX_INTERVALS = 100_000
 # How much of the tolerance the intervals may use; the rest is for the plan itself.
-_SHARE = 0.9
+_SHARE = 0.5
 # A step of the cover is planned this much shorter than its model allows.
 _CAUTION = 0.92
 _NARROWEST = 1e-13
+_LEAST_SHARE = 0.4
 _MAX_PSI = 3.0
 _FIRST_REACH = 3e-3
 _DESCENT_SHARE = 0.02
@@ -105,7 +106,7 @@ class _Search:
     @property
     def least_step(self) -> float:
         """The relative step in T that the simplest bound always allows."""
-        return 0.5 * self.tolerance
+        return _LEAST_SHARE * self.tolerance
 
     def prove(self, *bounds: float) -> None:
         self.lower = min(self.lower, *bounds)

@@ -11,6 +11,7 @@ import numpy as np
 from airtune.errors import InputError
 from airtune.planning import baselines
 from airtune.planning.bcd import bcd
+from airtune.planning.blocks import check_blocks, exact_in_blocks, in_blocks
 from airtune.planning.exact import exact
 from airtune.planning.problem import Plan, PlanningProblem
 from airtune.randomness import generator
@@ -79,11 +80,14 @@ def plan(
     tolerance: float = 1e-6,
     rng: np.random.Generator | None = None,
     bound: bool = True,
+    block_hz: float | None = None,
+    blocks: int | None = None,
 ) -> Plan:
     """Plan one round: each client's pruning rate and uplink band.
 
     minimise N(Q(ρ))·T(ρ, b) over ρ and b, subject to Σ b <= B and the bounds on ρ (with
-    ``max_pruning_loss``: minimise T subject to Q <= Q_max).
+    ``max_pruning_loss``: minimise T subject to Q <= Q_max). With ``block_hz`` every b is a whole
+    number of blocks.
 
     Args:
         problem: the round's planning problem.
@@ -92,9 +96,12 @@ def plan(
             ``bcd`` stops.
         rng: for ``random``; left out, the stream of seed 0.
         bound: False skips the optimum's lower bound for the other methods.
+        block_hz: width of a resource block, Hz. ``exact`` finds the optimum over whole blocks; the
+            other methods keep their pruning rates and round their bands.
+        blocks: how many blocks there are; left out, as many as fit the band.
 
     Raises:
-        InputError: an unknown method or a tolerance that is not above 0.
+        InputError: an unknown method, a tolerance not between 0 and 1, or blocks that do not fit.
     """
     if method not in METHODS:
         raise InputError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
@@ -103,11 +110,30 @@ def plan(
     if rng is None:
         rng = generator(0, "random plan")
     start = perf_counter()
-    made = METHODS[method].solve(problem, tolerance, rng)
-    made = replace(made, method=method, solve_s=perf_counter() - start)
-    if bound and made.lower_bound_s is None:
-        best = exact(problem, tolerance=tolerance)
-        lower = best.lower_bound_s or 0.0
-        gap = made.objective_s / lower - 1.0 if lower > 0 else 0.0
-        made = replace(made, lower_bound_s=lower, gap=gap, deadlines=best.deadlines)
+    if block_hz is None:
+        if blocks is not None:
+            raise InputError(f"blocks: {blocks!r} needs block_hz, the width of one block")
+        made = METHODS[method].solve(problem, tolerance, rng)
+        made = replace(made, method=method, solve_s=perf_counter() - start)
+        if bound and made.lower_bound_s is None:
+            made = _bounded(made, exact(problem, tolerance=tolerance))
+        return made
+    count = check_blocks(problem, block_hz, blocks)
+    if method == "exact":
+        made = exact_in_blocks(problem, block_hz, count, tolerance=tolerance)
+        return replace(made, solve_s=perf_counter() - start)
+    band = replace(problem, bandwidth_hz=count * block_hz)
+    made = replace(METHODS[method].solve(band, tolerance, rng), method=method)
+    made = in_blocks(problem, made, block_hz, count)
+    made = replace(made, solve_s=perf_counter() - start)
+    if bound:
+        made = _bounded(made, exact_in_blocks(problem, block_hz, count, tolerance=tolerance))
     return made
+
+
+def _bounded(made: Plan, best: Plan) -> Plan:
+    """Return the plan with the optimum's lower bound."""
+    lower = best.lower_bound_s
+    assert lower is not None
+    gap = made.objective_s / lower - 1.0 if lower > 0 else 0.0
+    return replace(made, lower_bound_s=lower, gap=gap, deadlines=best.deadlines)

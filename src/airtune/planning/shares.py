@@ -2,7 +2,7 @@
 
     minimise Σ_i loss_i(b_i)  subject to  Σ_i b_i <= B,  b_i between two bounds,
 
-where −loss_i is concave. In y = ln(s/b), the logarithm of the SNR, the marginal gain F of a hertz is
+where −loss_i is concave. In y = ln(s/b), the log of the SNR, the marginal gain F of a hertz is
 
     ln F = ln gain + ln h(z) − 2·ln(C·L(z) + U),   z = e^y,  L = ln(1+z)/z,  h = ln(1+z) − z/(1+z),
 
@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from airtune.planning.problem import Array
 from airtune.planning.rate import LN2, snr_of_share
@@ -59,7 +60,7 @@ class Items:
         capped = bool(np.isfinite(cap).any())
         return Items(snr_hz, compute_s * (snr_hz / LN2), payload, cap, log_cap_snr, capped)
 
-    def part(self, rows: slice | Array) -> Items:
+    def part(self, rows: slice | NDArray[np.intp]) -> Items:
         """Return some of the items."""
         return Items(
             self.snr_hz[rows],
@@ -110,9 +111,11 @@ def settle(
     Args:
         items: (M,) items.
         log_gain: (M,) ln(gain/ln 2) of the module's F.
-        low, high: (M,) bounds on y.
+        low: (M,) least y. ``high``: (M,) largest y.
+        high: see low.
         total: the band to share among the items, Hz.
-        y, log_price: where to start.
+        y: where to start, with ``log_price``.
+        log_price: see y.
 
     Returns:
         y, ln μ, and whether Newton's method settled (if not, call :func:`bisect`).
@@ -200,9 +203,7 @@ def log_f_at(items: Items, log_gain: Array, y: Array) -> Array:
     return log_gain + np.log(at.flat) - 2.0 * np.log(at.weight)
 
 
-def log_snr_of_share(
-    items: Items, share: Array, widest_hz: float, guess: Array | None
-) -> Array:
+def log_snr_of_share(items: Items, share: Array, widest_hz: float, guess: Array | None) -> Array:
     """Return ln(s/b) for the band b that carries Γ = r·ln 2/s, within what ``widest_hz`` allows.
 
     With a guess, Newton's steps on ln L(e^y) = ln Γ; without, the closed form.

@@ -1,0 +1,340 @@
+"""`airtune plan`: one round's pruning rates and bands, without torch, in a blink."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from airtune.planning import Plan, PlanningProblem
+    from airtune.planning.sweep import Axis, SweepPoint
+
+# More clients than this are summed up in one line; --json has them all.
+_MAX_ROWS = 40
+# Who finishes this close to the round's end, relatively, counts as last.
+_LAST = 1e-6
+_AT_BOUND = 1e-5
+# Into a file or a pipe there is no window to fit.
+_WIDTH = 110
+
+
+def plan(
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="A planning problem (.json), a scenario (.toml), or a built-in scenario's name."
+        ),
+    ],
+    method: Annotated[
+        str | None, typer.Option("--method", help="Planning method. Default: exact.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one key, e.g. clients.c0.snr_hz=1e9."
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="KEY=LO:HI:N",
+            help="Plan over a range of bandwidth_hz, clients, kappa or power_db; twice: a grid.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="With --sweep: the figure, .svg or .png.")
+    ] = None,
+    round_number: Annotated[
+        int, typer.Option("--round", min=1, help="Of a scenario: which round's channel.")
+    ] = 1,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Relative gap at which exact stops.")
+    ] = 1e-6,
+    block_hz: Annotated[
+        float | None, typer.Option("--block-hz", help="Whole resource blocks of this width.")
+    ] = None,
+    blocks: Annotated[
+        int | None, typer.Option("--blocks", help="How many blocks. Default: what fits the band.")
+    ] = None,
+    channel_mhz: Annotated[
+        float | None, typer.Option("--channel-mhz", help="A 5G channel, in whole resource blocks.")
+    ] = None,
+    scs_khz: Annotated[
+        int, typer.Option("--scs-khz", help="Its subcarrier spacing: 15, 30 or 60.")
+    ] = 30,
+) -> None:
+    """Plan one round: each client's pruning rate and uplink band, with a proof of optimality.
+
+    [bold]Examples[/bold]
+
+      airtune plan examples/cell.json
+
+      airtune plan examples/cell.json --method bcd --json
+
+      airtune plan demo --set planning.kappa=0.4
+
+      airtune plan examples/cell.json --channel-mhz 20 --scs-khz 30
+
+      airtune plan examples/cell.json --sweep bandwidth_hz=1e6:1e8:20 --out latency.svg
+    """
+    from airtune.errors import InputError
+
+    problem = _problem(file, overrides or [], round_number)
+    width, count = _blocks(block_hz, blocks, channel_mhz, scs_khz)
+    if out is not None and not sweep:
+        raise InputError(f"--out {str(out)!r} is for the figure of a --sweep; none was asked for")
+    if sweep:
+        if width is not None:
+            raise InputError("--sweep plans without whole blocks; leave the block options out")
+        _sweep(problem, sweep, method or "exact", tolerance, out, as_json)
+        return
+    from airtune import planning
+
+    if width is None:
+        made = planning.plan(problem, method or "exact", tolerance=tolerance)
+    else:
+        if method not in (None, "exact"):
+            raise InputError(f"--method {method!r} does not plan in whole blocks; allowed: exact")
+        made = planning.plan(problem, tolerance=tolerance, block_hz=width, blocks=count)
+    if as_json:
+        _print_json(planning.plan_to_json(made))
+    else:
+        _print_plan(problem, made)
+
+
+def _problem(file: str, overrides: list[str], round_number: int) -> PlanningProblem:
+    from airtune.errors import InputError
+
+    if not file.endswith(".json"):
+        from airtune.planning_inputs import problem_of_scenario
+        from airtune.scenario import load_scenario
+
+        return problem_of_scenario(load_scenario(file, overrides), round=round_number)
+    import json
+
+    from airtune.planning import problem_from_json
+
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(f"{file}: cannot be read ({reason})") from None
+    try:
+        if not overrides:
+            return problem_from_json(text)
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError:
+            return problem_from_json(text)  # which says what is wrong with it
+        for override in overrides:
+            _override(document, override)
+        return problem_from_json(document)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def _override(document: Any, override: str) -> None:
+    """Change one key of a planning problem: ``kappa=0.4``, ``clients.NAME.snr_hz=1e9``."""
+    import json
+
+    from airtune.errors import InputError
+
+    path, equals, text = override.partition("=")
+    try:
+        value = json.loads(text) if equals else None
+    except json.JSONDecodeError:
+        value = None
+    if value is None:
+        raise InputError(f"--set {override!r} is not allowed; allowed: KEY=VALUE with a number")
+    parts = path.split(".")
+    if parts[0] != "clients":
+        if len(parts) != 1 or not isinstance(document, dict):
+            raise InputError(f"--set {override!r}: unknown key {path!r}")
+        document[path] = value
+        return
+    name, field = ".".join(parts[1:-1]), parts[-1]
+    clients = document.get("clients") if isinstance(document, dict) else None
+    found = [
+        client
+        for client in (clients if isinstance(clients, list) else [])
+        if isinstance(client, dict) and name in ("*", client.get("name"))
+    ]
+    if not found:
+        raise InputError(
+            f"--set {override!r}: no client {name!r}; allowed: clients.NAME.FIELD, or * for all"
+        )
+    for client in found:
+        client[field] = value
+
+
+def _blocks(
+    block_hz: float | None, blocks: int | None, channel_mhz: float | None, scs_khz: int
+) -> tuple[float | None, int | None]:
+    from airtune.errors import InputError
+
+    if channel_mhz is not None:
+        if block_hz is not None or blocks is not None:
+            raise InputError("--channel-mhz sets the blocks; leave --block-hz and --blocks out")
+        from airtune import numerology
+
+        spacing = scs_khz * 1000
+        count = numerology.resource_blocks(channel_mhz * 1e6, spacing)
+        return numerology.block_hz(spacing), count
+    if blocks is not None and block_hz is None:
+        raise InputError("--blocks needs --block-hz, the width of one block")
+    return block_hz, blocks
+
+
+def _sweep(
+    problem: PlanningProblem,
+    texts: list[str],
+    method: str,
+    tolerance: float,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    from airtune.errors import InputError
+    from airtune.planning.sweep import axis_from_text, draw, sweep
+
+    if len(texts) > 2:
+        raise InputError(f"--sweep was given {len(texts)} times; allowed: once, or twice (a grid)")
+    axes = [axis_from_text(text) for text in texts]
+    points = sweep(problem, axes, method, tolerance)
+    if out is not None:
+        draw(axes, points, out)
+    if as_json:
+        _print_json([_point_as_json(axes, point) for point in points])
+    else:
+        _print_sweep(axes, points)
+        if out is not None:
+            print(f"figure: {out}")
+
+
+def _point_as_json(axes: list[Axis], point: SweepPoint) -> dict[str, Any]:
+    made = point.plan
+    return {
+        **{axis.key: value for axis, value in zip(axes, point.at, strict=True)},
+        "method": made.method,
+        "objective_s": made.objective_s,
+        "lower_bound_s": made.lower_bound_s,
+        "gap": made.gap,
+        "round_latency_s": made.round_latency_s,
+        "pruning_loss": made.pruning_loss,
+        "rounds_factor": made.rounds_factor,
+    }
+
+
+def _print_json(document: Any) -> None:
+    import json
+
+    sys.stdout.write(json.dumps(document) + "\n")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
+def _print_sweep(axes: list[Axis], points: list[SweepPoint]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for axis in axes:
+        table.add_column(axis.key, justify="right")
+    for heading in ("N·T s", "T s", "Q", "N", "gap"):
+        table.add_column(heading, justify="right")
+    for point in points:
+        made = point.plan
+        table.add_row(
+            *(f"{value:.4g}" for value in point.at),
+            f"{made.objective_s:.4g}",
+            f"{made.round_latency_s:.4g}",
+            f"{made.pruning_loss:.3f}",
+            f"{made.rounds_factor:.3f}",
+            "-" if made.gap is None else f"{made.gap:.1e}",
+        )
+    _console().print(table)
+
+
+def _print_plan(problem: PlanningProblem, made: Plan) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("client", overflow="fold")
+    headings = ["pruning", "band kHz", "share", "Mbit/s", "compute s", "upload s", "total s"]
+    if made.blocks is not None:
+        headings.insert(1, "blocks")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("what binds", no_wrap=True)
+    # The slowest first: who comes after the table's end matters least.
+    order = sorted(range(len(made.names)), key=lambda k: -made.total_s[k])
+    rows = range(len(order)) if len(order) <= _MAX_ROWS else sorted(order[:_MAX_ROWS])
+    for k in rows:
+        cells = [
+            f"{made.pruning[k]:.3f}",
+            f"{made.bandwidth_hz[k] / 1e3:.1f}",
+            f"{100 * made.bandwidth_hz[k] / problem.bandwidth_hz:.1f}%",
+            f"{made.rate_bps[k] / 1e6:.3g}",
+            f"{made.compute_s[k]:.4g}",
+            f"{made.upload_s[k]:.4g}",
+            f"{made.total_s[k]:.4g}",
+        ]
+        if made.blocks is not None:
+            cells.insert(1, str(int(made.blocks[k])))
+        # Text, not markup: a client may be called "[red]".
+        table.add_row(Text(made.names[k]), *cells, _binds(problem, made, k))
+    console.print(table)
+    if len(order) > _MAX_ROWS:
+        console.print(f"… and {len(order) - _MAX_ROWS} clients that finish sooner (--json has all)")
+    console.print("\n".join(_summary(problem, made)), markup=False, highlight=False)
+
+
+def _binds(problem: PlanningProblem, made: Plan, k: int) -> str:
+    if made.total_s[k] < made.round_latency_s * (1.0 - _LAST):
+        return f"waits {made.round_latency_s - made.total_s[k]:.3g} s"
+    part = "compute" if made.compute_s[k] >= made.upload_s[k] else "air"
+    if made.pruning[k] >= problem.max_pruning[k] - _AT_BOUND:
+        return f"{part}, max_pruning"
+    if made.pruning[k] <= problem.min_pruning[k] + _AT_BOUND:
+        return f"{part}, min_pruning"
+    return part
+
+
+def _summary(problem: PlanningProblem, made: Plan) -> list[str]:
+    last = made.total_s >= made.round_latency_s * (1.0 - _LAST)
+    top = made.pruning >= problem.max_pruning - _AT_BOUND
+    bottom = ~top & (made.pruning <= problem.min_pruning + _AT_BOUND)
+    used = float(made.bandwidth_hz.sum()) / problem.bandwidth_hz
+    air = int((last & (made.upload_s > made.compute_s)).sum())
+    lines = [
+        f"T {made.round_latency_s:.6g} s a round × N {made.rounds_factor:.4f} = "
+        f"{made.round_latency_s * made.rounds_factor:.6g} s   "
+        f"(pruning loss Q {made.pruning_loss:.4f}, kappa {problem.kappa:g})",
+        f"last: {int(last.sum())} of {len(last)} clients together, "
+        f"{int(last.sum()) - air} mostly computing, {air} mostly on the air; "
+        f"{100 * used:.4g}% of the band in use",
+        f"pruning: {int(bottom.sum())} clients at min_pruning, {int(top.sum())} at max_pruning, "
+        f"{int((~top & ~bottom).sum())} between",
+    ]
+    if made.lower_bound_s is not None and made.gap is not None:
+        lines.append(
+            f"{made.method}: {made.objective_s:.6g} s, and no plan is below "
+            f"{made.lower_bound_s:.6g} s: gap {made.gap:.1e}   ({1e3 * made.solve_s:.1f} ms)"
+        )
+    if made.block_loss is not None:
+        lines.append(f"whole blocks cost {100 * made.block_loss:.3f}% over any split of their band")
+    return lines
