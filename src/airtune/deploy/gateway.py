@@ -2,8 +2,8 @@
 
 Flower 1.41 serves devices, operators and its own app processes on one port, and lets whoever
 reaches that port start runs, which is code on the server and on every device. So the server
-listens on loopback alone, and this gateway stands on the public address: TLS, requests below
-`/v1/fleet/` only, bodies up to a limit. Authentication stays Flower's.
+listens on loopback alone, and this gateway stands on the public address: TLS, the dozen calls of
+a device only, bodies up to a limit. Authentication stays Flower's.
 
 Every byte of a round passes here with the sender's key beside it, so here is where transfers
 are timed, on one clock: one JSON object a finished request goes into the wire log.
@@ -22,6 +22,12 @@ from typing import Any
 import httpx
 
 PREFIX = "/v1/fleet/"
+CALLS = frozenset({
+    "register-node", "activate-node", "deactivate-node", "unregister-node",
+    "send-node-heartbeat", "pull-messages", "push-messages", "get-run", "get-fab",
+    "push-object", "pull-object", "confirm-message-received",
+})  # fmt: skip
+"""What a device has to ask of Flower's server; a list, because a path can climb."""
 MAX_BODY_BYTES = 256 * 2**20
 _KEY_HEADER = b"flwr-public-key"
 _HOP_BY_HOP = {b"host", b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
@@ -67,12 +73,12 @@ class Gateway:
             await self._lifespan(receive, send)
         elif scope["type"] != "http" or scope["method"] != "POST":
             await _refuse(send, 405, "only POST")
-        elif not scope["path"].startswith(PREFIX):
+        elif (call := scope["path"].removeprefix(PREFIX)) not in CALLS:
             await _refuse(send, 403, "not for devices")
         else:
-            await self._forward(scope, receive, send)
+            await self._forward(call, scope, receive, send)
 
-    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _forward(self, call: str, scope: Scope, receive: Receive, send: Send) -> None:
         begin = time.time()
         counts = {"up": 0, "down": 0}
         uploaded = begin
@@ -92,9 +98,7 @@ class Gateway:
             uploaded = time.time()
 
         headers = [(k, v) for k, v in scope["headers"] if k not in _HOP_BY_HOP]
-        request = self._client.build_request(
-            "POST", scope["raw_path"].decode("ascii"), headers=headers, content=body()
-        )
+        request = self._client.build_request("POST", PREFIX + call, headers=headers, content=body())
         try:
             response = await self._client.send(request, stream=True)
         except TooLarge:
@@ -112,19 +116,24 @@ class Gateway:
             await send({"type": "http.response.body", "body": b""})
         finally:
             await response.aclose()
-        self._write(scope, response.status_code, begin, uploaded, counts)
+        self._write(scope, call, response.status_code, (begin, uploaded), counts)
 
     def _write(
-        self, scope: Scope, status: int, begin: float, uploaded: float, counts: dict[str, int]
+        self,
+        scope: Scope,
+        call: str,
+        status: int,
+        times_s: tuple[float, float],
+        counts: dict[str, int],
     ) -> None:
         keys = [value for name, value in scope["headers"] if name == _KEY_HEADER]
         line = {
             "device": fingerprint(base64.b64decode(keys[0])) if keys else None,
             "address": scope["client"][0] if scope.get("client") else None,
-            "call": scope["path"].removeprefix(PREFIX),
+            "call": call,
             "status": status,
-            "begin_s": begin,
-            "uploaded_s": uploaded,
+            "begin_s": times_s[0],
+            "uploaded_s": times_s[1],
             "end_s": time.time(),
             "up_bytes": counts["up"],
             "down_bytes": counts["down"],
@@ -169,6 +178,7 @@ def serve(
         # round trips and about 3 kB.
         timeout_keep_alive=600,
         access_log=False,
+        ws="none",
     )
 
 

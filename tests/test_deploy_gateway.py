@@ -1,0 +1,218 @@
+"""The gateway: what passes, what does not, and what it writes down; the meter that reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from airtune.deploy.forkserver import write_command
+from airtune.deploy.gateway import Gateway, fingerprint
+from airtune.deploy.meter import read_wire_log, wire_times
+from airtune.deploy.processes import free_port
+
+KEY = b"-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----\n"
+HEADERS = {"flwr-public-key": base64.b64encode(KEY).decode(), "x-own": "kept"}
+
+
+async def upstream(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    """Answer with the path, a header and the body's length, then the body itself."""
+    assert scope["type"] == "http"
+    body = b""
+    while True:
+        event = await receive()
+        body += event.get("body", b"")
+        if not event.get("more_body"):
+            break
+    own = dict(scope["headers"]).get(b"x-own", b"").decode()
+    said = json.dumps([scope["path"], own, len(body)]).encode() + b"\n"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-up", b"1")]})
+    for part in (said, body):
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """Serve an ASGI app in a thread on a free port; yields its URL."""
+    port = free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, host="127.0.0.1", port=port, log_level="error", lifespan="auto", ws="none"
+        )
+    )
+
+    def work() -> None:
+        with asyncio.Runner() as runner:
+            runner.run(server.serve())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "wire.jsonl"
+
+
+@pytest.fixture
+def gateway(log: Path) -> Iterator[str]:
+    with served(upstream) as inner, served(Gateway(inner, None, log, 10_000)) as outer:
+        yield outer
+
+
+def test_devices_calls_pass_with_headers_and_body(gateway: str, log: Path) -> None:
+    body = bytes(range(256)) * 30
+    with httpx.Client() as client:
+        answer = client.post(f"{gateway}/v1/fleet/push-object", content=body, headers=HEADERS)
+    assert answer.status_code == 200
+    assert answer.headers["x-up"] == "1"
+    said, _, echoed = answer.content.partition(b"\n")
+    assert json.loads(said) == ["/v1/fleet/push-object", "kept", len(body)]
+    assert echoed == body
+    while not (lines := read_wire_log(log)[0]):  # written once the answer is out
+        time.sleep(0.01)
+    (line,) = lines
+    assert line["device"] == fingerprint(KEY)
+    assert (line["call"], line["status"], line["up_bytes"]) == ("push-object", 200, len(body))
+    assert line["down_bytes"] == len(answer.content)
+    assert line["begin_s"] <= line["uploaded_s"] <= line["end_s"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/control/start-run", 403),
+        ("POST", "/v1/runtime/push-messages", 403),
+        ("POST", "/v1/fleetx", 403),
+        ("POST", "/v1/fleet/", 403),
+        ("POST", "/v1/fleet/start-run", 403),
+        ("POST", "/", 403),
+        ("GET", "/v1/fleet/pull-messages", 405),
+        ("DELETE", "/v1/fleet/pull-messages", 405),
+    ],
+)
+def test_nothing_else_passes(gateway: str, log: Path, method: str, path: str, status: int) -> None:
+    with httpx.Client() as client:
+        assert client.request(method, gateway + path, headers=HEADERS).status_code == status
+    assert not log.exists()
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/fleet/../control/start-run", "/v1/fleet/%2e%2e/control/start-run"]
+)
+def test_a_path_does_not_climb_out(gateway: str, path: str) -> None:
+    host, port = gateway.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as link:
+        link.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        status = link.recv(1000).split()[1]
+    assert status == b"403"
+
+
+def test_a_body_has_a_limit(gateway: str) -> None:
+    with httpx.Client() as client:
+        answer = client.post(
+            f"{gateway}/v1/fleet/push-object", content=b"x" * 20_000, headers=HEADERS
+        )
+    assert answer.status_code == 413
+
+
+def test_a_server_that_is_away_is_tried_again_later(log: Path) -> None:
+    app = Gateway(f"http://127.0.0.1:{free_port()}", None, log)
+    with served(app) as outer, httpx.Client() as client:
+        assert client.post(f"{outer}/v1/fleet/pull-messages").status_code == 503
+
+
+def call(name: str, begin: float, **values: Any) -> dict[str, Any]:
+    return {
+        "device": "d1", "call": name, "status": 200, "begin_s": begin, "uploaded_s": begin,
+        "end_s": begin, "up_bytes": 0, "down_bytes": 0, **values,
+    }  # fmt: skip
+
+
+ROUND = [
+    call("pull-messages", 10.0),
+    call("pull-object", 10.5, down_bytes=100),
+    call("pull-object", 12.0, down_bytes=200),
+    call("confirm-message-received", 13.0),
+    call("push-messages", 20.0, up_bytes=50),
+    call("push-object", 20.5, up_bytes=500, uploaded_s=22.0),
+    call("push-object", 20.6, up_bytes=600, uploaded_s=24.0),
+]
+
+
+def test_a_round_is_read_from_its_requests() -> None:
+    times = wire_times(ROUND, since_s=9.0)["d1"]
+    assert times.downlink_s == 2.5
+    assert times.upload_s == 4.0
+    assert (times.downlink_bytes, times.uplink_bytes) == (300, 1150)
+
+
+def test_rounds_before_and_half_rounds_do_not_count() -> None:
+    assert wire_times(ROUND, since_s=11.0)["d1"].downlink_s == 1.0
+    assert wire_times(ROUND, since_s=15.0) == {}
+    assert wire_times(ROUND[:5], since_s=9.0) == {}
+    greeting = [{**line, "begin_s": line["begin_s"] - 9} for line in ROUND]
+    assert wire_times(greeting + ROUND, since_s=0.0)["d1"].pulled_s == 10.5
+    refused = [{**line, "status": 401} for line in ROUND]
+    assert wire_times(refused, since_s=0.0) == {}
+
+
+def test_the_log_is_read_line_by_line(log: Path) -> None:
+    assert read_wire_log(log) == ([], 0)
+    log.write_text('{"a": 1}\n{"b"')
+    lines, offset = read_wire_log(log)
+    assert lines == [{"a": 1}]
+    with log.open("a") as file:
+        file.write(": 2}\n")
+    assert read_wire_log(log, offset)[0] == [{"b": 2}]
+
+
+def test_the_stand_in_command_becomes_the_real_one_where_nobody_forks(tmp_path: Path) -> None:
+    write_command(tmp_path, tmp_path / "nobody.sock")
+    done = subprocess.run(
+        [tmp_path / "flwr-clientapp", "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert "Run a Flower ClientApp" in done.stdout
+
+
+def test_the_fork_server_runs_the_command_with_its_output_and_status(tmp_path: Path) -> None:
+    path = tmp_path / "fork.sock"
+    write_command(tmp_path, path)
+    server = subprocess.Popen([sys.executable, "-m", "airtune.deploy.forkserver", str(path)])
+    try:
+        deadline = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        command = tmp_path / "flwr-clientapp"
+        shown = subprocess.run([command, "--help"], capture_output=True, text=True, check=False)
+        assert shown.returncode == 0
+        assert "Run a Flower ClientApp" in shown.stdout
+        wrong = subprocess.run([command, "--nonsense"], capture_output=True, text=True, check=False)
+        assert wrong.returncode == 2
+        assert "unrecognized arguments" in wrong.stderr + shown.stderr or "token" in wrong.stderr
+    finally:
+        server.terminate()
+        server.wait()
