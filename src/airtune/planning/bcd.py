@@ -12,6 +12,7 @@ from time import perf_counter
 import numpy as np
 
 from airtune.planning.problem import Array, Plan, PlanningProblem, priced
+from airtune.planning.rate import LN2, slope_of_snr
 
 # Newton's steps on the deadline roughly double the correct digits; this many is never reached.
 _MAX_STEPS = 200
@@ -24,8 +25,7 @@ def bandwidth_block(
     """Return the smallest deadline that the band allows at given pruning, and the bands.
 
     argmin T subject to Σ b_k(T) <= B, where b_k(T) is the band in which client k just finishes:
-    u_k/r(b_k) = T − fixed_k. Σ b_k(T) falls and is convex in T; Newton's steps on its logarithm,
-    kept inside a bracket.
+    u_k/r(b_k) = T − fixed_k.
 
     Args:
         problem: bandwidth, SNR and efficiency are taken from it.
@@ -35,35 +35,50 @@ def bandwidth_block(
     Returns:
         T in s, and (K,) bands in Hz whose sum is at most B.
     """
+    beyond, band = upload_time(problem, fixed_s, payload_bits)
+    return float(fixed_s.max()) + beyond, band
+
+
+def upload_time(
+    problem: PlanningProblem, fixed_s: Array, payload_bits: Array
+) -> tuple[float, Array]:
+    """Return the bandwidth block's T less the largest fixed time, and the bands.
+
+    As a difference it keeps its digits where uploads are short beside computing. Σ b_k(T) falls and
+    is convex in T; Newton's steps on its logarithm, kept inside a bracket.
+    """
     total = problem.bandwidth_hz
     sends = payload_bits > 0
-    floor = float(fixed_s.max())
     if not sends.any():
-        return floor, np.zeros(problem.clients)
+        return 0.0, np.zeros(problem.clients)
+    slack = float(fixed_s.max()) - fixed_s
     alone = np.full(problem.clients, total)
-    low = max(floor, float((fixed_s + _upload_s(problem, payload_bits, alone)).max()))
-    high = float((fixed_s + _upload_s(problem, payload_bits, alone / sends.sum())).max())
-    deadline = low
+    low = max(0.0, float((_upload_s(problem, payload_bits, alone) - slack)[sends].max()))
+    equal = _upload_s(problem, payload_bits, alone / sends.sum())
+    high = max(low, float((equal - slack)[sends].max()))
+    beyond = low
     for _ in range(_MAX_STEPS):
-        band, slope = _bands_at(problem, fixed_s, payload_bits, deadline)
+        band, slope = _bands_at(problem, slack + beyond, payload_bits)
         asked = float(band.sum())
         if asked <= total:
-            high = min(high, deadline)
+            high = min(high, beyond)
         else:
-            low = max(low, deadline)
-        # ln Σb is nearer to straight in ln T than Σb is in T.
-        step = np.log(asked / total) * asked / -slope if np.isfinite(asked) else np.inf
-        if abs(step) <= 4.0 * np.spacing(deadline) or high <= np.nextafter(low, np.inf):
+            low = max(low, beyond)
+        if high <= np.nextafter(low, np.inf) or slope == 0.0:
             break
-        deadline = deadline + step
-        if not low < deadline < high:
-            deadline = 0.5 * (low + high)
-            if not low < deadline < high:
-                deadline = high
+        # ln Σb is nearer to straight in T than Σb is.
+        step = np.log(asked / total) * asked / -slope if np.isfinite(asked + slope) else np.inf
+        if abs(step) <= 4.0 * np.spacing(beyond):
+            break
+        beyond = beyond + step
+        if not low < beyond < high:
+            beyond = 0.5 * (low + high)
+            if not low < beyond < high:
+                beyond = high
     if not np.isfinite(asked):
-        deadline, band = high, _bands_at(problem, fixed_s, payload_bits, high)[0]
+        beyond, band = high, _bands_at(problem, slack + high, payload_bits)[0]
     # What rounding left over (or took too much) is shared in proportion.
-    return deadline, band * (total / band.sum())
+    return beyond, band * (total / band.sum())
 
 
 def pruning_block(problem: PlanningProblem, bandwidth_hz: Array) -> Array:
@@ -143,19 +158,15 @@ def _upload_s(problem: PlanningProblem, payload_bits: Array, bandwidth_hz: Array
         return np.where(payload_bits > 0, payload_bits / problem.rate_bps(bandwidth_hz), 0.0)
 
 
-def _bands_at(
-    problem: PlanningProblem, fixed_s: Array, payload_bits: Array, deadline: float
-) -> tuple[Array, float]:
-    """Return the bands that just meet a deadline, and d(Σb)/dT."""
-    left = deadline - fixed_s
+def _bands_at(problem: PlanningProblem, left_s: Array, payload_bits: Array) -> tuple[Array, float]:
+    """Return the bands that send the payloads in the time left, and d(Σb)/dT."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        rate = np.where(payload_bits > 0, payload_bits / np.maximum(left, 0.0), 0.0)
+        rate = np.where(payload_bits > 0, payload_bits / left_s, 0.0)
         band = problem.band_hz(rate)
-        snr = problem.snr_hz / band
-        marginal = np.log1p(snr) - snr / (1.0 + snr)
+        marginal = slope_of_snr(problem.snr_hz / band)
         capped = band * problem.efficiency <= rate
-        marginal = np.where(capped, problem.efficiency * np.log(2), marginal)
-        slope = np.where(rate > 0, -rate / left * np.log(2) / marginal, 0.0)
+        marginal = np.where(capped, problem.efficiency * LN2, marginal)
+        slope = np.where(rate > 0, -rate / left_s * LN2 / marginal, 0.0)
         return band, float(slope.sum())
 
 

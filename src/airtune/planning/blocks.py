@@ -179,24 +179,24 @@ def _corners(table: _Table) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         need = (table.fixed_bits[owner] + table.bits[owner] * kept)[:, None]
         upload = np.where(need > 0, need / table.rate[owner], 0.0)
-    times = (small.start[owner] + small.compute[owner] * kept)[:, None] + upload
+    times = ((small.base - small.slack)[owner] + small.compute[owner] * kept)[:, None] + upload
     idle = np.concatenate(
         [
-            small.idle_start,
-            small.idle_start[small.idle_owner]
+            (small.base - small.idle_slack),
+            (small.base - small.idle_slack)[small.idle_owner]
             + small.idle_compute[small.idle_owner] * small.idle_end,
         ]
     )
     corner = np.unique(np.concatenate([times[np.isfinite(times)], idle]))
     # Nothing is feasible before the last idle client is ready; that is a corner itself.
-    return corner[corner >= small.idle_start.max(initial=0.0)]
+    return corner[corner >= (small.base - small.idle_slack).max(initial=0.0)]
 
 
 def _hand_out(table: _Table, deadline_s: float) -> tuple[float, NDArray[np.int64] | None]:
     """Return Q and the blocks (K,) that minimise it at a deadline; infinity if none are enough."""
     small = table.small
     # A corner's own deadline must count as met, whatever rounding made of it.
-    left = (deadline_s - small.start) * (1.0 + 1e-14) + 1e-14 * deadline_s
+    left = (deadline_s - (small.base - small.slack)) * (1.0 + 1e-14) + 1e-14 * deadline_s
     room = left[:, None] * table.rate - table.fixed_bits[:, None]
     meets = room >= -1e-13 * table.fixed_bits[:, None]
     if not meets[:, -1].all():
@@ -244,7 +244,9 @@ def _saved(table: _Table, kept: Array) -> Array:
 def _idle_loss(small: Reduced, deadline_s: float) -> float:
     if not len(small.idle_owner):
         return 0.0
-    kept = (deadline_s - small.idle_start)[small.idle_owner] / small.idle_compute[small.idle_owner]
+    kept = (deadline_s - (small.base - small.idle_slack))[small.idle_owner] / small.idle_compute[
+        small.idle_owner
+    ]
     taken = np.clip(kept - small.idle_begin, 0.0, small.idle_end - small.idle_begin)
     return -float(small.idle_gain @ taken)
 

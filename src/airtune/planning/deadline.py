@@ -50,7 +50,7 @@ class Solved:
     """A solved deadline, in the notation of :class:`Reduced` (K clients, M pieces).
 
     Attributes:
-        deadline_s: T.
+        offset_s: T − base, s. ``deadline_s``: T.
         loss: Q at the bands found. ``bound``: no bands give a smaller Q at this T.
         slope: dQ*/dT, 1/s. ``log_price``: ln μ, μ in 1/Hz.
         band_hz: (K,) bands. ``kept``: (K,) ξ. ``steep``: (K,) slopes of the touching minorants.
@@ -58,6 +58,7 @@ class Solved:
         idle_loss: the idle clients' part of Q, less their loss at ξ = 0. ``idle_slope``: its d/dT.
     """
 
+    offset_s: float
     deadline_s: float
     loss: float
     bound: float
@@ -74,17 +75,17 @@ class Solved:
     idle_slope: float
 
 
-def solve(reduced: Reduced, deadline_s: float, warm: Solved | None = None) -> Solved:
+def solve(reduced: Reduced, offset_s: float, warm: Solved | None = None) -> Solved:
     """Return the bands that minimise Q at a deadline, with a lower bound on Q.
 
     argmin Σ w_k·e_k(1 − g_k(b_k)) subject to Σ b_k <= B.
 
     Args:
         reduced: the problem.
-        deadline_s: T, at least the smallest one that the band allows.
+        offset_s: T − base, at least the smallest that the band allows.
         warm: a neighbouring solved deadline to start from.
     """
-    left = deadline_s - reduced.start
+    left = offset_s + reduced.slack
     low, high = _limits(reduced, left, warm)
     y = _rigid_y(reduced, left)
     piece_y, log_price = _piece_shares(reduced, left, low, high, y, warm)
@@ -102,19 +103,19 @@ def solve(reduced: Reduced, deadline_s: float, warm: Solved | None = None) -> So
         at = (y, floor, roof, corner)
     else:
         at = _gathered(reduced, piece_y, begun, full, y)
-    return _touched(reduced, deadline_s, left, at, log_price, (piece_y, low, high))
+    return _touched(reduced, offset_s, left, at, log_price, (piece_y, low, high))
 
 
 def bound_at(
-    reduced: Reduced, solved: Solved, deadline_s: float, warm: tuple[Array, float] | None = None
+    reduced: Reduced, solved: Solved, offset_s: float, warm: tuple[Array, float] | None = None
 ) -> tuple[float, tuple[Array, float]]:
     """Return a lower bound on Q̂(T), the loss relaxed to the minorants that touch at ``solved``.
 
     Returns:
         the bound, and log-SNRs (K,) and log-price to start a neighbouring deadline from.
     """
-    left = deadline_s - reduced.start
-    moved = deadline_s - solved.deadline_s
+    left = offset_s + reduced.slack
+    moved = offset_s - solved.offset_s
     rest = solved.idle_loss + solved.idle_slope * moved
     items = reduced.items
     y, log_price = warm or (solved.y, solved.log_price)
@@ -260,7 +261,7 @@ def _gathered(
 
 def _touched(
     reduced: Reduced,
-    deadline_s: float,
+    offset_s: float,
     left: Array,
     at_bands: tuple[Array, Array, Array, Array],
     log_price: float,
@@ -269,7 +270,7 @@ def _touched(
     """Return the solved deadline: Q, its bound, its slope, and the minorants that touch here."""
     items = reduced.items
     y, floor, roof, corner = at_bands
-    idle_loss, idle_slope = _idle(reduced, deadline_s)
+    idle_loss, idle_slope = _idle(reduced, offset_s)
     at = marginals(items, y)
     band = items.snr_hz * np.exp(-y)
     rate = at.share * (items.snr_hz / LN2)
@@ -288,7 +289,8 @@ def _touched(
     tangent = np.clip(price, floor * per_slope * at.flat, steep * per_slope * at.steep)
     bound = _under(reduced, loss, band, tangent, log_price, reduced.loss + gained)
     return Solved(
-        deadline_s=deadline_s,
+        offset_s=offset_s,
+        deadline_s=reduced.base + offset_s,
         loss=loss,
         bound=bound,
         slope=idle_slope - float((steep * (rate / at.weight)).sum()),
@@ -305,12 +307,12 @@ def _touched(
     )
 
 
-def _idle(reduced: Reduced, deadline_s: float) -> tuple[float, float]:
+def _idle(reduced: Reduced, offset_s: float) -> tuple[float, float]:
     """Return what the idle clients' ξ = (T − a)/c changes in Q, and a subgradient of it in T."""
     if not len(reduced.idle_owner):
         return 0.0, 0.0
     who = reduced.idle_owner
-    kept = (deadline_s - reduced.idle_start[who]) / reduced.idle_compute[who]
+    kept = (offset_s + reduced.idle_slack[who]) / reduced.idle_compute[who]
     taken = np.clip(kept - reduced.idle_begin, 0.0, reduced.idle_end - reduced.idle_begin)
     active = (kept >= reduced.idle_begin) & (kept < reduced.idle_end)
     slope = float((reduced.idle_gain / reduced.idle_compute[who])[active].sum())

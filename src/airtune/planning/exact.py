@@ -16,7 +16,7 @@ from time import perf_counter
 
 import numpy as np
 
-from airtune.planning.bcd import bandwidth_block, pruning_at
+from airtune.planning.bcd import upload_time
 from airtune.planning.deadline import Solved, bound_at, solve
 from airtune.planning.problem import Array, Plan, PlanningProblem, priced
 from airtune.planning.reduced import Reduced, reduced
@@ -27,7 +27,7 @@ _MAX_INTERVALS = 100_000
 _SHARE = 0.5
 # A step of the cover is planned this much shorter than its model allows.
 _CAUTION = 0.92
-_NARROWEST = 1e-13
+_MAX_TIGHTENING = 200
 _LEAST_SHARE = 0.4
 _MAX_PSI = 3.0
 _FIRST_REACH = 3e-3
@@ -43,12 +43,11 @@ def exact(problem: PlanningProblem, *, tolerance: float = 1e-6) -> Plan:
     search = _Search(problem, reduced(problem), tolerance)
     soonest, latest = _range(problem, search.reduced)
     if problem.max_pruning_loss is None:
-        best = _descend(search, soonest, latest)
-        _cover(search, best, soonest, latest)
+        _cover(search, _descend(search, soonest, latest), soonest, latest)
+        best = search.best[0]
     else:
         best = _tightest(search, soonest, latest, problem.max_pruning_loss)
-    found = min(search.best, key=search.value) if search.best else best
-    plan = _plan(problem, search.reduced, found)
+    plan = _plan(problem, search.reduced, best)
     # Rounding must not put the bound above the plan it bounds.
     bound = min(search.lower, plan.objective_s)
     gap = plan.objective_s / bound - 1.0 if bound > 0 else 0.0
@@ -72,8 +71,8 @@ class _Search:
     lower: float = np.inf
     solved: int = 0
 
-    def solve(self, deadline_s: float, warm: Solved | None) -> Solved:
-        made = solve(self.reduced, deadline_s, warm)
+    def solve(self, offset_s: float, warm: Solved | None) -> Solved:
+        made = solve(self.reduced, offset_s, warm)
         self.solved += 1
         if not self.best or self.value(made) < self.value(self.best[0]):
             self.best = [made]
@@ -95,8 +94,9 @@ class _Search:
         rest = 1.0 - self.problem.kappa * at.loss
         return float(np.sqrt(rest / max(steep, rest / _MAX_PSI**2)))
 
-    def bound(self, deadline_s: float, loss: float) -> float:
-        return deadline_s / (1.0 - self.problem.kappa * loss)
+    def bound(self, offset_s: float, loss: float) -> float:
+        """T·N(Q) of a bound on Q at an offset."""
+        return (self.reduced.base + offset_s) / (1.0 - self.problem.kappa * loss)
 
     @property
     def target(self) -> float:
@@ -113,19 +113,17 @@ class _Search:
 
 
 def _range(problem: PlanningProblem, small: Reduced) -> tuple[float, float]:
-    """Return the smallest deadline that the band allows, and the one from which Q stays least."""
-    pace = problem.compute_full_s + problem.payload_full_bits
-    most = np.where(pace > 0, problem.max_pruning, problem.min_pruning)
-    least = most.copy()
+    """Return the smallest offset that the band allows, and the one from which Q stays least."""
+    least = small.most_pruned.copy()
     least[small.clients] -= np.where(small.rigid, 0.0, small.most)
-    idle = np.setdiff1d(np.arange(problem.clients), small.clients)
-    if len(small.idle_owner):
-        np.minimum.at(least, idle[small.idle_owner], most[idle[small.idle_owner]] - small.idle_end)
+    who = small.idle[small.idle_owner]
+    np.minimum.at(least, who, small.most_pruned[who] - small.idle_end)
     ends = []
-    for pruning in (most, np.clip(least, problem.min_pruning, problem.max_pruning)):
+    for pruning in (small.most_pruned, np.maximum(least, 0.0)):
         fixed = problem.downlink_s + problem.compute_s(pruning)
-        ends.append(bandwidth_block(problem, fixed, problem.payload_bits(pruning))[0])
-    return ends[0], max(ends)
+        beyond, _ = upload_time(problem, fixed, problem.payload_bits(pruning))
+        ends.append(float(fixed.max()) - small.base + beyond)
+    return max(ends[0], 0.0), max(ends[0], ends[1], 0.0)
 
 
 def _descend(search: _Search, soonest: float, latest: float) -> Solved:
@@ -140,17 +138,19 @@ def _descend(search: _Search, soonest: float, latest: float) -> Solved:
     low, below, high, above = soonest, -1.0, latest, _MAX_PSI - 1.0
     if high <= low or search.problem.kappa == 0.0:
         return search.solve(soonest, right)
+    base = search.reduced.base
     for turn in range(_MAX_DESCENT):
-        if high <= low * (1.0 + _NARROWEST) or (left and _bottom_is_near(search, left, right)):
+        # J(T) >= T_low·N(Q*(T_high)): closer than this, the upper end is as good as any between.
+        if base + high <= (base + low) * (1.0 + _DESCENT_SHARE * search.tolerance):
+            break
+        if left and _bottom_is_near(search, left, right):
             break
         guess = low - below * (high - low) / (above - below)
         if turn % 4 == 3:
-            offset = max(low - soonest, 1e-3 * (high - soonest)) * (high - soonest)
-            guess = soonest + np.sqrt(offset)
+            step = max(low - soonest, 1e-3 * (high - soonest)) * (high - soonest)
+            guess = soonest + np.sqrt(step)
         if not low < guess < high:
             guess = 0.5 * (low + high)
-            if not low < guess < high:
-                break
         near = left if left and guess - low < high - guess else right
         made = search.solve(float(guess), near)
         psi = search.psi(made) - 1.0
@@ -166,7 +166,7 @@ def _descend(search: _Search, soonest: float, latest: float) -> Solved:
 def _bottom_is_near(search: _Search, left: Solved, right: Solved) -> bool:
     """Whether the tangents at both sides of a bottom leave too little room to go on for."""
     value = search.value(search.best[0])
-    low, high = left.deadline_s, right.deadline_s
+    low, high = left.offset_s, right.offset_s
     down, up = search.slope(left), search.slope(right)
     meet = (search.value(left) - search.value(right) + up * high - down * low) / (up - down)
     bottom = search.value(left) + down * (meet - low)
@@ -176,16 +176,16 @@ def _bottom_is_near(search: _Search, left: Solved, right: Solved) -> bool:
 
 def _cover(search: _Search, best: Solved, soonest: float, latest: float) -> None:
     """Show, interval after interval outwards from the best deadline, that J is nowhere better."""
-    search.prove(search.bound(best.deadline_s, best.bound))
+    search.prove(search.bound(best.offset_s, best.bound))
     _march(search, best, latest)
     _march(search, best, soonest)
 
 
 def _march(search: _Search, centre: Solved, end: float) -> None:
     """Cover the deadlines between a solved one and an end of the range."""
-    towards = 1.0 if end >= centre.deadline_s else -1.0
+    towards = 1.0 if end >= centre.offset_s else -1.0
     bend, curve, reach = None, 0.0, _FIRST_REACH * centre.deadline_s
-    if _rest_is_worse(search, centre, centre.deadline_s, end):
+    if _rest_is_worse(search, centre, centre.offset_s, end):
         return
     for _ in range(_MAX_INTERVALS):
         edge, loss, bend = _extent(search, centre, end, reach, bend)
@@ -193,12 +193,12 @@ def _march(search: _Search, centre: Solved, end: float) -> None:
             return
         # At the next centre c the bound must hold back to this edge; that is so while
         # ½·(J'' + bend)·(c − edge)² stays below what J at the edge has to spare.
-        away = abs(edge - centre.deadline_s)
+        away = abs(edge - centre.offset_s)
         spare = search.value(centre) + towards * search.slope(centre) * away - search.target
         spare = max(spare + 0.5 * curve * away * away, 0.25 * bend * away * away)
         step = _CAUTION * np.sqrt(2.0 * spare / (max(curve, 0.0) + bend)) if bend > 0 else away
         following, bend = _next(search, centre, (edge, loss), end, float(step))
-        gone = following.deadline_s - centre.deadline_s
+        gone = following.offset_s - centre.offset_s
         curve = (search.slope(following) - search.slope(centre)) / gone if gone else 0.0
         reach = 3.0 * abs(gone)
         centre = following
@@ -211,9 +211,9 @@ def _extent(
 
     Along the way the bound is about J + J'·δ − ½·bend·δ²; bend is fitted where it was evaluated.
     """
-    towards = 1.0 if end >= centre.deadline_s else -1.0
+    towards = 1.0 if end >= centre.offset_s else -1.0
     value, slope = search.value(centre), towards * search.slope(centre)
-    longest = abs(end - centre.deadline_s)
+    longest = abs(end - centre.offset_s)
     spare = value - search.target
     length = min(longest, reach)
     if bend is not None and bend > 0:
@@ -221,7 +221,7 @@ def _extent(
         length = min(longest, _CAUTION * (slope + root) / bend)
     warm = None
     while length > search.least_step * centre.deadline_s:
-        edge = end if length >= longest else centre.deadline_s + towards * length
+        edge = end if length >= longest else centre.offset_s + towards * length
         loss, warm = bound_at(search.reduced, centre, edge, warm)
         there = search.bound(edge, loss)
         fitted = 2.0 * (value + slope * length - there) / (length * length)
@@ -231,7 +231,7 @@ def _extent(
         root = np.sqrt(max(slope * slope + 2.0 * fitted * spare, 0.0))
         modelled = (slope + root) / fitted if fitted > 0 else np.inf
         length = min(_CAUTION * modelled, 0.7 * length)
-    return centre.deadline_s, centre.bound, 0.0
+    return centre.offset_s, centre.bound, 0.0
 
 
 def _next(
@@ -244,24 +244,24 @@ def _next(
     """
     start, start_loss = edge
     towards = 1.0 if end >= start else -1.0
-    least = search.least_step * start
+    least = search.least_step * (search.reduced.base + start)
     while True:
         step = max(step, least)
         far = abs(end - start)
         # J is steepest at the soonest deadline: from there no bound holds back to here.
         if towards < 0 and step > least:
             step = max(min(step, 0.7 * far), least)
-        deadline = end if step >= far else start + towards * step
-        made = search.solve(deadline, centre)
-        search.prove(search.bound(deadline, made.bound))
+        offset = end if step >= far else start + towards * step
+        made = search.solve(offset, centre)
+        search.prove(search.bound(offset, made.bound))
         if step <= least:
-            low, loss = (start, made.bound) if towards > 0 else (deadline, start_loss)
+            low, loss = (start, made.bound) if towards > 0 else (offset, start_loss)
             search.prove(search.bound(low, loss))
             return made, 0.0
         loss, _ = bound_at(search.reduced, made, start)
         there = search.bound(start, loss)
         if there >= search.target:
-            length = abs(deadline - start)
+            length = abs(offset - start)
             value, slope = search.value(made), towards * search.slope(made)
             search.prove(there)
             return made, max(2.0 * (value - slope * length - there) / (length * length), 0.0)
@@ -283,30 +283,30 @@ def _rest_is_worse(search: _Search, centre: Solved, edge: float, end: float) -> 
 
 def _tightest(search: _Search, soonest: float, latest: float, limit: float) -> Solved:
     """Return the smallest deadline with Q*(T) <= the limit; Q* falls, so a bracket proves it."""
+    base = search.reduced.base
     left = search.solve(soonest, None)
-    search.lower = soonest
+    search.lower = base + soonest
     if left.loss <= limit:
         return left
     right = search.solve(latest, left)
-    for turn in range(200):
-        low, high = left.deadline_s, right.deadline_s
-        if high <= low * (1.0 + 0.5 * search.tolerance):
+    for turn in range(_MAX_TIGHTENING):
+        low, high = left.offset_s, right.offset_s
+        if base + high <= (base + low) * (1.0 + 0.5 * search.tolerance):
             break
-        newton = [at.deadline_s + (limit - at.loss) / at.slope for at in (left, right) if at.slope]
-        # A hair to the safe side of Newton's step, so that both ends of the bracket come in.
-        hair = 0.2 * search.tolerance * high
-        guess = newton[-1] + (hair if turn % 2 else -hair) if turn % 4 < 3 and newton else 0.0
-        if not low < guess < high:
+        # A hair to either side of Newton's step in turn, so that both ends come in.
+        hair = 0.2 * search.tolerance * (base + high) * (1.0 if turn % 2 else -1.0)
+        near = left if turn % 3 else right
+        guess = near.offset_s + (limit - near.loss) / near.slope + hair if near.slope else low
+        if not low < guess < high or turn % 4 == 3:
             guess = 0.5 * (low + high)
         made = search.solve(float(guess), left if guess - low < high - guess else right)
         if made.loss <= limit:
             right = made
         elif made.bound > limit:
             left = made
-            search.lower = made.deadline_s
+            search.lower = base + made.offset_s
         else:
             break
-    search.best = [right]
     return right
 
 
@@ -317,4 +317,10 @@ def _plan(problem: PlanningProblem, small: Reduced, at: Solved) -> Plan:
     used = float(band.sum())
     if used > 0:
         band *= problem.bandwidth_hz / used
-    return priced(problem, "exact", pruning_at(problem, band, at.deadline_s), band)
+    pruning = small.most_pruned.copy()
+    pruning[small.clients] -= np.where(small.rigid, 0.0, at.kept)
+    who = small.idle[small.idle_owner]
+    kept = (at.offset_s + small.idle_slack)[small.idle_owner] / small.idle_compute[small.idle_owner]
+    np.minimum.at(pruning, who, small.most_pruned[who] - np.minimum(kept, small.idle_end))
+    pruning = np.clip(pruning, problem.min_pruning, problem.max_pruning)
+    return priced(problem, "exact", pruning, band)

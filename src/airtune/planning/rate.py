@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 LN2 = float(np.log(2.0))
 
+# Below this SNR, ln(1+z) − z/(1+z) would cancel; its series does not.
+_SERIES_SNR = 0.02
+
 Array = NDArray[np.float64]
 
 
@@ -60,3 +63,23 @@ def band_of_rate(rate_bps: Array, snr_hz: Array, efficiency: Array) -> Array:
         snr = snr_of_share(share)
         band = np.where(snr > 0, snr_hz / snr, np.inf)
         return np.where(rate > 0, np.maximum(band, rate / efficiency), 0.0)
+
+
+def slope_of_snr(snr: Array, log1p: Array | None = None) -> Array:
+    """Return h(z) = ln(1 + z) − z/(1 + z) = ln 2·r'(b) at z = s/b, without cancellation.
+
+    Args:
+        snr: z.
+        log1p: ln(1 + z), where it is known already.
+    """
+    if log1p is None:
+        log1p = np.log1p(snr)
+    slope = log1p - snr / (1.0 + snr)
+    if snr.size and snr.min() < _SERIES_SNR:
+        # With v = z/(2 + z): ln(1 + z) = 2·(v + v³/3 + v⁵/5 + …) and z/(1 + z) = 2v/(1 + v).
+        small = np.minimum(snr, _SERIES_SNR)
+        v = small / (2.0 + small)
+        square = v * v
+        series = 2.0 * v * (v / (1.0 + v) + square * (1 / 3 + square * (1 / 5 + square / 7)))
+        slope = np.where(snr < _SERIES_SNR, series, slope)
+    return slope

@@ -25,8 +25,11 @@ class Reduced:
 
     Attributes:
         bandwidth_hz: B.
-        clients: (K,) their indices in the problem.
-        start: (K,) a, s. ``fixed_bits``: (K,) v. ``compute``: (K,) c, s. ``bits``: (K,) u.
+        clients: (K,) their indices in the problem. ``idle``: those of the idle clients.
+        most_pruned: (all clients,) the pruning rate at ξ = 0.
+        base: the largest a of all clients, also the idle ones, s; deadlines are counted from it, so
+            that what is left of them keeps its digits: T = base + offset.
+        slack: (K,) base − a, s. ``fixed_bits``: (K,) v. ``compute``: (K,) c, s. ``bits``: (K,) u.
         items: (K,) their links.
         rigid: (K,) whether ξ is fixed at 1. ``most``: (K,) the largest ξ.
         owner: (M,) whose a piece is, as an index into the K. ``simple``: pieces are clients.
@@ -34,13 +37,16 @@ class Reduced:
         head: (M,) whether a piece is its owner's first. ``heads``: their indices.
         pieces: (M,) links of the pieces.
         loss: Q with every ξ = 0 (rigid clients as they are).
-        idle_start, idle_compute, idle_owner, idle_begin, idle_end, idle_gain: the same for idle
-            clients, whose ξ = (T − a)/c; the owner is an index into ``idle_start``.
+        idle_slack, idle_compute, idle_owner, idle_begin, idle_end, idle_gain: the same for idle
+            clients, whose ξ = (T − a)/c; the owner is an index into ``idle_slack``.
     """
 
     bandwidth_hz: float
     clients: NDArray[np.intp]
-    start: Array
+    idle: NDArray[np.intp]
+    most_pruned: Array
+    base: float
+    slack: Array
     fixed_bits: Array
     compute: Array
     bits: Array
@@ -56,7 +62,7 @@ class Reduced:
     heads: NDArray[np.intp]
     pieces: Items
     loss: float
-    idle_start: Array
+    idle_slack: Array
     idle_compute: Array
     idle_owner: NDArray[np.intp]
     idle_begin: Array
@@ -79,6 +85,7 @@ def reduced(problem: PlanningProblem) -> Reduced:
     sends = (payload > 0) | (owned & (full > 0))
     rigid = ~owned
     clients = np.flatnonzero(sends)
+    base = float(start.max())
     items = Items.of(
         problem.snr_hz[clients],
         np.where(rigid, 0.0, problem.compute_full_s)[clients],
@@ -98,7 +105,10 @@ def reduced(problem: PlanningProblem) -> Reduced:
     return Reduced(
         bandwidth_hz=problem.bandwidth_hz,
         clients=clients,
-        start=start[clients],
+        idle=idle,
+        most_pruned=1.0 - least,
+        base=base,
+        slack=base - start[clients],
         fixed_bits=np.where(rigid, 0.0, payload)[clients],
         compute=np.where(rigid, 0.0, problem.compute_full_s)[clients],
         bits=np.where(rigid, payload, full)[clients],
@@ -114,7 +124,7 @@ def reduced(problem: PlanningProblem) -> Reduced:
         heads=np.flatnonzero(head[mine]),
         pieces=items if simple else items.part(own),
         loss=problem.pruning_loss(1.0 - least),
-        idle_start=start[idle],
+        idle_slack=base - start[idle],
         idle_compute=problem.compute_full_s[idle],
         idle_owner=idle_place[owner[~mine]],
         idle_begin=begin[~mine],

@@ -22,12 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.planning.problem import Array
-from airtune.planning.rate import LN2, snr_of_share
+from airtune.planning.rate import LN2, slope_of_snr, snr_of_share
 
 # A band s·e^−300 is nothing, and squares of e^−300 are still doubles.
 MAX_LOG_SNR = 300.0
-# Below this SNR, h(z) is taken from its series: ln(1+z) − z/(1+z) would cancel.
-_SERIES_SNR = 0.02
 _CHUNK = 1 << 15
 _MAX_PASSES = 40
 _SETTLED = 1e-7
@@ -93,7 +91,7 @@ def marginals(items: Items, y: Array) -> Marginals:
     z = np.exp(y)
     log1p = np.log1p(z)
     share = log1p / z
-    slope = _slope(z, log1p)
+    slope = slope_of_snr(z, log1p)
     steep = flat = slope
     if items.capped:
         beyond = y >= items.log_cap_snr
@@ -220,7 +218,7 @@ def log_snr_of_share(items: Items, share: Array, widest_hz: float, guess: Array 
         for _ in range(_MAX_PASSES):
             z = np.exp(y)
             log1p = np.log1p(z)
-            step = (np.log(log1p / z) - target) * (log1p / _slope(z, log1p))
+            step = (np.log(log1p / z) - target) * (log1p / slope_of_snr(z, log1p))
             y = np.clip(y + step, low, high)
             worst = np.abs(np.where((y > low) & (y < high), step, 0.0)).max(initial=0.0)
             if worst <= _SETTLED:
@@ -231,17 +229,6 @@ def log_snr_of_share(items: Items, share: Array, widest_hz: float, guess: Array 
         with np.errstate(divide="ignore", invalid="ignore"):
             y = np.fmin(y, np.log(items.cap / share))
     return np.clip(y, low, high)
-
-
-def _slope(z: Array, log1p: Array) -> Array:
-    """h(z) = ln(1+z) − z/(1+z), without cancellation."""
-    slope = log1p - z / (1.0 + z)
-    if z.size and z.min() < _SERIES_SNR:
-        v = np.minimum(z, _SERIES_SNR) / (2.0 + np.minimum(z, _SERIES_SNR))
-        square = v * v
-        series = 2.0 * v * (v / (1.0 + v) + square * (1 / 3 + square * (1 / 5 + square / 7)))
-        slope = np.where(z < _SERIES_SNR, series, slope)
-    return slope
 
 
 def _pull(
@@ -258,7 +245,7 @@ def _pull(
     at = np.minimum(y, items.log_cap_snr) if items.capped else y
     z = np.exp(at)
     log1p = np.log1p(z)
-    slope = _slope(z, log1p)
+    slope = slope_of_snr(z, log1p)
     weight = items.bits * (log1p / z) + items.payload
     np.log(slope / (weight * weight), out=log_f)
     log_f += log_gain
