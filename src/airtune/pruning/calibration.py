@@ -31,7 +31,7 @@ from airtune.pruning.statistics import (
 )
 from airtune.workload import ModelShape
 
-RIDGE = 0.01
+RIDGE = 0.03
 """λ relative to the mean variance of a sublayer's features."""
 SENSITIVITY_ROWS = 4
 """Texts whose gradients weigh one sublayer's error against another's."""

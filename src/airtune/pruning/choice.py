@@ -58,11 +58,7 @@ def choose(
         for unit in kept if step.unit == "block" else (step.unit,):
             kept[unit][step.block] = step.kept_units
     else:
-        reach = removed / shape.block_parameters
-        if target - removed > 0.01 * shape.block_parameters:
-            raise InputError(
-                f"pruning = {pruning:g}: cutting {units} units reaches at most {reach:.3f}"
-            )
+        _check_reach(removed, shape, pruning, units)
     channels, groups = (
         tuple(
             tuple(sorted(statistics.sublayer(b, unit).order[: kept[unit][b]].tolist()))
@@ -103,8 +99,8 @@ def cost_curve(
 ) -> tuple[tuple[float, float], ...]:
     """Return the learning cost of pruning as (rate, cost): convex, non-decreasing, 0 at 0.
 
-    The harm that the calibration expects, scaled such that the cost at `max_pruning` is that
-    rate: the linear cost's own scale, so that κ means the same with both.
+    e(ρ) = harm(ρ) / harm of leaving everything out, with the harm that the calibration expects:
+    the share of the blocks' worth that is lost. Nowhere above the linear cost e(ρ) = ρ.
 
     Args:
         statistics: the client's calibration.
@@ -113,22 +109,30 @@ def cost_curve(
         max_pruning: where the curve ends.
 
     Raises:
-        InputError: a rate outside [0, 1).
+        InputError: a rate outside [0, 1), or one that these units cannot reach.
     """
     check_rate(max_pruning)
     if max_pruning == 0:
         return ((0.0, 0.0), (1.0, 1.0))
     steps = removal_order(statistics, shape, units)
+    _check_reach(sum(step.parameters for step in steps), shape, max_pruning, units)
     rates = np.cumsum([0] + [step.parameters for step in steps]) / shape.block_parameters
     harms = np.cumsum([0.0] + [step.harm for step in steps])
     grid = np.linspace(0, max_pruning, CURVE_POINTS)
     values = np.interp(grid, rates, harms)
     slopes = np.maximum.accumulate(np.maximum(np.diff(values), 0))
     curve = np.concatenate([[0.0], np.cumsum(slopes)])
-    if curve[-1] <= 0:
-        curve = grid.copy()
-    curve *= max_pruning / curve[-1]
+    everything = sum(float(s.harm[0]) for s in statistics.mlp + statistics.attention)
+    curve /= max(everything, curve[-1] / max_pruning, np.finfo(float).tiny)
     return tuple((float(rate), float(cost)) for rate, cost in zip(grid, curve, strict=True))
+
+
+def _check_reach(removable: int, shape: ModelShape, pruning: float, units: str) -> None:
+    reach = removable / shape.block_parameters
+    if pruning > reach + 0.01:
+        raise InputError(
+            f"pruning = {pruning:g}: cutting {units} units reaches at most {reach:.3f}"
+        )
 
 
 def _kinds(units: str) -> tuple[str, ...]:

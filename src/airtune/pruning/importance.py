@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 
 MAX_RIDGE_DOUBLINGS = 60
+_SMALLEST_VARIANCE = 1e-12
 _TINY = 1e-30
 
 
 def regularised(moment: Tensor, ridge: float) -> Tensor:
-    """Return C + ridge · mean(diag C) · I; all-zero features get a unit diagonal."""
-    scale = moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny)
+    """Return C + ridge · mean|diag C| · I, with a floor under the mean.
+
+    The diagonal of a covariance that is zero but for rounding may be negative.
+    """
+    scale = moment.diagonal().abs().mean().clamp_min(_SMALLEST_VARIANCE)
     result = moment / scale
     result.diagonal().add_(ridge)
     return result * scale

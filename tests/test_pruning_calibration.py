@@ -1,0 +1,218 @@
+"""Calibration: streamed moments are the model's own, hashes guard them, bad input is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from airtune.errors import InputError
+from airtune.models import fingerprint_of, shape_of
+from airtune.pruning import calibrate, load_statistics, save_statistics, text_hash
+from airtune.pruning.calibration import _stream
+from airtune.pruning.layers import blocks_of, output_projection
+from small_models import NAMES, TextBatch, small_model, text_batch
+
+
+def hooked_moments(model, shape, batches, block: int, unit: str):
+    """The same moments from the whole model's forward pass, padding left out."""
+    seen = []
+    layer = blocks_of(model, shape)[block].get_submodule(output_projection(shape, unit).name)
+    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for batch in batches:
+        model(input_ids=batch.input_ids)
+        mask = batch.attention_mask.bool().reshape(-1)
+        seen[-1] = seen[-1].reshape(-1, seen[-1].shape[-1])[mask]
+    handle.remove()
+    hidden = torch.cat(seen).double()
+    return hidden.T @ hidden / len(hidden), hidden.mean(0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_streamed_moments_are_those_of_the_whole_model(name: str) -> None:
+    model = small_model(name)
+    shape = shape_of(model)
+    batches = [text_batch(seed=1), text_batch(rows=3, length=9, seed=2)]
+    streamed = {block: moments for block, moments, _ in _stream(model, shape, batches)}
+    assert list(streamed) == list(range(shape.blocks))
+    with torch.no_grad():
+        for block in streamed:
+            for unit in ("mlp", "group"):
+                second, mean = hooked_moments(model, shape, batches, block, unit)
+                torch.testing.assert_close(
+                    streamed[block][unit][0].double(), second, atol=1e-4, rtol=1e-4
+                )
+                torch.testing.assert_close(
+                    streamed[block][unit][1].double(), mean, atol=1e-4, rtol=1e-4
+                )
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "gpt2", "gemma3"])
+def test_calibration_leaves_the_model_as_it_was(name: str) -> None:
+    model = small_model(name)
+    shape, before = shape_of(model), fingerprint_of(model)
+    blocks = list(blocks_of(model, shape))
+    ids = text_batch().input_ids
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+    calibrate(model, shape, [text_batch()])
+    assert fingerprint_of(model) == before
+    assert list(blocks_of(model, shape)) == blocks
+    assert not any(module._forward_hooks for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    with torch.no_grad():
+        again = model(input_ids=ids).logits
+    assert torch.equal(logits, again)
+    assert not again.requires_grad
+
+
+def test_statistics_are_deterministic() -> None:
+    model = small_model("llama")
+    one, other = (calibrate(model, shape_of(model), [text_batch()]) for _ in range(2))
+    for a, b in zip(one.mlp + one.attention, other.mlp + other.attention, strict=True):
+        assert torch.equal(a.order, b.order)
+        assert torch.equal(a.factor, b.factor)
+
+
+def test_expected_harm_is_near_the_loss_really_lost() -> None:
+    """Small cuts, where the quadratic estimate should hold, to within a factor of three."""
+    from airtune.models import label_logits
+    from airtune.pruning import choose, cut
+    from airtune.pruning.choice import removal_order
+
+    model = small_model("llama", seed=5)
+    shape = shape_of(model)
+    # Labels drawn from the model itself: there the Fisher information is the curvature.
+    batch = text_batch(rows=160, length=24, padded=False)
+    with torch.no_grad():
+        logits = model(input_ids=batch.input_ids).logits[:, :-1]
+    drawn = torch.distributions.Categorical(logits=logits)
+    torch.manual_seed(0)
+    labels = torch.cat([torch.full((160, 1), -100), drawn.sample()], dim=1)
+    batch = TextBatch(batch.input_ids, batch.attention_mask, labels)
+
+    def loss(model) -> float:
+        with torch.no_grad():
+            logits = label_logits(model, batch)
+        return float(torch.nn.functional.cross_entropy(logits, labels[:, 1:].reshape(-1)))
+
+    statistics = calibrate(model, shape, [batch])
+    structure = choose(statistics, shape, 0.1)
+    real = loss(cut(model, shape, structure, statistics)) - loss(model)
+    steps = removal_order(statistics, shape, "mixed")
+    kept = sum(structure.sizes.mlp_channels) + sum(structure.sizes.kv_groups)
+    whole = shape.blocks * (shape.mlp_channels + shape.kv_heads)
+    expected = sum(step.harm for step in steps[: whole - kept])
+    assert 1 / 3 < real / expected < 3
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    model = small_model("llama")
+    shape = shape_of(model)
+    statistics = calibrate(model, shape, [text_batch()])
+    path = tmp_path / "folder" / "statistics.safetensors"
+    save_statistics(statistics, path)
+    loaded = load_statistics(path, fingerprint=fingerprint_of(model), text=statistics.text)
+    assert loaded.tokens == statistics.tokens
+    for unit in ("mlp", "group"):
+        for block in range(shape.blocks):
+            one, other = (s.sublayer(block, unit) for s in (statistics, loaded))
+            for key in ("order", "factor", "scale", "mean", "harm", "silenced_harm"):
+                assert torch.equal(getattr(one, key), getattr(other, key))
+    for one, other in zip(statistics.blocks, loaded.blocks, strict=True):
+        assert (one.harm, one.replaced_harm) == (other.harm, other.replaced_harm)
+        assert torch.equal(one.replacement, other.replacement)
+
+
+def test_statistics_of_another_model_or_text_are_refused(tmp_path: Path) -> None:
+    model = small_model("llama")
+    batch = text_batch()
+    statistics = calibrate(model, shape_of(model), [batch])
+    path = tmp_path / "statistics.safetensors"
+    save_statistics(statistics, path)
+    right = {"fingerprint": fingerprint_of(model), "text": text_hash([batch])}
+    load_statistics(path, **right)
+    other = fingerprint_of(small_model("llama", seed=1))
+    with pytest.raises(InputError, match=r"statistics of another model \(fingerprint"):
+        load_statistics(path, **{**right, "fingerprint": other})
+    with pytest.raises(InputError, match=r"statistics of other text \(text"):
+        load_statistics(path, **{**right, "text": text_hash([text_batch(seed=1)])})
+
+
+def test_broken_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "statistics.safetensors"
+    keys = {"fingerprint": "a", "text": "b"}
+    with pytest.raises(InputError, match="cannot read"):
+        load_statistics(path, **keys)
+    path.write_bytes(b"\0" * 40)
+    with pytest.raises(InputError, match="cannot read"):
+        load_statistics(path, **keys)
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="not calibration statistics"):
+        load_statistics(path, **keys)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "0 examples, at least 8"),
+        ([text_batch(rows=3)], "3 examples, at least 8"),
+        (
+            [replace(text_batch(rows=8), labels=torch.full((8, 12), -100))],
+            "no answer tokens",
+        ),
+    ],
+    ids=["empty", "shorter than a batch", "without labels"],
+)
+def test_unusable_calibration_text_is_refused(batches, message: str) -> None:
+    model = small_model("llama")
+    with pytest.raises(InputError, match=message):
+        calibrate(model, shape_of(model), batches, min_rows=8)
+
+
+def test_a_model_that_computes_nan_is_refused() -> None:
+    model = small_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(InputError, match="not finite"):
+        calibrate(model, shape_of(model), [text_batch()])
+
+
+def test_constant_text_gives_finite_cuts() -> None:
+    """One token over and over: moments of rank one, every covariance (nearly) zero."""
+    from airtune.pruning import choose, cut
+
+    model = small_model("llama")
+    shape = shape_of(model)
+    ids = torch.full((8, 12), 7)
+    batch = TextBatch(ids, torch.ones_like(ids), ids)
+    statistics = calibrate(model, shape, [batch])
+    for rate in (0.3, 0.6):
+        submodel = cut(model, shape, choose(statistics, shape, rate), statistics)
+        with torch.no_grad():
+            assert torch.isfinite(submodel(input_ids=ids).logits).all()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_as_on_the_processor() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    from airtune.pruning import choose, cut
+
+    model = small_model("llama")
+    shape, batch = shape_of(model), text_batch(rows=16, length=24)
+    reference = calibrate(model, shape, [batch])
+    structure = choose(reference, shape, 0.4)
+    with torch.no_grad():
+        expected = cut(model, shape, structure, reference)(input_ids=batch.input_ids).logits
+    on_gpu = small_model("llama").to("cuda")
+    statistics = calibrate(on_gpu, shape, [batch])
+    assert choose(statistics, shape, 0.4).sizes == structure.sizes
+    with torch.no_grad():
+        submodel = cut(on_gpu, shape, structure, reference)
+        logits = submodel(input_ids=batch.input_ids.to("cuda")).logits.cpu()
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)

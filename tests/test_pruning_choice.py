@@ -1,0 +1,123 @@
+"""From a rate to units: met, nested, deterministic, least harm first; and cost curves."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airtune.errors import InputError
+from airtune.models import label_logits, shape_of
+from airtune.pruning import calibrate, choose, cost_curve, cut, whole
+from airtune.pruning.choice import removal_order
+from airtune.workload import realised_pruning
+from small_models import NAMES, small_model, text_batch
+
+
+@functools.cache
+def calibrated(name: str):
+    model = small_model(name)
+    shape = shape_of(model)
+    return model, shape, calibrate(model, shape, [text_batch(rows=16, length=16)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("units", ["mixed", "mlp", "attention", "blocks"])
+def test_rates_are_met_as_nearly_as_units_allow(name: str, units: str) -> None:
+    _, shape, statistics = calibrated(name)
+    steps = removal_order(statistics, shape, units)
+    coarsest = max(step.parameters for step in steps) / shape.block_parameters
+    reach = sum(step.parameters for step in steps) / shape.block_parameters
+    for tenth in range(9):
+        if tenth / 10 > reach:
+            continue
+        structure = choose(statistics, shape, tenth / 10, units)
+        realised = realised_pruning(shape, structure.sizes)
+        assert abs(realised - tenth / 10) <= coarsest / 2 + 1e-9
+
+
+@given(st.floats(0, 0.66), st.floats(0, 0.66), st.sampled_from(["mixed", "blocks"]))
+@settings(deadline=None)
+def test_higher_rates_keep_a_part_of_what_lower_ones_keep(one, other, units) -> None:
+    _, shape, statistics = calibrated("llama-multi-head")
+    less, more = (choose(statistics, shape, rate, units) for rate in sorted((one, other)))
+    for block in range(shape.blocks):
+        for unit in ("mlp", "group"):
+            assert set(more.units(block, unit)) <= set(less.units(block, unit))
+
+
+def test_rate_zero_keeps_everything() -> None:
+    for name in NAMES:
+        _, shape, statistics = calibrated(name)
+        assert choose(statistics, shape, 0.0) == whole(shape)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
+def test_impossible_rates_are_refused(rate: float) -> None:
+    _, shape, statistics = calibrated("llama")
+    with pytest.raises(InputError, match=r"must be in \[0, 1\)"):
+        choose(statistics, shape, rate)
+
+
+def test_rates_beyond_the_units_are_refused() -> None:
+    _, shape, statistics = calibrated("llama")
+    with pytest.raises(InputError, match="cutting attention units reaches at most 0"):
+        choose(statistics, shape, 0.9, "attention")
+    with pytest.raises(InputError, match="'heads': must be one of mixed, mlp, attention, blocks"):
+        choose(statistics, shape, 0.3, "heads")
+
+
+@pytest.mark.parametrize("units", ["mixed", "mlp", "attention", "blocks"])
+def test_cost_curves_are_what_the_planner_wants(units: str) -> None:
+    for name in NAMES:
+        _, shape, statistics = calibrated(name)
+        reach = sum(step.parameters for step in removal_order(statistics, shape, units))
+        limit = min(0.6, reach / shape.block_parameters)
+        curve = cost_curve(statistics, shape, units, max_pruning=limit)
+        rates, costs = zip(*curve, strict=True)
+        assert curve[0] == (0.0, 0.0)
+        assert rates[-1] == pytest.approx(limit)
+        slopes = [
+            (b - a) / (s - r)
+            for r, s, a, b in zip(rates, rates[1:], costs, costs[1:], strict=False)
+        ]
+        assert all(slope >= 0 for slope in slopes)
+        assert all(b >= a - 1e-9 for a, b in itertools.pairwise(slopes))
+        assert all(0 <= cost <= rate + 1e-12 for rate, cost in curve)
+
+
+def test_cost_curve_beyond_the_units_is_refused() -> None:
+    _, shape, statistics = calibrated("llama")
+    with pytest.raises(InputError, match="cutting attention units reaches at most 0"):
+        cost_curve(statistics, shape, "attention", max_pruning=0.6)
+
+
+def test_cost_curve_of_a_client_that_may_not_prune() -> None:
+    _, shape, statistics = calibrated("llama")
+    assert cost_curve(statistics, shape, max_pruning=0.0)[0] == (0.0, 0.0)
+
+
+def test_a_block_is_replaced_by_the_one_before_it() -> None:
+    model, shape, statistics = calibrated("llama")
+    batch = text_batch(rows=16, length=16)
+    structure = choose(statistics, shape, 1 / 3, "blocks")
+    (gone,) = [block for block in range(shape.blocks) if structure.dropped(block)]
+    assert gone > 0
+    assert statistics.blocks[gone].replaced_harm < statistics.blocks[gone].harm
+    with torch.no_grad():
+        full = label_logits(model, batch)
+        errors = [
+            float((label_logits(cut(model, shape, structure, s), batch) - full).square().mean())
+            for s in (statistics, None)
+        ]
+    assert errors[0] < errors[1]
+
+
+def test_post_norm_blocks_are_not_replaced() -> None:
+    for name in ("gemma2", "gemma3", "opt-350m"):
+        _, _, statistics = calibrated(name)
+        assert all(block.replacement.shape[1] == 0 for block in statistics.blocks)
