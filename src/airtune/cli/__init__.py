@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -29,6 +30,9 @@ app.add_typer(scenarios.app, name="scenarios")
 
 def main() -> None:
     """Run the command line; status 0, 2 for what the user can mend, 1 for a failed run."""
+    # OpenMP's threads otherwise spin at every barrier, which on a machine that does anything
+    # else besides makes a training step several times slower. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except InputError as error:

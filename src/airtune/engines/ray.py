@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from airtune.client import Adapter, ClientFailure, ClientJob, ClientUpdate, failure_of
@@ -31,7 +32,13 @@ class _RemoteWorker:
         import torch
 
         torch.set_num_threads(threads)
-        self._worker = Worker(scenario_from_dict(scenario_values), device=device)
+        self._scenario_values, self._device = scenario_values, device
+
+    @cached_property
+    def _worker(self) -> Worker:
+        # Built by the first call and not by __init__: there its refusal would come out as the
+        # death of an actor, here as the error that it is.
+        return Worker(scenario_from_dict(self._scenario_values), device=self._device)
 
     def train(self, job: ClientJob, adapter: Adapter) -> ClientUpdate | ClientFailure:
         try:
@@ -44,6 +51,9 @@ class _RemoteWorker:
 
     def setting(self) -> Setting:
         return self._worker.setting
+
+    def process_id(self) -> int:
+        return os.getpid()
 
 
 class RayEngine:
@@ -77,7 +87,7 @@ class RayEngine:
             raise InputError(f"--workers {count}: must be 1 or more")
         if not 0 <= gpus_per_worker <= 8:
             raise InputError(f"--gpus-per-worker {gpus_per_worker}: must be from 0 to 8")
-        self._ray = _started(address, count)
+        self._ray, self._owns_ray = _started(address, count)
         self._remote = self._ray.remote(_RemoteWorker)
         self._options = {"num_cpus": 1 if address else 0, "num_gpus": gpus_per_worker}
         device = "cuda" if gpus_per_worker > 0 else "cpu"
@@ -158,7 +168,8 @@ class RayEngine:
         for worker in self._workers:
             self._ray.kill(worker)
         self._workers = []
-        self._ray.shutdown()
+        if self._owns_ray:
+            self._ray.shutdown()
 
     def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Ask the first worker; one that died is replaced and asked again."""
@@ -171,26 +182,21 @@ class RayEngine:
                 if isinstance(cause, (InputError, RunError)):
                     raise cause from None
                 raise
-            except self._ray.exceptions.RayActorError as error:
-                if isinstance(error, self._ray.exceptions.ActorDiedError) and _refused(error):
-                    raise InputError(str(_refused(error))) from None
+            except self._ray.exceptions.RayActorError:
                 self._workers[0] = self._new_worker()
         raise RunError(f"a worker died {ATTEMPTS} times: is there enough memory for the model?")
 
 
-def _refused(error: Exception) -> InputError | None:
-    """Return the InputError that kept a worker from starting, where that is why it died."""
-    cause = getattr(error, "cause", None) or error.__cause__
-    return cause if isinstance(cause, InputError) else None
-
-
-def _started(address: str | None, workers: int) -> Any:
+def _started(address: str | None, workers: int) -> tuple[Any, bool]:
+    """Return Ray, started or connected, and whether that was done here and not before."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError:
         raise InputError("--engine ray needs Ray: pip install 'airtune[ray]'") from None
+    if address is None and ray.is_initialized():
+        return ray, False
     try:
         if address is None:
             ray.init(
@@ -205,4 +211,4 @@ def _started(address: str | None, workers: int) -> Any:
     except (ConnectionError, ValueError, RuntimeError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"no Ray cluster at '{address}': {line}") from None
-    return ray
+    return ray, True
