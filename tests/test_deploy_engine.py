@@ -14,7 +14,13 @@ import torch
 
 from airtune.client import ClientJob
 from airtune.deploy.checks import norm_bound
-from airtune.deploy.codec import adapter_arrays, adapter_of, structure_array, structure_of
+from airtune.deploy.codec import (
+    adapter_arrays,
+    adapter_of,
+    layout_of,
+    structure_array,
+    structure_of,
+)
 from airtune.deploy.device import Device
 from airtune.deploy.engine import Conditions, FlowerEngine
 from airtune.deploy.pacing import Unpaced
@@ -155,10 +161,6 @@ def changed(change: Callable[[dict[str, Any], dict[str, np.ndarray]], object]) -
     return tamper
 
 
-def first(arrays: dict[str, np.ndarray]) -> str:
-    return min(name for name in arrays if name.startswith("adapter/"))
-
-
 def put(array: np.ndarray, value: float) -> np.ndarray:
     copy = array.copy()
     copy.flat[0] = value
@@ -167,12 +169,13 @@ def put(array: np.ndarray, value: float) -> np.ndarray:
 
 RUBBISH: dict[str, tuple[Tamper, str]] = {
     "not a message": (lambda body: b"\x80\x04pickle" + body, "rejected: its header"),
-    "nan": (changed(lambda f, a: a.update({first(a): put(a[first(a)], np.nan)})), "not finite"),
-    "inf": (changed(lambda f, a: a.update({first(a): put(a[first(a)], np.inf)})), "it moved by"),
-    "shape": (changed(lambda f, a: a.update({first(a): a[first(a)][:-1]})), "wrong shape"),
-    "missing": (changed(lambda f, a: a.pop(first(a)).size), "wrong keys"),
-    "extra": (changed(lambda f, a: a.update({"adapter/x": np.zeros(2, "f4")})), "wrong keys"),
-    "far": (changed(lambda f, a: a.update({first(a): a[first(a)] + 100})), "it moved by"),
+    "nan": (changed(lambda f, a: a.update(values=put(a["values"], np.nan))), "not finite"),
+    "inf": (changed(lambda f, a: a.update(values=put(a["values"], np.inf))), "it moved by"),
+    "far": (changed(lambda f, a: a.update(values=a["values"] + 100)), "it moved by"),
+    "fewer": (changed(lambda f, a: a.update(values=a["values"][:-1])), "wrong shape"),
+    "square": (changed(lambda f, a: a.update(values=a["values"].reshape(2, -1))), "wrong shape"),
+    "no values": (changed(lambda f, a: a.pop("values").size), "values were expected, not none"),
+    "bytes": (changed(lambda f, a: a.update(values=a["values"].view("u1"))), "wrong shape"),
     "examples": (changed(lambda f, a: f.update(examples=10**6)), "were announced"),
     "round": (changed(lambda f, a: f.update(round=7)), "an answer for run run-1, round 7"),
     "another device": (
@@ -308,7 +311,7 @@ def test_a_device_refuses_in_one_line(scenario: Scenario, devices: dict[str, Dev
     job = Job(run="run-9", round=1, pruning=0.0, local_steps=1, uplink_bps=1e6)
     assert "has not introduced itself" in asked(device, job)
     assert kind_of(device.handle(pack(hello))) == "introduction"
-    assert "adapter" in asked(device, job)
+    assert "values were expected" in asked(device, job)
     assert "not for devices" in asked(device, Refusal(reason="x"))
     assert kind_of(device.handle(b"junk")) == "refusal"
 
@@ -362,8 +365,10 @@ def test_the_bitmap_is_the_structure(scenario: Scenario) -> None:
         structure_of(arrays, shape)
     with pytest.raises(ProtocolError, match="must be uint8 of shape"):
         structure_of({}, shape)
-    sent = adapter_of(adapter_arrays({"x": torch.tensor([0.1])}, 16))
-    assert sent["x"].dtype == torch.float32
+    adapter = {"b": torch.tensor([[0.5], [2.0]]), "a": torch.tensor([0.1])}
+    sent = adapter_of(adapter_arrays(adapter, 16), layout_of(adapter))
+    assert sent["a"].dtype == torch.float32
+    assert torch.equal(sent["b"], adapter["b"])
 
 
 def test_handling_never_raises_from_any_thread(devices: dict[str, Device]) -> None:

@@ -1,6 +1,6 @@
 """What an update from outside has to pass before the round loop sees it.
 
-The loop itself refuses wrong names, wrong shapes and numbers that are not finite. Here are the
+The loop itself refuses numbers that are not finite. Here are the
 checks that only matter where the sender is somebody else: that it answers this job as this
 client, with the sample count that it announced, with units that the model has, and with values
 that the asked number of optimiser steps can reach at all.
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from airtune.client import Adapter, ClientJob, ClientUpdate
-from airtune.deploy.codec import adapter_of, structure_of
+from airtune.deploy.codec import adapter_of, layout_of, structure_of
 from airtune.deploy.protocol import Arrays, Introduction, Privacy, ProtocolError, Update
-from airtune.pruning import Structure, gather_adapter
+from airtune.pruning import gather_adapter
 from airtune.pruning.structure import check_structure
 from airtune.scenario import Scenario, TrainingSection
 from airtune.workload import (
@@ -65,8 +65,9 @@ def checked_update(
         raise ProtocolError("no training loss")
     structure = structure_of(arrays, shape)
     check_structure(structure, shape)
-    adapter = adapter_of(arrays)
-    _check_distance(job, structure, adapter, own.privacy, scenario.training, shape)
+    before = gather_adapter(job.adapter, structure, shape)
+    adapter = adapter_of(arrays, layout_of(before))
+    _check_distance(before, adapter, job.local_steps, scenario.training, own.privacy)
     rank = scenario.training.lora_rank
     return ClientUpdate(
         round=job.round,
@@ -88,27 +89,16 @@ def checked_update(
 
 
 def _check_distance(
-    job: ClientJob,
-    structure: Structure,
-    adapter: Adapter,
-    privacy: Privacy | None,
-    section: TrainingSection,
-    shape: ModelShape,
+    before: Adapter, after: Adapter, steps: int, section: TrainingSection, privacy: Privacy | None
 ) -> None:
-    before = gather_adapter(job.adapter, structure, shape)
-    if adapter.keys() != before.keys() or any(
-        adapter[name].shape != before[name].shape for name in before
-    ):
-        return  # the loop's own validation says which
-    moved = math.sqrt(sum(_squared(adapter[name] - before[name]) for name in before))
+    moved = math.sqrt(sum(_squared(after[name] - before[name]) for name in before))
     values = sum(value.numel() for value in before.values())
     start = math.sqrt(sum(_squared(value) for value in before.values()))
-    bound = norm_bound(section, job.local_steps, values, start, privacy)
+    bound = norm_bound(section, steps, values, start, privacy)
     # NaN compares false and is left to the loop's own validation.
     if moved > bound:
         raise ProtocolError(
-            f"it moved by {moved:.3g}; {job.local_steps} local steps cannot move further than "
-            f"{bound:.3g}"
+            f"it moved by {moved:.3g}; {steps} local steps cannot move further than {bound:.3g}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,23 +13,43 @@ from airtune.deploy.protocol import Arrays, ProtocolError, to_air
 from airtune.pruning import Structure
 from airtune.workload import ModelShape
 
-_ADAPTER = "adapter/"
+_VALUES = "values"
 _KEPT = "kept"
+
+Layout = Mapping[str, tuple[int, ...]]
+"""Shapes by entry name: what both ends know, so that it need not travel."""
+
+
+def layout_of(adapter: Adapter) -> Layout:
+    """Return an adapter's layout, in the order in which its values travel."""
+    return {name: tuple(adapter[name].shape) for name in sorted(adapter)}
 
 
 def adapter_arrays(adapter: Adapter, bits_per_value: int) -> Arrays:
-    """Return an adapter as arrays in the precision in which it travels."""
-    values = to_air({name: tensor.numpy() for name, tensor in adapter.items()}, bits_per_value)
-    return {_ADAPTER + name: value for name, value in values.items()}
+    """Return an adapter as one flat array: entries by name, in the precision in which they travel.
+
+    Names and shapes follow from the structure. Sending them would add a hundred bytes an entry:
+    more than the values of a small model.
+    """
+    values = [adapter[name].numpy().ravel() for name in sorted(adapter)]
+    return {_VALUES: to_air(np.concatenate(values), bits_per_value)}
 
 
-def adapter_of(arrays: Mapping[str, np.ndarray]) -> Adapter:
-    """Return the adapter of a message, float32."""
-    return {
-        name.removeprefix(_ADAPTER): torch.from_numpy(array.astype(np.float32))
-        for name, array in arrays.items()
-        if name.startswith(_ADAPTER)
-    }
+def adapter_of(arrays: Mapping[str, np.ndarray], layout: Layout) -> Adapter:
+    """Return the adapter of a message, float32.
+
+    Raises:
+        ProtocolError: there are no values, or not as many as the layout has.
+    """
+    flat = arrays.get(_VALUES)
+    wanted = sum(math.prod(shape) for shape in layout.values())
+    if flat is None or flat.dtype == np.uint8 or flat.shape != (wanted,):
+        found = "none" if flat is None else f"{flat.dtype} {flat.shape}"
+        raise ProtocolError(f"wrong shape: {wanted} values were expected, not {found}")
+    whole = torch.from_numpy(flat.astype(np.float32))
+    sizes = [math.prod(shape) for shape in layout.values()]
+    parts = torch.split(whole, sizes)
+    return {n: part.reshape(layout[n]) for n, part in zip(layout, parts, strict=True)}
 
 
 def structure_array(structure: Structure, shape: ModelShape) -> Arrays:

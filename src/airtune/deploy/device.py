@@ -17,10 +17,11 @@ from pathlib import Path
 
 from airtune.client import Adapter, ClientJob, ClientUpdate, OptimizerState
 from airtune.deploy import privacy as dp
-from airtune.deploy.codec import adapter_arrays, adapter_of, structure_array
+from airtune.deploy.codec import adapter_arrays, adapter_of, layout_of, structure_array
 from airtune.deploy.pacing import Pacer
 from airtune.deploy.protocol import (
     PROTOCOL,
+    Arrays,
     Fields,
     Hello,
     Introduction,
@@ -79,6 +80,7 @@ class Device:
         self._index = scenario.client_names.index(client)
         self._privacy, self._ledger = privacy, folder / "privacy.json"
         self._worker = Worker(scenario)
+        self._layout = layout_of(self._worker.initial_adapter())
         self._run: str | None = None
         self._moments: OptimizerState | None = None
         self._introduction: Introduction | None = None
@@ -91,7 +93,7 @@ class Device:
                 return pack(self._hello(unpack(body, Hello)[0]))
             if kind == "job":
                 fields, arrays = unpack(body, Job)
-                return self._train(fields, adapter_of(arrays))
+                return self._train(fields, arrays)
             return _refusal(f"a message of kind '{kind}' is not for devices")
         except (ProtocolError, InputError, RunError) as error:
             return _refusal(str(error))
@@ -155,9 +157,10 @@ class Device:
             for step in self._worker.step_tokens(round, self._index)
         ]
 
-    def _train(self, job: Job, adapter: Adapter) -> bytes:
+    def _train(self, job: Job, arrays: Arrays) -> bytes:
         if job.run != self._run:
             return _refusal(f"run {job.run} has not introduced itself to this device")
+        adapter = adapter_of(arrays, self._layout)
         spent = self._spend()
         begin = time.perf_counter()
         update = self._worker.train(
@@ -184,11 +187,9 @@ class Device:
             epsilon=spent,
         )
         bits = self._scenario.aggregation.payload_bits_per_value
-        arrays = adapter_arrays(values, bits) | structure_array(
-            update.structure, self._worker.shape
-        )
+        kept = structure_array(update.structure, self._worker.shape)
         self._pacer.grant(job.uplink_bps)
-        return pack(fields, arrays)
+        return pack(fields, adapter_arrays(values, bits) | kept)
 
     def _protected(self, before: Adapter, update: ClientUpdate) -> Adapter:
         if self._privacy is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from airtune.deploy.forkserver import write_command
 from airtune.deploy.pacing import Pacer, TcPacer, TokenBucket, Unpaced, relay
@@ -86,24 +87,24 @@ def run_device(
     from airtune.deploy.device import Device
 
     device = Device(scenario, client, pacer, folder, privacy)
-    sockets = folder.resolve()
-    environment = flower_environment(
-        sockets / "flower", **{SOCKET_VARIABLE: str(sockets / "resident.sock")}
-    )
-    commands = sockets / "commands"
-    commands.mkdir(exist_ok=True)
-    write_command(commands, sockets / "fork.sock")
-    environment["PATH"] = f"{commands}:{environment['PATH']}"
     with ExitStack() as stack:
+        # A folder of its own, closed to others and with a short name: the path of a Unix socket
+        # may have 107 characters.
+        sockets = Path(stack.enter_context(TemporaryDirectory(prefix="airtune-")))
+        environment = flower_environment(
+            folder.resolve() / "flower", **{SOCKET_VARIABLE: str(sockets / "resident")}
+        )
+        write_command(sockets, sockets / "fork")
+        environment["PATH"] = f"{sockets}:{environment['PATH']}"
         held = stack.enter_context(children(folder / "logs", environment))
         _, port = stack.enter_context(relay(place.server, bucket))
-        stack.callback(Resident(sockets / "resident.sock", device.handle).close)
+        stack.callback(Resident(sockets / "resident", device.handle).close)
         stack.callback(pacer.grant, None)
         # Left behind by a device that died; a clean end removes it.
         stack.callback((folder / "connected").unlink, missing_ok=True)
         held.start(
             "forkserver",
-            [sys.executable, "-m", "airtune.deploy.forkserver", str(sockets / "fork.sock")],
+            [sys.executable, "-m", "airtune.deploy.forkserver", str(sockets / "fork")],
         )
         marker = folder / "connected"
         patience_s = time.monotonic() + (_FORGOTTEN_S if marker.exists() else 0.0)

@@ -227,15 +227,15 @@ def disagreement(own: Mapping[str, str], other: Mapping[str, str]) -> str | None
     return None
 
 
-def to_air(arrays: Mapping[str, np.ndarray], bits_per_value: int) -> Arrays:
-    """Return the values in the precision in which they travel.
+def to_air(values: np.ndarray, bits_per_value: int) -> np.ndarray:
+    """Return values in the precision in which they travel.
 
     float16's largest number is 65504; what lies beyond is sent as that, not as infinity.
     """
     if bits_per_value == 32:
-        return {name: np.ascontiguousarray(a, dtype=np.float32) for name, a in arrays.items()}
+        return np.ascontiguousarray(values, dtype=np.float32)
     most = float(np.finfo(np.float16).max)
-    return {name: np.clip(a, -most, most).astype(np.float16) for name, a in arrays.items()}
+    return np.clip(values, -most, most).astype(np.float16)
 
 
 def norm(arrays: Mapping[str, np.ndarray]) -> float:
