@@ -285,7 +285,8 @@ def _touched(
     spread = _spread(reduced.fixed_bits, reduced.compute, reduced.bits, left)
     per_slope = spread / (at.weight * at.weight) / LN2
     price = float(np.exp(log_price))
-    steep = np.clip(np.minimum(price / (per_slope * at.steep), _STEEPEST), floor, roof)
+    with np.errstate(over="ignore", divide="ignore"):
+        steep = np.clip(np.minimum(price / (per_slope * at.steep), _STEEPEST), floor, roof)
     tangent = np.clip(price, floor * per_slope * at.flat, steep * per_slope * at.steep)
     bound = _under(reduced, loss, band, tangent, log_price, reduced.loss + gained)
     return Solved(

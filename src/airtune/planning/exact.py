@@ -32,6 +32,7 @@ _LEAST_SHARE = 0.4
 _MAX_PSI = 3.0
 _FIRST_REACH = 3e-3
 _DESCENT_SHARE = 0.02
+_ALL_KEPT = 1e-9
 
 
 def exact(problem: PlanningProblem, *, tolerance: float = 1e-6) -> Plan:
@@ -43,6 +44,7 @@ def exact(problem: PlanningProblem, *, tolerance: float = 1e-6) -> Plan:
     search = _Search(problem, reduced(problem), tolerance)
     soonest, latest = _range(problem, search.reduced)
     if problem.max_pruning_loss is None:
+        latest = _whole(search, latest)
         _cover(search, _descend(search, soonest, latest), soonest, latest)
         best = search.best[0]
     else:
@@ -68,11 +70,17 @@ class _Search:
     reduced: Reduced
     tolerance: float
     best: list[Solved] = field(default_factory=list)
+    bounds: list[tuple[float, float]] = field(default_factory=list)
     lower: float = np.inf
     solved: int = 0
 
     def solve(self, offset_s: float, warm: Solved | None) -> Solved:
         made = solve(self.reduced, offset_s, warm)
+        # Q* falls as T grows, so what bounds it at a later deadline bounds it here: where rounding
+        # spoils a bound (a deadline that leaves the uploads no time), a neighbour's stands in.
+        later = [bound for offset, bound in self.bounds if offset >= offset_s]
+        made = replace(made, bound=max(made.bound, *later)) if later else made
+        self.bounds.append((offset_s, made.bound))
         self.solved += 1
         if not self.best or self.value(made) < self.value(self.best[0]):
             self.best = [made]
@@ -124,6 +132,14 @@ def _range(problem: PlanningProblem, small: Reduced) -> tuple[float, float]:
         beyond, _ = upload_time(problem, fixed, problem.payload_bits(pruning))
         ends.append(float(fixed.max()) - small.base + beyond)
     return max(ends[0], 0.0), max(ends[0], ends[1], 0.0)
+
+
+def _whole(search: _Search, latest: float) -> float:
+    """Return the latest offset, moved by less than the tolerance if rounding makes it too soon."""
+    least = search.problem.pruning_loss(search.problem.min_pruning)
+    if search.solve(latest, None).loss > least + _ALL_KEPT * (1.0 + least):
+        latest += _DESCENT_SHARE * search.tolerance * (search.reduced.base + latest)
+    return latest
 
 
 def _descend(search: _Search, soonest: float, latest: float) -> Solved:
@@ -323,4 +339,8 @@ def _plan(problem: PlanningProblem, small: Reduced, at: Solved) -> Plan:
     kept = (at.offset_s + small.idle_slack)[small.idle_owner] / small.idle_compute[small.idle_owner]
     np.minimum.at(pruning, who, small.most_pruned[who] - np.minimum(kept, small.idle_end))
     pruning = np.clip(pruning, problem.min_pruning, problem.max_pruning)
+    plan = priced(problem, "exact", pruning, band)
+    # Near pruning 1 the digits of what is kept are lost; a rounding upwards keeps the deadline.
+    late = plan.total_s > at.deadline_s
+    pruning = np.where(late, np.minimum(np.nextafter(pruning, 1.0), problem.max_pruning), pruning)
     return priced(problem, "exact", pruning, band)

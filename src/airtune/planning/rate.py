@@ -38,10 +38,12 @@ def snr_of_share(share: Array) -> Array:
     Args:
         share: Γ = r·ln 2/s, the rate as a share of the largest one that any band gives.
     """
-    gamma = np.asarray(share, dtype=np.float64)
+    # A share of 1e-100 takes no band worth the name, and its square is still a double.
+    gamma = np.where(share > 0, np.maximum(share, 1e-100), 0.0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         lack = gamma - 1.0
-        u = np.maximum(lack - np.log1p(lack), 0.0)
+        # u = Γ − 1 − ln Γ: near 1 the logarithm of 1 + (Γ − 1) keeps the digits, near 0 that of Γ.
+        u = np.maximum(lack - np.where(gamma < 0.5, np.log(gamma), np.log1p(lack)), 0.0)
         z = np.maximum((1.0 + np.sqrt(2.0 * u) + u) / gamma - 1.0, -2.0 * lack)
         for _ in range(4):
             inverse = 1.0 / (1.0 + z)

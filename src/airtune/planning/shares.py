@@ -30,6 +30,7 @@ _CHUNK = 1 << 15
 _MAX_PASSES = 40
 _SETTLED = 1e-7
 _EXACT = 1e-12
+_NO_JUMP = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +164,9 @@ def settle(
             pass
         # Newton squares the error: what is below _SETTLED before the step is rounding after it.
         if abs(step) <= _SETTLED and worst <= _SETTLED and abs(excess) <= _SETTLED:
-            return y, log_price, True
+            # Unless the band jumps at this price: an item can be indifferent between two bands.
+            jump = float((items.snr_hz * np.exp(-y)).sum()) / total - 1.0
+            return y, log_price, abs(jump) <= _NO_JUMP
     return y, log_price, False
 
 
