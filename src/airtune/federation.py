@@ -7,43 +7,35 @@ machine that simulates it needed is recorded apart, as `wall_s`.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import torch
 
 from airtune import channel, planning
 from airtune.aggregate import RULES, Contribution, fault_of
 from airtune.channel import Placement
-from airtune.client import Adapter, ClientJob, ClientUpdate, OptimizerState, Planned
-from airtune.devices import DeviceProfile, compute_s, profile_of
+from airtune.client import Adapter, ClientJob, ClientUpdate, Planned
+from airtune.devices import DeviceProfile, profile_of
 from airtune.engines import ClientFailure, Engine
 from airtune.engines.local import LocalEngine
 from airtune.errors import InputError, RunError
+from airtune.ledger import Outcome, State, bill, description, packed, restored
 from airtune.planning import METHODS, Plan
 from airtune.planning_inputs import ClientLoad, Link, link_of, plan_of_round, problem_of_round
 from airtune.pruning import gather_adapter, scatter_adapter
 from airtune.randomness import generator
 from airtune.record import (
-    ClientRecord,
-    ClientSite,
     Record,
     RoundRecord,
-    RunDescription,
     RunDirectory,
     read_record,
 )
 from airtune.scenario import Scenario
-from airtune.units import linear_to_db
 from airtune.worker import Evaluation, Setting
-from airtune.workload import StepTokens, adapter_values, full_sizes
-
-Outcome = ClientUpdate | ClientFailure
 
 
 class Observer(Protocol):
@@ -76,16 +68,6 @@ class Unwatched:
 
     def round_ended(self, record: RoundRecord) -> None:
         """Say nothing."""
-
-
-@dataclass(frozen=True)
-class State:
-    """All that the next round depends on, and so what a checkpoint holds."""
-
-    round: int
-    elapsed_s: float
-    adapter: Adapter
-    optimizer_states: dict[int, OptimizerState]
 
 
 @dataclass(frozen=True)
@@ -172,21 +154,22 @@ def _run_rounds(
         pairs = zip(setting.profiles, profiles, strict=True)
         profiles = tuple(measured or named for measured, named in pairs)
     this = Run(scenario, setting, profiles, placement, engine, watch)
-    state = _restored(directory)
+    state = restored(directory.load_checkpoint())
     if state is None:
         state = State(0, 0.0, engine.initial_adapter(), {})
         watch.preparing("measuring the untrained model")
-        directory.describe(_description(this, engine.evaluate(state.adapter, final=False)))
+        untrained = engine.evaluate(state.adapter, final=False)
+        directory.describe(description(scenario, setting, profiles, placement, untrained))
     for notice in directory.notices:
         watch.preparing(notice)
-    description = directory.description
-    watch.started(None if description is None else description.initial_eval_loss)
+    known = directory.description
+    watch.started(None if known is None else known.initial_eval_loss)
     for round in range(state.round + 1, scenario.rounds + 1):
         state, record = _round(this, state, round)
         directory.append_round(record)
         if round == scenario.rounds:
             engine.save_adapter(state.adapter, str(directory.adapter_path))
-        directory.save_checkpoint(round, *_packed(state))
+        directory.save_checkpoint(round, *packed(state))
         watch.round_ended(record)
     directory.finish()
 
@@ -236,8 +219,9 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
     told = [update.train_loss for update in sound if update.train_loss is not None]
 
     # 5. Put it on the clock.
+    names = scenario.client_names
     clients = tuple(
-        _client_record(this, plan, k, outcome, status, link, loads[k].steps)
+        bill(names[k], this.profiles[k], loads[k], plan, k, outcome, status, link)
         for k, (outcome, status) in enumerate(zip(outcomes, statuses, strict=True))
     )
     latency_s = max(client.total_s for client in clients)
@@ -313,114 +297,3 @@ def _status(outcome: Outcome, server: Adapter, setting: Setting) -> str:
 def _contribution(update: ClientUpdate, setting: Setting) -> Contribution:
     values, held = scatter_adapter(update.adapter, update.structure, setting.shape)
     return Contribution(values, held, weight=float(update.examples))
-
-
-def _client_record(
-    this: Run,
-    plan: Plan,
-    client: int,
-    outcome: Outcome,
-    status: str,
-    link: Link,
-    steps: Sequence[StepTokens],
-) -> ClientRecord:
-    """Bill one client: what it really computed and sent; a failed one, what was planned."""
-    band_hz, rate_bps = float(plan.bandwidth_hz[client]), float(plan.rate_bps[client])
-    if isinstance(outcome, ClientUpdate):
-        pruning, flops, bits = outcome.pruning, outcome.flops, outcome.uplink_bits
-        compute, train_loss = compute_s(flops, this.profiles[client]), outcome.train_loss
-    else:
-        pruning, flops, bits = float(plan.pruning[client]), 0.0, 0.0
-        compute, train_loss = float(plan.compute_s[client]), None
-    downlink_s = link.downlink_s
-    upload_s = bits / rate_bps if bits > 0 else 0.0
-    engine_s = None
-    if isinstance(outcome, ClientUpdate) and (real := outcome.measured) is not None:
-        downlink_s, compute, upload_s = real.downlink_s, real.compute_s, real.upload_s
-        engine_s = real.engine_s
-    elif isinstance(outcome, ClientFailure) and outcome.after_s is not None:
-        downlink_s, compute, upload_s = 0.0, outcome.after_s, 0.0
-    return ClientRecord(
-        name=this.scenario.client_names[client],
-        pruning=pruning,
-        asked_pruning=float(plan.pruning[client]),
-        bandwidth_hz=band_hz,
-        rate_bps=rate_bps,
-        snr_db=float(linear_to_db(link.air.snr_hz[client] / band_hz)) if band_hz > 0 else None,
-        downlink_s=downlink_s,
-        compute_s=compute,
-        upload_s=upload_s,
-        total_s=downlink_s + compute + upload_s,
-        engine_s=engine_s,
-        uplink_bits=bits,
-        downlink_bits=link.downlink_bits,
-        flops=flops,
-        examples=this.setting.clients[client].examples,
-        label_tokens=sum(step.label_tokens for step in steps),
-        train_loss=_finite(train_loss),
-        status=status,
-    )
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _description(this: Run, untrained: Evaluation) -> RunDescription:
-    """Gather what run.json says of the cell, the clients and the start."""
-    placement, setting = this.placement, this.setting
-    clients = tuple(
-        ClientSite(
-            name=name,
-            profile=profile.name,
-            x_m=float(placement.positions_m[k, 0]),
-            y_m=float(placement.positions_m[k, 1]),
-            distance_m=float(placement.distance_m[k]),
-            is_los=bool(placement.is_los[k]),
-            path_loss_db=float(placement.path_loss_db[k]),
-            shadowing_db=float(placement.shadowing_db[k]),
-            effective_flops=profile.effective_flops,
-            memory_bytes=profile.memory_bytes,
-            examples=setting.clients[k].examples,
-            labels={str(label): count for label, count in setting.clients[k].labels.items()},
-        )
-        for k, (name, profile) in enumerate(
-            zip(this.scenario.client_names, this.profiles, strict=True)
-        )
-    )
-    return RunDescription(
-        clients=clients,
-        initial_eval_loss=untrained.loss,
-        initial_metrics=untrained.metrics,
-        model_fingerprint=setting.model_fingerprint,
-        model_parameters=setting.model_parameters,
-        adapter_values=adapter_values(
-            setting.shape,
-            full_sizes(setting.shape),
-            lora_rank=this.scenario.training.lora_rank,
-        ),
-    )
-
-
-def _packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Flatten the state into arrays and JSON for a checkpoint."""
-    arrays = {f"adapter/{name}": value.numpy() for name, value in state.adapter.items()}
-    for client, moments in state.optimizer_states.items():
-        arrays |= {f"optimizer/{client}/{key}": value.numpy() for key, value in moments.items()}
-    return arrays, {"elapsed_s": state.elapsed_s}
-
-
-def _restored(directory: RunDirectory) -> State | None:
-    checkpoint = directory.load_checkpoint()
-    if checkpoint is None:
-        return None
-    adapter: Adapter = {}
-    moments: dict[int, OptimizerState] = {}
-    for key, array in checkpoint.tensors.items():
-        kind, _, rest = key.partition("/")
-        if kind == "adapter":
-            adapter[rest] = torch.from_numpy(array.copy())
-        else:
-            client, _, entry = rest.partition("/")
-            moments.setdefault(int(client), {})[entry] = torch.from_numpy(array.copy())
-    return State(checkpoint.round, checkpoint.payload["elapsed_s"], adapter, moments)

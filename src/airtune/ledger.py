@@ -1,0 +1,149 @@
+"""What a run writes down: each client's bill, the cell's description, the state to resume from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from airtune.channel import Placement
+from airtune.client import Adapter, ClientFailure, ClientUpdate, OptimizerState
+from airtune.devices import DeviceProfile, compute_s
+from airtune.planning import Plan
+from airtune.planning_inputs import ClientLoad, Link
+from airtune.record import Checkpoint, ClientRecord, ClientSite, RunDescription
+from airtune.scenario import Scenario
+from airtune.units import linear_to_db
+from airtune.worker import Evaluation, Setting
+from airtune.workload import adapter_values, full_sizes
+
+Outcome = ClientUpdate | ClientFailure
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the next round depends on, and so what a checkpoint holds."""
+
+    round: int
+    elapsed_s: float
+    adapter: Adapter
+    optimizer_states: dict[int, OptimizerState]
+
+
+def bill(
+    name: str,
+    profile: DeviceProfile,
+    load: ClientLoad,
+    plan: Plan,
+    client: int,
+    outcome: Outcome,
+    status: str,
+    link: Link,
+) -> ClientRecord:
+    """Bill one client: what it really computed and sent; a failed one, what was planned."""
+    band_hz, rate_bps = float(plan.bandwidth_hz[client]), float(plan.rate_bps[client])
+    if isinstance(outcome, ClientUpdate):
+        pruning, flops, bits = outcome.pruning, outcome.flops, outcome.uplink_bits
+        compute, train_loss = compute_s(flops, profile), outcome.train_loss
+    else:
+        pruning, flops, bits = float(plan.pruning[client]), 0.0, 0.0
+        compute, train_loss = float(plan.compute_s[client]), None
+    downlink_s = link.downlink_s
+    upload_s = bits / rate_bps if bits > 0 else 0.0
+    engine_s = None
+    if isinstance(outcome, ClientUpdate) and (real := outcome.measured) is not None:
+        downlink_s, compute, upload_s = real.downlink_s, real.compute_s, real.upload_s
+        engine_s = real.engine_s
+    elif isinstance(outcome, ClientFailure) and outcome.after_s is not None:
+        downlink_s, compute, upload_s = 0.0, outcome.after_s, 0.0
+    return ClientRecord(
+        name=name,
+        pruning=pruning,
+        asked_pruning=float(plan.pruning[client]),
+        bandwidth_hz=band_hz,
+        rate_bps=rate_bps,
+        snr_db=float(linear_to_db(link.air.snr_hz[client] / band_hz)) if band_hz > 0 else None,
+        downlink_s=downlink_s,
+        compute_s=compute,
+        upload_s=upload_s,
+        total_s=downlink_s + compute + upload_s,
+        engine_s=engine_s,
+        uplink_bits=bits,
+        downlink_bits=link.downlink_bits,
+        flops=flops,
+        examples=load.examples,
+        label_tokens=sum(step.label_tokens for step in load.steps),
+        train_loss=_finite(train_loss),
+        status=status,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def description(
+    scenario: Scenario,
+    setting: Setting,
+    profiles: Sequence[DeviceProfile],
+    placement: Placement,
+    untrained: Evaluation,
+) -> RunDescription:
+    """Gather what run.json says of the cell, the clients and the start."""
+    clients = tuple(
+        ClientSite(
+            name=name,
+            profile=profile.name,
+            x_m=float(placement.positions_m[k, 0]),
+            y_m=float(placement.positions_m[k, 1]),
+            distance_m=float(placement.distance_m[k]),
+            is_los=bool(placement.is_los[k]),
+            path_loss_db=float(placement.path_loss_db[k]),
+            shadowing_db=float(placement.shadowing_db[k]),
+            effective_flops=profile.effective_flops,
+            memory_bytes=profile.memory_bytes,
+            examples=setting.clients[k].examples,
+            labels={str(label): count for label, count in setting.clients[k].labels.items()},
+        )
+        for k, (name, profile) in enumerate(zip(scenario.client_names, profiles, strict=True))
+    )
+    return RunDescription(
+        clients=clients,
+        initial_eval_loss=untrained.loss,
+        initial_metrics=untrained.metrics,
+        model_fingerprint=setting.model_fingerprint,
+        model_parameters=setting.model_parameters,
+        adapter_values=adapter_values(
+            setting.shape,
+            full_sizes(setting.shape),
+            lora_rank=scenario.training.lora_rank,
+        ),
+    )
+
+
+def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Flatten the state into arrays and JSON for a checkpoint."""
+    arrays = {f"adapter/{name}": value.numpy() for name, value in state.adapter.items()}
+    for client, moments in state.optimizer_states.items():
+        arrays |= {f"optimizer/{client}/{key}": value.numpy() for key, value in moments.items()}
+    return arrays, {"elapsed_s": state.elapsed_s}
+
+
+def restored(checkpoint: Checkpoint | None) -> State | None:
+    """Return the state that `packed` flattened; None where there is no checkpoint."""
+    if checkpoint is None:
+        return None
+    adapter: Adapter = {}
+    moments: dict[int, OptimizerState] = {}
+    for key, array in checkpoint.tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind == "adapter":
+            adapter[rest] = torch.from_numpy(array.copy())
+        else:
+            client, _, entry = rest.partition("/")
+            moments.setdefault(int(client), {})[entry] = torch.from_numpy(array.copy())
+    return State(checkpoint.round, checkpoint.payload["elapsed_s"], adapter, moments)
