@@ -100,7 +100,7 @@ PROFILES: Mapping[str, DeviceProfile] = MappingProxyType({entry.name: entry for 
 """The built-in device profiles, by name."""
 
 _FIELDS = ("name", "effective_flops", "peak_flops", "utilisation", "memory_bytes", "power_w",
-           "source")  # fmt: skip
+           "source", "steps")  # fmt: skip
 
 
 def profile_of(section: DeviceSection) -> DeviceProfile:
@@ -135,7 +135,8 @@ def read_profile(path: str | Path) -> DeviceProfile:
 
     One object with ``name``, ``memory_bytes``, and either ``effective_flops`` (measured on the
     device; it becomes the peak at utilisation 1) or ``peak_flops`` and ``utilisation``;
-    ``power_w`` and ``source`` may be given too.
+    ``power_w`` and ``source`` may be given too, and ``steps``, the single measurements of
+    `airtune profile`, which are only kept for people to read.
 
     Raises:
         InputError: the file cannot be read, is not such an object, or a field is impossible.
