@@ -76,15 +76,18 @@ def removal_order(statistics: Statistics, shape: ModelShape, units: str) -> list
 
     Within a sublayer units go in its order of importance. Between sublayers the least harm per
     cost goes first, on the convex hull of each sublayer's harm, so that a step which is cheap
-    only because of the next one does not jump the queue.
+    only because of the next one does not jump the queue. Each sublayer's harm is drawn half way
+    towards the median of its kind: a single block's estimate is too sure of itself.
     """
     if units == "blocks":
         return _block_steps(statistics, shape)
+    kinds = _kinds(units)
+    typical = {unit: _typical_steps(statistics, shape, unit) for unit in kinds}
     steps: list[tuple[float, int, Removal]] = []
     for block in range(shape.blocks):
-        for unit in _kinds(units):
+        for unit in kinds:
             run = list(_sublayer_steps(statistics, shape, block, unit))
-            for price, step in zip(_hull_prices(run), run, strict=True):
+            for price, step in zip(_hull_prices(run, typical[unit]), run, strict=True):
                 steps.append((price, len(steps), step))
     steps.sort(key=lambda entry: entry[:2])
     return [step for _, _, step in steps]
@@ -189,11 +192,24 @@ def _block_steps(statistics: Statistics, shape: ModelShape) -> list[Removal]:
     return steps
 
 
-def _hull_prices(run: list[Removal]) -> list[float]:
-    """Return each step's harm per parameter on the lower convex hull of the run's harm."""
+def _typical_steps(statistics: Statistics, shape: ModelShape, unit: str) -> list[float]:
+    """Return the harm of each step of a sublayer whose harm is the median over the blocks."""
+    runs = [
+        [step.harm for step in _sublayer_steps(statistics, shape, block, unit)]
+        for block in range(shape.blocks)
+    ]
+    middle = np.median(np.cumsum(np.asarray(runs), axis=1), axis=0)
+    return [float(harm) for harm in np.diff(middle, prepend=0.0)]
+
+
+def _hull_prices(run: list[Removal], typical: list[float]) -> list[float]:
+    """Return each step's harm per parameter on the lower convex hull of the run's harm.
+
+    The harm of a step is the mean of its own and the typical one.
+    """
     pools: list[list[float]] = []  # harm, parameters, steps
-    for step in run:
-        pools.append([step.harm, float(step.parameters), 1])
+    for step, usual in zip(run, typical, strict=True):
+        pools.append([(step.harm + usual) / 2, float(step.parameters), 1])
         while len(pools) > 1 and pools[-2][0] * pools[-1][1] > pools[-1][0] * pools[-2][1]:
             last = pools.pop()
             pools[-1] = [a + b for a, b in zip(pools[-1], last, strict=True)]
