@@ -153,28 +153,33 @@ def call(name: str, begin: float, **values: Any) -> dict[str, Any]:
 
 ROUND = [
     call("pull-messages", 10.0),
-    call("pull-object", 10.5, down_bytes=100),
-    call("pull-object", 12.0, down_bytes=200),
+    call("pull-object", 10.50, end_s=10.51, down_bytes=100),
+    call("pull-object", 10.52, end_s=10.52, down_bytes=2),  # not there yet
+    call("pull-object", 11.53, end_s=11.60, down_bytes=200),
     call("confirm-message-received", 13.0),
-    call("push-messages", 20.0, up_bytes=50),
-    call("push-object", 20.5, up_bytes=500, uploaded_s=22.0),
-    call("push-object", 20.6, up_bytes=600, uploaded_s=24.0),
+    call("push-messages", 20.0, uploaded_s=20.01, up_bytes=50),
+    call("push-object", 20.02, up_bytes=500, uploaded_s=22.0),
+    call("push-object", 20.03, up_bytes=600, uploaded_s=24.0),
+    call("push-object", 24.5, up_bytes=5, uploaded_s=24.6),
 ]
 
 
 def test_a_round_is_read_from_its_requests() -> None:
     times = wire_times(ROUND, since_s=9.0)["d1"]
-    assert times.downlink_s == 2.5
-    assert times.upload_s == 4.0
-    assert (times.downlink_bytes, times.uplink_bytes) == (300, 1150)
+    assert times.downlink_s == pytest.approx(0.01 + 1.47)
+    assert times.upload_s == pytest.approx(4.0 + 0.1)
+    assert (times.downlink_bytes, times.uplink_bytes) == (300, 1155)
 
 
 def test_rounds_before_and_half_rounds_do_not_count() -> None:
-    assert wire_times(ROUND, since_s=11.0)["d1"].downlink_s == 1.0
+    assert wire_times(ROUND, since_s=11.0)["d1"].downlink_s == pytest.approx(1.47)
     assert wire_times(ROUND, since_s=15.0) == {}
-    assert wire_times(ROUND[:5], since_s=9.0) == {}
-    greeting = [{**line, "begin_s": line["begin_s"] - 9} for line in ROUND]
-    assert wire_times(greeting + ROUND, since_s=0.0)["d1"].pulled_s == 10.5
+    assert wire_times(ROUND[:6], since_s=9.0) == {}
+    greeting = [
+        {**line, **{key: line[key] - 20 for key in ("begin_s", "uploaded_s", "end_s")}}
+        for line in ROUND
+    ]
+    assert wire_times(greeting + ROUND, since_s=-20.0) == wire_times(ROUND, since_s=9.0)
     refused = [{**line, "status": 401} for line in ROUND]
     assert wire_times(refused, since_s=0.0) == {}
 

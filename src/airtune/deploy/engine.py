@@ -160,6 +160,8 @@ class FlowerEngine:
             names = self._scenario.client_names
             self._bands.grant({names[job.client]: _planned(job) for job, _ in present})
         bodies = {member.node.id: self._job_body(job) for job, member in present}
+        if self._wire_log is not None:
+            _, self._wire_offset = read_wire_log(self._wire_log, self._wire_offset)
         by_node = {member.node.id: (job, member) for job, member in present}
         sent_s = time.time()
         posted = self._post.send(bodies, group=str(present[0][0].round))

@@ -2,42 +2,38 @@
 
 A device's round is visible in its requests: it pulls the message's objects, confirms that it
 has them, works in silence, announces its reply and pushes it. All times are the gateway's.
+
+Flower adds waits of its own inside these: it looks again after a second for an object that the
+server has not finished storing, and after some tenths for one that its app process has not
+finished handing over. Nothing moves meanwhile, so pauses above `PAUSE_S` are not transfer.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+PAUSE_S = 0.05
+"""Between two requests of one transfer there is a round trip, not more."""
+_EMPTY_BYTES = 8
+"""An answer that says `not there yet`."""
+
 
 @dataclass(frozen=True)
 class WireTimes:
-    """One device's transfers of one round, on the gateway's clock (Unix time, s)."""
+    """One device's transfers of one round."""
 
-    pulled_s: float
-    """The first request for the message's content arrived."""
-    received_s: float
-    """The device confirmed that it has all of it."""
-    pushing_s: float
-    """The reply was announced."""
-    pushed_s: float
-    """The reply's last byte arrived."""
+    downlink_s: float
+    """How long the message took to reach the device."""
+    upload_s: float
+    """How long the reply took to reach the server."""
+    downlink_bytes: int
+    """Of HTTP bodies that carried the message."""
     uplink_bytes: int
     """Of HTTP bodies that carried the reply."""
-    downlink_bytes: int
-
-    @property
-    def downlink_s(self) -> float:
-        """How long the message took to reach the device."""
-        return self.received_s - self.pulled_s
-
-    @property
-    def upload_s(self) -> float:
-        """How long the reply took to reach the server."""
-        return self.pushed_s - self.pushing_s
 
 
 def wire_times(lines: Iterable[Mapping[str, Any]], since_s: float) -> dict[str, WireTimes]:
@@ -89,15 +85,29 @@ def _of_device(calls: list[Mapping[str, Any]]) -> WireTimes | None:
         for call in before
         if call["call"] == "pull-object"
         and call["begin_s"] <= received["begin_s"]
+        and call["down_bytes"] > _EMPTY_BYTES
         and (not earlier or call["begin_s"] > earlier[-1])
     ]
     if not pulls:
         return None
+    # What the gateway has written may still stand in a buffer: the last object is there when
+    # the device says so.
+    down = [(call["begin_s"], call["end_s"]) for call in pulls]
+    down[-1] = (down[-1][0], received["begin_s"])
     return WireTimes(
-        pulled_s=pulls[0]["begin_s"],
-        received_s=received["begin_s"],
-        pushing_s=pushing["begin_s"],
-        pushed_s=max(call["uploaded_s"] for call in content),
-        uplink_bytes=sum(call["up_bytes"] for call in (pushing, *content)),
+        downlink_s=_busy_s(down),
+        upload_s=_busy_s([(call["begin_s"], call["uploaded_s"]) for call in (pushing, *content)]),
         downlink_bytes=sum(call["down_bytes"] for call in pulls),
+        uplink_bytes=sum(call["up_bytes"] for call in (pushing, *content)),
     )
+
+
+def _busy_s(intervals: Sequence[tuple[float, float]]) -> float:
+    """Return the length of the union of intervals, short pauses included."""
+    total, reached = 0.0, intervals[0][0]
+    for begin, end in sorted(intervals):
+        if begin - reached > PAUSE_S:
+            reached = begin
+        total += max(0.0, end - reached)
+        reached = max(reached, end)
+    return total

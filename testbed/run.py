@@ -1,0 +1,156 @@
+"""One command: a real run over shaped links on this machine, predicted against measured.
+
+    sudo .venv/bin/python testbed/run.py [SCENARIO] [--set KEY=VALUE]… [--out DIR] [--trace FILE]
+
+Linux only, needs root. Each device and the server run in a network namespace of their own, with
+real Flower processes, TLS and registered keys; `tc` holds every link to the rate that the plan
+gave it. Everything is removed at the end, also after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from compare import comparison, table
+from links import Links
+from shaper import Shaper
+
+from airtune.channel.trace import read_trace
+from airtune.errors import InputError, RunError
+from airtune.scenario import Scenario, load_scenario
+
+ROOT = Path(__file__).resolve().parents[1]
+CLI = [sys.executable, "-c", "from airtune.cli import main; main()"]
+PORT = 9443
+
+
+def main() -> int:
+    """Parse the command line and run; returns the exit status."""
+    arguments = _parsed()
+    signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        scenario = load_scenario(arguments.scenario, arguments.set)
+        out = Path(arguments.out).resolve()
+        found = run(scenario, arguments.scenario, arguments.set, out, arguments.trace)
+    except (InputError, RunError) as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("testbed: interrupted; namespaces and processes are removed", file=sys.stderr)
+        return 130
+    print(table(found))
+    (out / "comparison.json").write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def run(
+    scenario: Scenario,
+    source: str,
+    overrides: Sequence[str],
+    out: Path,
+    trace: str | None = None,
+) -> dict[str, object]:
+    """Run a scenario over the testbed; return predicted against measured times.
+
+    Raises:
+        InputError: the machine lacks what a testbed needs.
+        RunError: the run failed; its logs are kept in `out`.
+    """
+    replay = None if trace is None else read_trace(trace)
+    names = scenario.client_names
+    with Links(names) as links, tempfile.TemporaryDirectory(prefix="airtune-") as short:
+        if out.exists():
+            raise InputError(f"--out '{out}' exists: give a new folder")
+        out.mkdir(parents=True)
+        settings = [f"--set={value}" for value in overrides]
+        addresses = [f"--address={links.server_address(name)}" for name in names]
+        bands = Path(short) / "bands"
+        with Shaper(links, bands, replay):
+            _command(out, links, links.server, "deploy", "keys", "server", *addresses)
+            _start(out, links, links.server, "server", "deploy", "server", "--port", str(PORT))
+            _wait(out, "server", "ready on", 120)
+            for name in names:
+                _command(out, links, links.server, "deploy", "keys", "device", name)
+                register = ("deploy", "register", f"keys/{name}.pub", "--client", name)
+                _command(out, links, links.server, *register)
+                where = f"{links.server_address(name)}:{PORT}"
+                _start(
+                    out, links, links.namespace(name), name, "deploy", "device", "--server", where,
+                    "--client", name, "--scenario", source, *settings, "--pace", "none",
+                    "--poll", "0.2",
+                )  # fmt: skip
+            for name in names:
+                _wait(out, name, "is ready", 600)
+            _command(
+                out, links, links.server, "deploy", "run", source, *settings, "--out", "run",
+                "--app", str(ROOT / "flower"), "--bands", str(bands), "--wait", "600",
+                shown=True,
+            )  # fmt: skip
+        return comparison(out / "run.timings.jsonl", out / "run" / "rounds.jsonl")
+
+
+def _command(out: Path, links: Links, namespace: str, *arguments: str, shown: bool = False) -> None:
+    done = subprocess.run(
+        links.inside(namespace, [*CLI, *arguments]),
+        cwd=out, env=_environment(), text=True, check=False,
+        stdout=None if shown else subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or ["no message"]
+        raise RunError(f"{' '.join(arguments[:3])}: {said[-1]}; logs are in {out}")
+
+
+def _start(out: Path, links: Links, namespace: str, name: str, *arguments: str) -> None:
+    with (out / f"{name}.log").open("wb") as log:
+        subprocess.Popen(
+            links.inside(namespace, [*CLI, *arguments]),
+            cwd=out, env=_environment(), stdin=subprocess.DEVNULL,
+            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+def _wait(out: Path, name: str, text: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    log = out / f"{name}.log"
+    while text not in (said := log.read_text(errors="replace")):
+        failed = [line for line in said.splitlines() if line.startswith(("airtune: ", "Error"))]
+        if failed or time.monotonic() > deadline:
+            raise RunError(f"{name} did not start: {(failed or ['no sign of it'])[-1]}")
+        time.sleep(0.2)
+
+
+def _environment() -> dict[str, str]:
+    # One thread a device: they share this machine's cores.
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("scenario", nargs="?", default=str(Path(__file__).parent / "cell.toml"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", default=f"runs/testbed-{time.strftime('%Y%m%d-%H%M%S')}")
+    parser.add_argument("--trace", help="a mahimahi trace that modulates the uplinks")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    status = main()
+    shutil.rmtree(Path(__file__).parent / "__pycache__", ignore_errors=True)
+    sys.exit(status)
