@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from airtune.cli import compare, methods, plan, profile, report, run, scenarios
+from airtune.cli import compare, deploy, methods, plan, profile, report, run, scenarios
 from airtune.errors import InputError, RunError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("report")(report.report)
 app.command("profile")(profile.profile)
 app.command("methods")(methods.methods)
 app.add_typer(scenarios.app, name="scenarios")
+app.add_typer(deploy.app, name="deploy")
 
 
 def main() -> None:
