@@ -16,7 +16,6 @@ from airtune.pruning.importance import (
     elimination_order,
     ordered_features,
     refit_errors,
-    silenced_errors,
     stable_cholesky,
 )
 from airtune.pruning.layers import blocks_of, output_projection, weight_of
@@ -135,7 +134,6 @@ def _summarise(
         scale=scale.cpu(),
         mean=mean.cpu(),
         harm=(half * refit_errors(factor, ordered, width)).cpu(),
-        silenced_harm=(half * silenced_errors(moment[features][:, features], ordered, width)).cpu(),
     )
 
 
