@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 app = typer.Typer(
-    help="Run on real devices through Flower: keys, server, devices, runs.", no_args_is_help=True
+    help="Run on real devices through Flower: keys, server, devices, runs.",
+    epilog="Example: airtune deploy keys server --address 192.0.2.10",
+    no_args_is_help=True,
 )
 keys = typer.Typer(help="Make the keys of a deployment.", no_args_is_help=True)
 app.add_typer(keys, name="keys")

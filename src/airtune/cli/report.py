@@ -22,7 +22,7 @@ def report(
 ) -> None:
     """Write report.html from a record; it never computes anything anew.
 
-    [bold]Examples[/bold]
+    **Examples**
 
       airtune report runs/demo
 
