@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from safetensors import SafetensorError
 
 from airtune import channel, planning
 from airtune.aggregate import RULES, Contribution, fault_of
@@ -168,10 +169,20 @@ def _run_rounds(
         state, record = _round(this, state, round)
         directory.append_round(record)
         if round == scenario.rounds:
-            engine.save_adapter(state.adapter, str(directory.adapter_path))
+            _save_adapter(engine, state.adapter, directory.adapter_path)
         directory.save_checkpoint(round, *packed(state))
         watch.round_ended(record)
     directory.finish()
+
+
+def _save_adapter(engine: Engine, adapter: Adapter, folder: Path) -> None:
+    try:
+        engine.save_adapter(adapter, str(folder))
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"the adapter cannot be written to '{folder}': {error}; what was recorded is kept: "
+            "make room and go on with --resume"
+        ) from None
 
 
 def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
