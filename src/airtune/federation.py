@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError
@@ -25,6 +24,7 @@ from airtune.engines import ClientFailure, Engine
 from airtune.engines.local import LocalEngine
 from airtune.errors import InputError, RunError
 from airtune.ledger import Outcome, State, bill, description, packed, restored
+from airtune.observer import Observer
 from airtune.planning import METHODS, Plan
 from airtune.planning_inputs import ClientLoad, Link, link_of, plan_of_round, problem_of_round
 from airtune.pruning import gather_adapter, scatter_adapter
@@ -37,38 +37,6 @@ from airtune.record import (
 )
 from airtune.scenario import Scenario
 from airtune.worker import Evaluation, Setting
-
-
-class Observer(Protocol):
-    """What may watch a run; `airtune.cli.progress` has ones that print."""
-
-    def preparing(self, what: str) -> None:
-        """Something that takes a while is being prepared."""
-
-    def started(self, initial_loss: float | None) -> None:
-        """The first round is about to begin."""
-
-    def client_started(self, round: int, client: str) -> None:
-        """A client begins its work."""
-
-    def round_ended(self, record: RoundRecord) -> None:
-        """A round was merged, evaluated and recorded."""
-
-
-class Unwatched:
-    """Watch a run without a word."""
-
-    def preparing(self, what: str) -> None:
-        """Say nothing."""
-
-    def started(self, initial_loss: float | None) -> None:
-        """Say nothing."""
-
-    def client_started(self, round: int, client: str) -> None:
-        """Say nothing."""
-
-    def round_ended(self, record: RoundRecord) -> None:
-        """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +78,7 @@ def run(
         InputError: the scenario cannot be run, or `out` cannot be written as asked.
         RunError: the run began and could not go on; what was recorded stays.
     """
-    watch = observer or Unwatched()
+    watch = observer or Observer()
     profiles = _checked_profiles(scenario)
     values, method = scenario.model_dump(mode="json"), scenario.planning.method
     if resume:

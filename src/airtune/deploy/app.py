@@ -13,11 +13,12 @@ from airtune.deploy.engine import Conditions, FlowerEngine
 from airtune.deploy.roster import Post
 from airtune.errors import InputError, RunError
 from airtune.federation import run
+from airtune.observer import Observer
 from airtune.record import RoundRecord
 from airtune.scenario import load_scenario
 
 
-class Told:
+class Told(Observer):
     """Tells a run's progress, line by line, in a file that the waiting command prints."""
 
     def __init__(self, file: Path | None) -> None:
