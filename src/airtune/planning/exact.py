@@ -48,7 +48,9 @@ def exact(problem: PlanningProblem, *, tolerance: float = 1e-6) -> Plan:
         _cover(search, _descend(search, soonest, latest), soonest, latest)
         best = search.best[0]
     else:
-        best = _tightest(search, soonest, latest, problem.max_pruning_loss)
+        # The least loss that there is may lie above its own bound by rounding.
+        least = problem.pruning_loss(problem.min_pruning)
+        best = _tightest(search, soonest, latest, max(problem.max_pruning_loss, least))
     plan = _plan(problem, search.reduced, best)
     # Rounding must not put the bound above the plan it bounds.
     bound = min(search.lower, plan.objective_s)

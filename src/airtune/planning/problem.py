@@ -387,7 +387,7 @@ def _check_progress(problem: PlanningProblem) -> None:
                 f"kappa: with max_pruning_loss {limit!r}, kappa·Q can reach 1; allowed: below 1"
             )
         least = problem.pruning_loss(problem.min_pruning)
-        if least > limit:
+        if least > limit * (1.0 + SLOPE_SLACK):
             raise InputError(
                 f"max_pruning_loss: {limit!r} is below {least:.6g}, the loss with every client at "
                 "its min_pruning; allowed: that or more"
