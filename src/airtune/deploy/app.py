@@ -39,9 +39,6 @@ class Told(Observer):
         """Say where the run starts."""
         self.say(f"untrained: loss {_shown(initial_loss)}")
 
-    def client_started(self, round: int, client: str) -> None:
-        """Say nothing: the messages have not left yet."""
-
     def round_ended(self, record: RoundRecord) -> None:
         """Say how the round went, and which clients it went without."""
         out = [client for client in record.clients if client.status != "ok"]
