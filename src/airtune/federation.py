@@ -167,7 +167,9 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
     )
     link = link_of(scenario, this.setting.shape, air)
     loads = [
-        ClientLoad(engine.step_tokens(round, k), client.examples, client.pruning_cost)
+        ClientLoad(
+            engine.step_tokens(round, k), client.examples, client.pruning_cost, client.most_pruned
+        )
         for k, client in enumerate(this.setting.clients)
     ]
 
