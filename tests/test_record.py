@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -23,7 +24,14 @@ from hypothesis import strategies as st
 import fake_record
 from airtune.errors import InputError, RunError
 from airtune.record import RunDirectory, files, json_line, read_record
-from airtune.record.schema import RoundRecord, from_json, plain
+from airtune.record.schema import (
+    ClientRecord,
+    ClientSite,
+    RoundRecord,
+    RunDescription,
+    from_json,
+    plain,
+)
 
 VALUES = fake_record.scenario_values(2, 4)
 ROUNDS = fake_record.rounds(VALUES)
@@ -88,6 +96,13 @@ def test_a_line_has_the_fields_of_the_format() -> None:
         "status"
     )
     assert set(expected.split()) <= set(line["clients"][0])
+
+
+@pytest.mark.parametrize("kind", [ClientRecord, RoundRecord, ClientSite, RunDescription])
+def test_every_field_is_documented(kind: type) -> None:
+    document = (Path(__file__).parents[1] / "docs" / "record.md").read_text()
+    missing = [f.name for f in dataclasses.fields(kind) if f"`{f.name}`" not in document]
+    assert not missing
 
 
 @given(st.floats(), st.floats(allow_nan=False, allow_infinity=False))

@@ -63,6 +63,9 @@ def test_units() -> None:
     assert numbers.scaled(12, "bit") == "12.0 bit"
     assert numbers.percent(0.0123) == "1.2 %"
     assert numbers.gap(1e-9) == "< 0.0001 %"
+    assert numbers.common_unit([2.0, 4e7], "Hz") == (1e6, "MHz")
+    assert numbers.common_unit([], "Hz") == (1, "Hz")
+    assert [numbers.duration(v) for v in (0, 0.001, 0.02, None)] == ["0", "< 0.01", "0.0200", "–"]
     assert numbers.counted(1, "round") == "1 round"
 
 

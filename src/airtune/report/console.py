@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 _HEADINGS = (
     "data",
     "pruned\n%",
-    "band\nMHz",
+    "band\n{band}",
     "down\ns",
     "compute\ns",
     "up\ns",
-    "last in\nrounds",
+    "times\nlast",
     "left\nout",
 )  # two lines each, so that the table fits 80 columns
 
@@ -31,6 +31,9 @@ def summary_table(record: Record) -> Table:
     from rich.table import Table
 
     total = totals(record)
+    bound = ""
+    if total.worst_gap is not None:
+        bound = f"plan {numbers.gap(total.worst_gap)} from a proven bound; "
     table = Table(
         title=headline(record) + ".",
         title_justify="left",
@@ -39,7 +42,7 @@ def summary_table(record: Record) -> Table:
             f"uplink {numbers.scaled(total.uplink_bits, 'bit')}, "
             f"downlink {numbers.scaled(total.downlink_bits, 'bit')}, "
             f"compute {numbers.scaled(total.flops, 'FLOP')}, "
-            f"plan {numbers.gap(total.worst_gap)} from a proven bound; "
+            f"{bound}"
             f"simulated in {numbers.seconds(total.wall_s)}"
         ),
         caption_justify="left",
@@ -47,17 +50,19 @@ def summary_table(record: Record) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("client", no_wrap=True)
+    clients = client_summaries(record)
+    factor, unit = numbers.common_unit((client.bandwidth_hz for client in clients), "Hz")
     for heading in _HEADINGS:
-        table.add_column(heading, justify="right")
-    for client in client_summaries(record):
+        table.add_column(heading.format(band=unit), justify="right", no_wrap=True)
+    for client in clients:
         table.add_row(
             client.name,
             str(client.examples),
             f"{100 * client.pruning:.1f}",
-            numbers.digits(client.bandwidth_hz / 1e6),
-            numbers.digits(client.downlink_s),
-            numbers.digits(client.compute_s),
-            numbers.digits(client.upload_s),
+            numbers.digits(client.bandwidth_hz / factor),
+            numbers.duration(client.downlink_s),
+            numbers.duration(client.compute_s),
+            numbers.duration(client.upload_s),
             str(client.times_last),
             str(client.left_out),
         )

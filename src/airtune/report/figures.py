@@ -262,14 +262,16 @@ def pruning_map(record: Record) -> Figure:
 
 def bandwidth_map(record: Record) -> Figure:
     """Draw the uplink band of every client in every round."""
+    every = (c.bandwidth_hz for r in record.rounds for c in r.clients)
+    factor, unit = numbers.common_unit(every, "Hz")
     return _heat_map(
         record,
         "bandwidth",
         "Bandwidth per client",
-        "Uplink band that the client was given, in MHz. Darker is more spectrum: weak links "
-        "get more of it, so that nobody waits for them.",
-        [[c.bandwidth_hz / 1e6 for c in r.clients] for r in record.rounds],
-        "MHz",
+        f"Uplink band that the client was given, in {unit}. Darker is more spectrum: a plan gives "
+        "it where the round would wait otherwise.",
+        [[c.bandwidth_hz / factor for c in r.clients] for r in record.rounds],
+        unit,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 
 NOTHING = "–"
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -37,6 +38,20 @@ def scaled(value: float | None, unit: str) -> str:
         if abs(value) >= factor:
             return f"{digits(value / factor)} {prefix}{unit}"
     return f"{digits(value)} {unit}"
+
+
+def common_unit(values: Iterable[float], unit: str) -> tuple[float, str]:
+    """Return a factor and a unit that suit the largest of the values, for a column of them."""
+    largest = max(map(abs, values), default=0.0)
+    for factor, prefix in _PREFIXES:
+        if largest >= factor:
+            return factor, prefix + unit
+    return 1.0, unit
+
+
+def duration(value: float | None) -> str:
+    """Return seconds for a column of a table: hundredths suffice."""
+    return "< 0.01" if value is not None and 0 < value < 0.005 else digits(value)
 
 
 def loss(value: float | None) -> str:

@@ -34,6 +34,7 @@ def write_report(folder: str | Path) -> Path:
 def render_run(record: Record) -> str:
     """Return the page of one run."""
     has_rounds = bool(record.rounds)
+    clients = client_summaries(record)
     return render(
         "run.html.j2",
         record=record,
@@ -55,7 +56,13 @@ def render_run(record: Record) -> str:
             figures.gap_over_rounds(record),
         ),
         place=_present(cell_map(record), data_shares(record)),
-        clients=client_summaries(record),
+        clients=clients,
+        units={
+            "band": numbers.common_unit((c.bandwidth_hz for c in clients), "Hz"),
+            "rate": numbers.common_unit((c.rate_bps for c in clients), "bit/s"),
+            "uplink": numbers.common_unit((c.uplink_bits for c in clients), "bit"),
+            "flops": numbers.common_unit((c.flops for c in clients), "FLOP"),
+        },
         certificate=_certificate(record),
         left_out=_left_out(record),
         data=_script_data(record),
@@ -75,6 +82,7 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters.update(
         digits=numbers.digits,
+        duration=numbers.duration,
         seconds=numbers.seconds,
         scaled=numbers.scaled,
         loss=numbers.loss,
