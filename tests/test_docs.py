@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -30,3 +31,34 @@ def test_links_and_pictures_lead_somewhere(document: Path) -> None:
     local = [target for target in targets if not target.startswith(("http:", "https:", "mailto:"))]
     missing = [target for target in local if not (document.parent / target).exists()]
     assert not missing
+
+
+def test_the_readme_says_what_the_committed_records_hold() -> None:
+    specification = importlib.util.spec_from_file_location(
+        "demo_figure", ROOT / "experiments" / "demo" / "figure.py"
+    )
+    assert specification is not None
+    assert specification.loader is not None
+    figure = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(figure)
+    said = " ".join((ROOT / "README.md").read_text().split())
+    assert figure.sentence(figure.records()) in said
+
+
+def test_the_readme_shows_the_plan_commands_true_output() -> None:
+    command = [sys.executable, "-c", "from airtune.cli import main; main()"]
+    shown = subprocess.run(
+        [*command, "plan", "examples/cell.json"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    readme = (ROOT / "README.md").read_text()
+    block = readme.split("$ airtune plan examples/cell.json\n", 1)[1].split("```", 1)[0]
+
+    def lines(text: str) -> list[str]:
+        without_time = re.sub(r"\s*\([\d.]+ m?s\)", "", text)
+        return [line.strip() for line in without_time.splitlines() if line.strip()]
+
+    assert lines(block) == lines(shown.stdout)
