@@ -1,6 +1,7 @@
 # Two commands for a fresh machine with Python, git and make:
 #   make demo   install and run the built-in scenario `demo`
 #   make test   install and run every check and test (what CI runs)
+# and for those who change things:  make check, make docs, make clean
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -32,6 +33,10 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@ $(VENV)/.demo
+
+# docs/cli.md is the commands' own help; a test compares them.
+docs: $(VENV)/.test
+	$(BIN)/typer airtune.cli utils docs --name airtune --output docs/cli.md
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -40,11 +40,17 @@ def cases() -> list[dict[str, Any]]:
     out += [
         {"pruning": rate, "units": "mixed", "refit": True} for rate in (0.5, 0.8, 0.2, 0.6, 0.4)
     ]
+    # The whole model for as many steps as cost what the half and the 0.8 submodel cost.
+    out += [{"pruning": 0.0, "units": "mixed", "refit": True, "steps": n} for n in (18, 9)]
     out += [{"pruning": rate, "units": "mlp", "refit": True} for rate in (0.5, 0.2, 0.4, 0.6)]
     out += [{"pruning": rate, "units": "blocks", "refit": True} for rate in (0.2, 0.5, 0.4)]
     out += [{"pruning": rate, "units": "mixed", "refit": False} for rate in RATES]
     out += [{"pruning": rate, "units": "blocks", "refit": False} for rate in (0.2, 0.4)]
     return out
+
+
+def key_of(case: dict[str, Any]) -> tuple[Any, ...]:
+    return case["pruning"], case["units"], case["refit"], case.get("steps")
 
 
 class Bench:
@@ -142,8 +148,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=None, help="run at most so many new cases")
     args = parser.parse_args()
     done = json.loads(args.out.read_text()) if args.out.exists() else {"cases": []}
-    keys = [(c["pruning"], c["units"], c["refit"]) for c in done["cases"]]
-    todo = [c for c in cases() if (c["pruning"], c["units"], c["refit"]) not in keys]
+    keys = [key_of(case) for case in done["cases"]]
+    todo = [case for case in cases() if key_of(case) not in keys]
     if not todo:
         return
     bench = Bench(args)

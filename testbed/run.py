@@ -44,7 +44,9 @@ def main() -> int:
     try:
         scenario = load_scenario(arguments.scenario, arguments.set)
         out = Path(arguments.out).resolve()
-        found = run(scenario, arguments.scenario, arguments.set, out, arguments.trace)
+        written = Path(arguments.scenario)
+        source = str(written.resolve()) if written.is_file() else arguments.scenario
+        found = run(scenario, source, arguments.set, out, arguments.trace)
     except (InputError, RunError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

@@ -6,6 +6,7 @@ Deterministic: the same arguments give the same bytes of rounds.jsonl.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def description(values: dict[str, Any]) -> RunDescription:
                 y_m=distance * math.sin(angle),
                 distance_m=distance,
                 is_los=is_los,
-                path_loss_db=(43 if is_los else 53) + 30 * math.log10(distance) - 20,
+                path_loss_db=(43.3 + 21 * math.log10(distance))
+                if is_los
+                else 36.8 + 36.7 * math.log10(distance),
                 shadowing_db=float(rng.normal(0, 4)),
                 effective_flops=SPEEDS[device.profile],
                 memory_bytes=8e9,
@@ -90,43 +93,42 @@ def rounds(
     """Plausible rounds: equal finishing times for exact, stragglers for none."""
     sites = description(values).clients
     rng = np.random.default_rng(values["seed"] + 1)
-    elapsed, records = 0.0, []
+    many = values["rounds"] > 20
+    elapsed, learnt, records = 0.0, 0.0, []
     for round in range(1, values["rounds"] + 1):
-        fading = rng.exponential(size=len(sites))
+        fading = rng.exponential(size=len(sites)) * 0.8 + 0.2
         noise = rng.normal(size=len(sites) + 2)
-        clients = [
-            _client(site, len(sites), method, float(fade), float(jitter))
-            for site, fade, jitter in zip(sites, fading, noise, strict=False)
-        ]
+        clients = _clients(sites, method, fading, noise)
         if faults and round % 2 == 0:
-            clients[-1] = _with(clients[-1], status="rejected: not finite", train_loss=None)
+            clients[-1] = replace(clients[-1], status="rejected: not finite", train_loss=None)
         latency = max(client.total_s for client in clients)
-        unpruned = [_client(s, len(sites), "none", float(f), 0.0) for s, f in zip(sites, fading, strict=True)]  # fmt: skip  # noqa: E501
+        unpruned = max(c.total_s for c in _clients(sites, "none", fading, 0 * noise))
         elapsed += latency
         pruning_loss = float(np.mean([client.asked_pruning for client in clients]))
-        loss = 1.1 + 0.56 * math.exp(-0.35 * round * (1 - 0.5 * pruning_loss)) + 0.01 * noise[-1]
+        learnt += (1 - 0.5 * pruning_loss) * (0.1 if many else 0.4)
+        loss = float(1.08 + 0.58 * math.exp(-learnt) + 0.006 * noise[-1])
+        measured = round % 2 == 0 or not many
         objective = latency / (1 - 0.5 * pruning_loss)
-        bound = objective / (1 + (1e-7 if method == "exact" else 0.04))
-        skip = round % 2 == 1 and values["rounds"] > 20
+        gap = 1e-7 if method == "exact" else 0.03 + 0.02 * abs(float(noise[0]))
         records.append(
             RoundRecord(
                 round=round,
                 method=method,
                 round_latency_s=latency,
                 elapsed_s=elapsed,
-                predicted_latency_s=latency * (1 + 0.01 * float(noise[-2])),
-                none_latency_s=max(client.total_s for client in unpruned),
-                eval_loss=None if skip else float(loss),
-                train_loss=float(loss + 0.05),
-                metrics={} if skip else {"accuracy": float(0.5 - 0.3 * loss + 0.1)},
+                predicted_latency_s=latency * (1 + 0.02 * float(noise[-2])),
+                none_latency_s=unpruned,
+                eval_loss=loss if measured else None,
+                train_loss=loss + 0.06 + 0.02 * float(noise[1 % len(sites)]),
+                metrics={"accuracy": (1.7 - loss) / 2} if measured else {},
                 uplink_bits=sum(client.uplink_bits for client in clients),
-                downlink_bits=39e6,
+                downlink_bits=FULL_BITS,
                 flops=sum(client.flops for client in clients),
                 pruning_loss=pruning_loss,
                 kappa=0.5,
                 objective_s=objective,
-                lower_bound_s=bound,
-                gap=objective / bound - 1,
+                lower_bound_s=objective / (1 + gap),
+                gap=gap,
                 wall_s=7.5,
                 clients=tuple(clients),
             )
@@ -134,43 +136,67 @@ def rounds(
     return records
 
 
-def _client(site: ClientSite, count: int, method: str, fade: float, jitter: float) -> ClientRecord:
-    assert site.effective_flops is not None
-    assert site.path_loss_db is not None
-    pruned = method != "none"
-    speed = site.effective_flops
-    pruning = min(0.6, max(0.0, 0.12 * (12.3 - math.log10(speed)) + 0.03)) if pruned else 0.0
-    share = 1 / count
-    if pruned:
-        share *= 0.8 + 0.4 * pruning
-    bandwidth = BANDWIDTH_HZ * share
-    snr = 10 ** ((175 - site.path_loss_db - 10 * math.log10(bandwidth)) / 10) * (0.2 + fade) / 60
-    rate = bandwidth * math.log2(1 + snr)
-    bits = 39e6 * (1 - 0.9 * pruning)
-    flops = 1.6e12 * (1 - 0.8 * pruning) * (1 + 0.02 * jitter)
-    times = (0.8, flops / speed, bits / rate)
-    return ClientRecord(
-        name=site.name,
-        asked_pruning=pruning,
-        pruning=pruning * 0.995,
-        bandwidth_hz=bandwidth,
-        rate_bps=rate,
-        snr_db=10 * math.log10(snr),
-        downlink_s=times[0],
-        compute_s=times[1],
-        upload_s=times[2],
-        total_s=sum(times),
-        uplink_bits=bits,
-        downlink_bits=39e6,
-        flops=flops,
-        examples=site.examples,
-        label_tokens=400,
-        train_loss=1.3 + 0.05 * jitter,
-    )
+FULL_BITS, FULL_FLOPS, DOWNLINK_S = 39.1e6, 4.7e11, 0.9
 
 
-def _with(client: ClientRecord, **changes: Any) -> ClientRecord:
-    return ClientRecord(**{**client.__dict__, **changes})
+def _clients(
+    sites: tuple[ClientSite, ...], method: str, fading: np.ndarray, noise: np.ndarray
+) -> list[ClientRecord]:
+    """One round: slow devices prune more; bandwidth equal, or so that all end together."""
+    speed = np.array([site.effective_flops for site in sites], dtype=float)
+    loss_db = np.array([site.path_loss_db for site in sites], dtype=float)
+    snr_hz = 10 ** ((192 - 3 - loss_db) / 10) * fading
+    if method == "none":
+        pruning = np.zeros(len(sites))
+    else:
+        pruning = np.clip(0.16 * (12.6 - np.log10(speed)) + 0.1 / fading, 0, 0.6)
+    bits = FULL_BITS * (1 - 0.93 * pruning)
+    flops = FULL_FLOPS * (1 - 0.79 * pruning) * (1 + 0.03 * noise[: len(sites)])
+    compute_s = flops / speed
+    band = np.full(len(sites), BANDWIDTH_HZ / len(sites))
+    if method != "none":
+        band = _equalised(snr_hz, bits, compute_s)
+    rate = band * np.log2(1 + snr_hz / band)
+    return [
+        ClientRecord(
+            name=site.name,
+            asked_pruning=float(pruning[k]),
+            pruning=float(pruning[k]) * 0.995,
+            bandwidth_hz=float(band[k]),
+            rate_bps=float(rate[k]),
+            snr_db=10 * math.log10(snr_hz[k] / band[k]),
+            downlink_s=DOWNLINK_S,
+            compute_s=float(compute_s[k]),
+            upload_s=float(bits[k] / rate[k]),
+            total_s=DOWNLINK_S + float(compute_s[k] + bits[k] / rate[k]),
+            uplink_bits=float(bits[k]),
+            downlink_bits=FULL_BITS,
+            flops=float(flops[k]),
+            examples=site.examples,
+            label_tokens=400,
+            train_loss=1.3 + 0.05 * float(noise[k]),
+        )
+        for k, site in enumerate(sites)
+    ]
+
+
+def _equalised(snr_hz: np.ndarray, bits: np.ndarray, compute_s: np.ndarray) -> np.ndarray:
+    """The bands in which all end at the same time, by two nested bisections."""
+
+    def bands(finish_s: float) -> np.ndarray:
+        wanted = bits / (finish_s - compute_s)
+        low, high = np.zeros_like(bits), np.full_like(bits, 10 * BANDWIDTH_HZ)
+        for _ in range(40):
+            middle = (low + high) / 2
+            enough = middle * np.log2(1 + snr_hz / middle) >= wanted
+            low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+        return high
+
+    early, late = float(compute_s.max()), float(compute_s.max()) + 1e4
+    for _ in range(40):
+        middle = (early + late) / 2
+        early, late = (early, middle) if bands(middle).sum() <= BANDWIDTH_HZ else (middle, late)
+    return bands(late)
 
 
 def write_run(

@@ -17,6 +17,7 @@ from airtune.engines.choice import engine_maker
 from airtune.engines.local import LocalEngine
 from airtune.errors import InputError
 from airtune.federation import run
+from airtune.observer import Observer
 from airtune.scenario import Scenario, load_scenario
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -75,12 +76,8 @@ def test_a_worker_that_dies_is_replaced_and_its_clients_work_redone(
 ) -> None:
     killed = []
 
-    class Killer:
+    class Killer(Observer):
         """Kill the second worker's process once the first round is under way."""
-
-        def preparing(self, what: str) -> None: ...
-        def started(self, initial_loss: float | None) -> None: ...
-        def round_ended(self, record: Any) -> None: ...
 
         def client_started(self, round: int, client: str) -> None:
             if not killed:

@@ -157,6 +157,21 @@ def test_a_round_without_any_update_ends_the_run_and_keeps_the_record(tmp_path: 
     assert json.loads((tmp_path / "broken" / "run.json").read_text())["status"] == "failed"
 
 
+class FullDisk(LocalEngine):
+    def save_adapter(self, adapter: dict[str, torch.Tensor], folder: str) -> None:
+        raise OSError(28, "No space left on device", folder)
+
+
+def test_an_adapter_that_cannot_be_written_fails_the_run_and_can_be_made_up_for(
+    tmp_path: Path,
+) -> None:
+    scenario = tiny("rounds=1")
+    with pytest.raises(RunError, match="No space left"):
+        run(scenario, out=tmp_path / "run", engine=FullDisk)
+    assert run(scenario, out=tmp_path / "run", resume=True).finished
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("keep_optimizer", [False, True])
 def test_killed_at_any_moment_and_resumed_it_is_the_same_run(
     keep_optimizer: bool, tmp_path: Path

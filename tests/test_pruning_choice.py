@@ -117,6 +117,21 @@ def test_a_block_is_replaced_by_the_one_before_it() -> None:
     assert errors[0] < errors[1]
 
 
+def test_stand_ins_can_be_left_out() -> None:
+    model = small_model("llama")
+    shape = shape_of(model)
+    statistics = calibrate(model, shape, [text_batch()], stand_ins=False)
+    assert all(block.replacement.shape[1] == 0 for block in statistics.blocks)
+    assert all(block.harm == block.replaced_harm for block in statistics.blocks)
+    structure = choose(statistics, shape, 1 / 3, "blocks")
+    ids = text_batch().input_ids
+    with torch.no_grad():
+        plain, refitted = (
+            cut(model, shape, structure, s)(input_ids=ids).logits for s in (None, statistics)
+        )
+    assert torch.equal(plain, refitted)
+
+
 def test_post_norm_blocks_are_not_replaced() -> None:
     for name in ("gemma2", "gemma3", "opt-350m"):
         _, _, statistics = calibrated(name)

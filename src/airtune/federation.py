@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+from safetensors import SafetensorError
 
 from airtune import channel, planning
 from airtune.aggregate import (
@@ -34,6 +34,7 @@ from airtune.engines.local import LocalEngine
 from airtune.errors import InputError, RunError
 from airtune.ledger import Outcome, SatOut, State, bill, description, packed, restored
 from airtune.merging import rule_of
+from airtune.observer import Observer
 from airtune.participation import Decision, decision_of_round
 from airtune.planning import METHODS, Plan
 from airtune.planning_inputs import ClientLoad, Link, link_of, problem_of_round
@@ -47,38 +48,6 @@ from airtune.record import (
 )
 from airtune.scenario import Scenario
 from airtune.worker import Evaluation, Setting
-
-
-class Observer(Protocol):
-    """What may watch a run; `airtune.cli.progress` has ones that print."""
-
-    def preparing(self, what: str) -> None:
-        """Something that takes a while is being prepared."""
-
-    def started(self, initial_loss: float | None) -> None:
-        """The first round is about to begin."""
-
-    def client_started(self, round: int, client: str) -> None:
-        """A client begins its work."""
-
-    def round_ended(self, record: RoundRecord) -> None:
-        """A round was merged, evaluated and recorded."""
-
-
-class Unwatched:
-    """Watch a run without a word."""
-
-    def preparing(self, what: str) -> None:
-        """Say nothing."""
-
-    def started(self, initial_loss: float | None) -> None:
-        """Say nothing."""
-
-    def client_started(self, round: int, client: str) -> None:
-        """Say nothing."""
-
-    def round_ended(self, record: RoundRecord) -> None:
-        """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +89,7 @@ def run(
         InputError: the scenario cannot be run, or `out` cannot be written as asked.
         RunError: the run began and could not go on; what was recorded stays.
     """
-    watch = observer or Unwatched()
+    watch = observer or Observer()
     profiles = _checked_profiles(scenario)
     values, method = scenario.model_dump(mode="json"), scenario.planning.method
     if resume:
@@ -177,10 +146,20 @@ def _run_rounds(
         state, record = _round(this, state, round)
         directory.append_round(record)
         if round == scenario.rounds:
-            engine.save_adapter(state.adapter, str(directory.adapter_path))
+            _save_adapter(engine, state.adapter, directory.adapter_path)
         directory.save_checkpoint(round, *packed(state))
         watch.round_ended(record)
     directory.finish()
+
+
+def _save_adapter(engine: Engine, adapter: Adapter, folder: Path) -> None:
+    try:
+        engine.save_adapter(adapter, str(folder))
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"the adapter cannot be written to '{folder}': {error}; what was recorded is kept: "
+            "make room and go on with --resume"
+        ) from None
 
 
 def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
@@ -197,7 +176,9 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
     )
     link = link_of(scenario, this.setting.shape, air, state.stacked_bits)
     loads = [
-        ClientLoad(engine.step_tokens(round, k), client.examples, client.pruning_cost)
+        ClientLoad(
+            engine.step_tokens(round, k), client.examples, client.pruning_cost, client.most_pruned
+        )
         for k, client in enumerate(this.setting.clients)
     ]
 

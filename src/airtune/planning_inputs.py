@@ -7,7 +7,7 @@ loop with the sizes of the very batches that the clients will train on.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from airtune.workload import (
     HEADER_BITS,
     SHAPES,
     AffineCosts,
+    KeptSizes,
     ModelShape,
     StepTokens,
     affine_coefficients,
@@ -66,6 +67,8 @@ class ClientLoad:
     steps: tuple[StepTokens, ...]
     examples: int
     pruning_cost: tuple[tuple[float, float], ...] | None = None
+    most_pruned: KeptSizes | None = None
+    """Its submodel at pruning.max_pruning, where known."""
 
 
 def link_of(
@@ -130,6 +133,7 @@ def problem_of_round(
             bits_per_value=scenario.aggregation.payload_bits_per_value,
             bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
             max_pruning=scenario.pruning.max_pruning,
+            sizes_at=_ending_at(load.most_pruned),
         )
         for load, rank in zip(loads, scenario.client_ranks, strict=True)
     ]
@@ -155,6 +159,10 @@ def problem_of_round(
         else tuple(None if cost is None else np.array(cost) for cost in costs),
         max_pruning_loss=scenario.planning.max_pruning_loss,
     )
+
+
+def _ending_at(sizes: KeptSizes | None) -> Callable[[float], KeptSizes] | None:
+    return None if sizes is None else lambda rate: sizes
 
 
 def least_pruning(

@@ -44,7 +44,14 @@ from airtune.pruning import (
 )
 from airtune.randomness import derived_seed, generator
 from airtune.scenario import Scenario
-from airtune.workload import ModelShape, StepTokens, payload_bits, realised_pruning, training_flops
+from airtune.workload import (
+    KeptSizes,
+    ModelShape,
+    StepTokens,
+    payload_bits,
+    realised_pruning,
+    training_flops,
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,9 @@ class ClientSetting:
     """How many examples of each label."""
     pruning_cost: tuple[tuple[float, float], ...] | None
     """Measured learning cost of pruning, or None for the linear one."""
+    most_pruned: KeptSizes | None = None
+    """Its submodel at pruning.max_pruning, where it has been calibrated: the line that planning
+    draws through its FLOPs and bits then ends at its own cut."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +143,7 @@ class Worker:
                     examples=len(data),
                     labels=dict(sorted(Counter(example.label for example in data).items())),
                     pruning_cost=self._cost_curve(client) if measured else None,
+                    most_pruned=self._most_pruned(client) if measured else None,
                 )
                 for client, data in enumerate(self._train_data)
             ),
@@ -283,6 +294,13 @@ class Worker:
             batches = eval_batches(examples, self.scenario.evaluation.batch_size)
             self._statistics[client] = calibrate(self._model, self.shape, batches)
         return self._statistics[client]
+
+    def _most_pruned(self, client: int) -> KeptSizes | None:
+        section = self.scenario.pruning
+        if section.max_pruning == 0:
+            return None
+        statistics = self._calibrated(client)
+        return choose(statistics, self.shape, section.max_pruning, section.units).sizes
 
     def _cost_curve(self, client: int) -> tuple[tuple[float, float], ...]:
         section = self.scenario.pruning

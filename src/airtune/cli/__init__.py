@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperArgument
 
-from airtune.cli import compare, methods, plan, profile, report, run, scenarios
+from airtune.cli import compare, deploy, methods, plan, profile, report, run, scenarios
 from airtune.errors import InputError, RunError
 
 app = typer.Typer(
@@ -16,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
@@ -26,6 +28,20 @@ app.command("report")(report.report)
 app.command("profile")(profile.profile)
 app.command("methods")(methods.methods)
 app.add_typer(scenarios.app, name="scenarios")
+app.add_typer(deploy.app, name="deploy")
+
+
+_typer_argument = TyperArgument.__init__
+
+
+def _argument_with_help(self: TyperArgument, *, help: str | None = None, **options: Any) -> None:
+    _typer_argument(self, help=help, **options)
+    self.help = help
+
+
+# Click 8.4 gave arguments a help of their own, and so erases what Typer 0.20 set just before
+# (Flower 1.41 admits no newer Typer).
+TyperArgument.__init__ = _argument_with_help  # type: ignore[method-assign]
 
 
 def main() -> None:

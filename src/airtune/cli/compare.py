@@ -18,7 +18,7 @@ def compare(
     ] = "exact,bcd,none",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Where the runs go. Default: runs/compare-<name>."),
+        typer.Option("--out", help="Where the runs go. Default: runs/compare-NAME."),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -37,7 +37,7 @@ def compare(
 ) -> None:
     """Run several planning methods on the same channels, data and seeds, and compare them.
 
-    [bold]Example[/bold]
+    **Example**
 
       airtune compare tiny --methods exact,bcd,bandwidth-only,none
     """

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 app = typer.Typer(
-    help="Run on real devices through Flower: keys, server, devices, runs.", no_args_is_help=True
+    help="Run on real devices through Flower: keys, server, devices, runs.",
+    epilog="Example: airtune deploy keys server --address 192.0.2.10",
+    no_args_is_help=True,
 )
 keys = typer.Typer(help="Make the keys of a deployment.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
@@ -88,7 +91,8 @@ def serve(
         typer.echo(f"ready on {host}:{port} ({how}); state in {state}")
 
     folder = None if insecure else keys_folder.resolve()
-    server.serve(server.State(state.resolve()), host, port, folder, ready)
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+        server.serve(server.State(state.resolve()), host, port, folder, ready)
 
 
 @app.command("device")
@@ -141,14 +145,15 @@ def device(
         pace=pace,
         poll_s=poll_s,
     )
-    run_device(
-        load_scenario(scenario, overrides or []),
-        client,
-        place,
-        folder or Path(f"device-{client}"),
-        privacy=None if privacy is None else parse_privacy(privacy),
-        ready=lambda: typer.echo(f"{client} is ready"),
-    )
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+        run_device(
+            load_scenario(scenario, overrides or []),
+            client,
+            place,
+            folder or Path(f"device-{client}"),
+            privacy=None if privacy is None else parse_privacy(privacy),
+            ready=lambda: typer.echo(f"{client} is ready"),
+        )
 
 
 @app.command("run")
@@ -201,19 +206,22 @@ def run(
         "outcome": str(where.outcome),
         "progress": str(where.progress),
     }
-    _await(server.submit(where, app_folder, settings), where, folder)
+    _await(server.submit(where, app_folder, settings), where.progress, folder)
 
 
-def _await(outcome: Any, state: Any, folder: Path) -> None:
+def _await(submitted: Any, progress: Path, folder: Path) -> None:
     import time
 
     from airtune.errors import InputError, RunError
 
     printed = 0
-    progress = state.progress
-    while (ended := outcome()) is None:
-        printed = _print_new(progress, printed)
-        time.sleep(0.5)
+    try:
+        while (ended := submitted.outcome()) is None:
+            printed = _print_new(progress, printed)
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        submitted.stop()
+        raise
     _print_new(progress, printed)
     if not ended["ok"]:
         raise (InputError if ended["exit"] == 2 else RunError)(ended["error"])

@@ -14,7 +14,7 @@ def methods(
 ) -> None:
     """List the planning methods and merging rules, or the device profiles.
 
-    [bold]Examples[/bold]
+    **Examples**
 
       airtune methods
 

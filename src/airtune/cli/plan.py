@@ -72,7 +72,7 @@ def plan(
 ) -> None:
     """Plan one round: each client's pruning rate and uplink band, with a proof of optimality.
 
-    [bold]Examples[/bold]
+    **Examples**
 
       airtune plan examples/cell.json
 

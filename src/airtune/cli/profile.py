@@ -29,7 +29,7 @@ def profile(
 
     A scenario uses it by its path: profile = "device.json".
 
-    [bold]Examples[/bold]
+    **Examples**
 
       airtune profile
 

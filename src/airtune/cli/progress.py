@@ -7,31 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from airtune.federation import Observer
-    from airtune.record import RoundRecord
-    from airtune.scenario import Scenario
+from airtune.observer import Observer
+from airtune.record import RoundRecord
+from airtune.scenario import Scenario
 
 
-class Silent:
-    """Watch a run without a word."""
-
-    def preparing(self, what: str) -> None:
-        """Something that takes a while is being prepared."""
-
-    def started(self, initial_loss: float | None) -> None:
-        """The first round is about to begin; the loss is the untrained adapter's."""
-
-    def client_started(self, round: int, client: str) -> None:
-        """A client begins its work."""
-
-    def round_ended(self, record: RoundRecord) -> None:
-        """A round was merged, evaluated and recorded."""
-
-
-class JsonLines(Silent):
+class JsonLines(Observer):
     """Print each round's record as one JSON object a line."""
 
     def round_ended(self, record: RoundRecord) -> None:
@@ -39,7 +21,7 @@ class JsonLines(Silent):
         print(json.dumps(asdict(record), allow_nan=False), flush=True)
 
 
-class Lines(Silent):
+class Lines(Observer):
     """One plain line a round, where there is no terminal to redraw."""
 
     def __init__(self, rounds: int) -> None:
@@ -121,7 +103,7 @@ def _line(record: RoundRecord, rounds: int) -> str:
 def observer(scenario: Scenario, *, quiet: bool, as_json: bool) -> Iterator[Observer]:
     """Return what fits the terminal: a bar, plain lines, JSON lines, or silence."""
     if quiet:
-        yield Silent()
+        yield Observer()
     elif as_json:
         yield JsonLines()
     elif sys.stderr.isatty():

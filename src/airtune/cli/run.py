@@ -14,7 +14,7 @@ def run(
     ] = "demo",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Where the run is recorded. Default: runs/<name>-<method>."),
+        typer.Option("--out", help="Where the run is recorded. Default: runs/NAME-METHOD."),
     ] = None,
     method: Annotated[
         str | None,
@@ -56,7 +56,7 @@ def run(
     Leaves in the output folder: run.json and rounds.jsonl (the record), adapter/ (loads with
     plain PEFT), report.html (opens offline).
 
-    [bold]Examples[/bold]
+    **Examples**
 
       airtune run                                  # the built-in scenario demo
 

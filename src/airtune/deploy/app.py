@@ -13,11 +13,12 @@ from airtune.deploy.engine import Conditions, FlowerEngine
 from airtune.deploy.roster import Post
 from airtune.errors import InputError, RunError
 from airtune.federation import run
+from airtune.observer import Observer
 from airtune.record import RoundRecord
 from airtune.scenario import load_scenario
 
 
-class Told:
+class Told(Observer):
     """Tells a run's progress, line by line, in a file that the waiting command prints."""
 
     def __init__(self, file: Path | None) -> None:
@@ -37,9 +38,6 @@ class Told:
     def started(self, initial_loss: float | None) -> None:
         """Say where the run starts."""
         self.say(f"untrained: loss {_shown(initial_loss)}")
-
-    def client_started(self, round: int, client: str) -> None:
-        """Say nothing: the messages have not left yet."""
 
     def round_ended(self, record: RoundRecord) -> None:
         """Say how the round went, and which clients it went without."""

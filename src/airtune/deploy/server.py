@@ -208,10 +208,41 @@ def register(state: State, public_key: Path, client: str) -> None:
     flwr(state, "supernode", "register", str(public_key), CONNECTION, "--name", client)
 
 
-def submit(
-    state: State, app: Path, settings: Mapping[str, str | int | float | bool]
-) -> Callable[[], dict[str, Any] | None]:
-    """Start a run and return a function that says how it ended, or None while it goes on.
+class Submitted:
+    """A run that was handed to the server."""
+
+    def __init__(self, state: State, run_id: str) -> None:
+        self._state, self._run_id = state, run_id
+        self._asked_s = time.monotonic()
+
+    def outcome(self) -> dict[str, Any] | None:
+        """Return how it ended, or None while it goes on: `ok`, `exit`, `error`."""
+        found = self._left()
+        # The app leaves its outcome in a file; only its violent end shows in Flower's list, and
+        # asking for that starts a process.
+        if found is not None or time.monotonic() < self._asked_s + _STATUS_EVERY_S:
+            return found
+        self._asked_s = time.monotonic()
+        runs = flwr(self._state, "list", "--run-id", self._run_id).get("runs", [])
+        status = str(runs[0].get("status", "")) if runs else ""
+        if not status.startswith("finished"):
+            return None
+        ended = {"ok": False, "exit": 1, "error": f"Flower's run ended as {status}"}
+        return self._left() or ended
+
+    def stop(self) -> None:
+        """End it; what it recorded stays."""
+        flwr(self._state, "stop", self._run_id)
+
+    def _left(self) -> dict[str, Any] | None:
+        if not self._state.outcome.exists():
+            return None
+        found = json.loads(self._state.outcome.read_text())
+        return found if isinstance(found, dict) else None
+
+
+def submit(state: State, app: Path, settings: Mapping[str, str | int | float | bool]) -> Submitted:
+    """Start a run.
 
     Args:
         state: of the started server.
@@ -229,29 +260,7 @@ def submit(
     config = state.folder / "run.toml"
     config.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in settings.items()))
     answer = flwr(state, "run", str(app), CONNECTION, "--run-config", str(config))
-    run_id = str(answer["run-id"])
-    asked_s = time.monotonic()
-
-    def outcome() -> dict[str, Any] | None:
-        nonlocal asked_s
-        if state.outcome.exists():
-            found = json.loads(state.outcome.read_text())
-            return found if isinstance(found, dict) else None
-        # The app leaves its outcome in the file; only its violent end shows here, and asking
-        # starts a process.
-        if time.monotonic() < asked_s + _STATUS_EVERY_S:
-            return None
-        asked_s = time.monotonic()
-        runs = flwr(state, "list", "--run-id", run_id).get("runs", [])
-        status = str(runs[0].get("status", "")) if runs else ""
-        if status.startswith("finished"):
-            if state.outcome.exists():
-                return outcome()
-            details = runs[0].get("status-details") or runs[0].get("details") or ""
-            return {"ok": False, "exit": 1, "error": f"Flower's run ended as {status} {details}"}
-        return None
-
-    return outcome
+    return Submitted(state, str(answer["run-id"]))
 
 
 def as_json(value: object) -> str:

@@ -99,7 +99,7 @@ def pruning_block(problem: PlanningProblem, bandwidth_hz: Array) -> Array:
     if problem.max_pruning_loss is None:
         deadline = corner[int(np.argmin(corner / (1.0 - problem.kappa * loss)))]
     else:
-        deadline = _first_below(corner, loss, problem.max_pruning_loss)
+        deadline = _first_below(problem, bandwidth_hz, corner, problem.max_pruning_loss)
     return pruning_at(problem, bandwidth_hz, float(deadline))
 
 
@@ -211,13 +211,22 @@ def _corners(
     return corner, np.maximum(loss - gained, 0.0)
 
 
-def _first_below(corner: Array, loss: Array, limit: float) -> float:
-    """Return the smallest deadline at which the piecewise linear loss is at most the limit."""
-    under = np.flatnonzero(loss <= limit)
-    if not len(under):
-        return float(corner[-1])
-    after = int(under[0])
-    if after == 0:
-        return float(corner[0])
-    share = (loss[after - 1] - limit) / (loss[after - 1] - loss[after])
-    return float(corner[after - 1] + share * (corner[after] - corner[after - 1]))
+def _first_below(
+    problem: PlanningProblem, bandwidth_hz: Array, corner: Array, limit: float
+) -> float:
+    """Return the smallest deadline with Q(ρ(T)) <= the limit; Q is affine between corners."""
+
+    def loss(deadline_s: float) -> float:
+        return problem.pruning_loss(pruning_at(problem, bandwidth_hz, deadline_s))
+
+    low, high = 0, len(corner) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if loss(corner[middle]) <= limit else (middle + 1, high)
+    if high == 0 or loss(corner[high]) > limit:
+        return float(corner[high])
+    left, right = float(corner[high - 1]), float(corner[high])
+    above, below = loss(left), loss(right)
+    deadline = left + (above - limit) / (above - below) * (right - left) if above > limit else left
+    # Rounding may leave the interpolated deadline a hair too early.
+    return deadline if loss(deadline) <= limit else right

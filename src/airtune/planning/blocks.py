@@ -35,12 +35,15 @@ class _Table:
     Attributes:
         small: the reduced problem. ``count``: N.
         rate: (K, N + 1) rates, bit/s.
-        fixed_bits, bits, most: (K,) v, u and largest ξ, with rigid clients as v = payload.
+        start, compute, fixed_bits, bits, most: (K,) a, c, v, u and largest ξ; rigid clients, which
+            Reduced writes otherwise, with v = payload and ξ = 0.
     """
 
     small: Reduced
     count: int
     rate: Array
+    start: Array
+    compute: Array
     fixed_bits: Array
     bits: Array
     most: Array
@@ -165,6 +168,8 @@ def _table(problem: PlanningProblem, block_hz: float, blocks: int) -> _Table:
         small=small,
         count=blocks,
         rate=rate,
+        start=small.base - small.slack + np.where(small.rigid, small.compute, 0.0),
+        compute=np.where(small.rigid, 0.0, small.compute),
         fixed_bits=np.where(small.rigid, small.bits, small.fixed_bits),
         bits=np.where(small.rigid, 0.0, small.bits),
         most=np.where(small.rigid, 0.0, small.most),
@@ -179,7 +184,7 @@ def _corners(table: _Table) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         need = (table.fixed_bits[owner] + table.bits[owner] * kept)[:, None]
         upload = np.where(need > 0, need / table.rate[owner], 0.0)
-    times = ((small.base - small.slack)[owner] + small.compute[owner] * kept)[:, None] + upload
+    times = (table.start[owner] + table.compute[owner] * kept)[:, None] + upload
     idle = np.concatenate(
         [
             (small.base - small.idle_slack),
@@ -196,7 +201,7 @@ def _hand_out(table: _Table, deadline_s: float) -> tuple[float, NDArray[np.int64
     """Return Q and the blocks (K,) that minimise it at a deadline; infinity if none are enough."""
     small = table.small
     # A corner's own deadline must count as met, whatever rounding made of it.
-    left = (deadline_s - (small.base - small.slack)) * (1.0 + 1e-14) + 1e-14 * deadline_s
+    left = (deadline_s - table.start) * (1.0 + 1e-14) + 1e-14 * deadline_s
     room = left[:, None] * table.rate - table.fixed_bits[:, None]
     meets = room >= -1e-13 * table.fixed_bits[:, None]
     if not meets[:, -1].all():
@@ -205,7 +210,7 @@ def _hand_out(table: _Table, deadline_s: float) -> tuple[float, NDArray[np.int64
     spare = table.count - int(least.sum())
     if spare < 0:
         return np.inf, None
-    weight = small.compute[:, None] * table.rate + table.bits[:, None]
+    weight = table.compute[:, None] * table.rate + table.bits[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         kept = np.where(weight > 0, np.maximum(room, 0.0) / weight, 0.0)
     saved = _saved(table, np.minimum(kept, table.most[:, None]))

@@ -38,6 +38,8 @@ from airtune.planning.shares import (
 
 # What rounding may do to a bound, relative to the terms that it adds up.
 _ROUNDING = 1e-14
+# A plan's times are sums in doubles: the deadline is known to so much, relatively.
+_CLOCK = 1e-15
 _TINY = 1e-300
 _STEEPEST = 1e100
 _FREE = -700.0
@@ -141,12 +143,12 @@ def bound_at(
     size = float((solved.steep * ((need + np.abs(have)) / at.weight)).sum())
     base = solved.loss - solved.idle_loss
     value = base + float(lost.sum()) + rest
-    return _under(reduced, value, band, tangent, log_price, size + abs(base)), (y, log_price)
+    bound = _under(reduced, value, band, tangent, size + abs(base))
+    slope = solved.idle_slope - float((solved.steep * (rate / at.weight)).sum())
+    return bound + _CLOCK * (reduced.base + offset_s) * slope, (y, log_price)
 
 
-def _under(
-    reduced: Reduced, loss: float, band: Array, tangent: Array, log_price: float, size: float
-) -> float:
+def _under(reduced: Reduced, loss: float, band: Array, tangent: Array, size: float) -> float:
     """Return what the tangents at the bands prove: no Σ b <= B gives less.
 
     Each loss_k is convex in b: loss_k(b') >= loss_k(b) − G_k·(b' − b) with G_k its marginal gain;
@@ -177,7 +179,8 @@ def _log_snr_for(
     room = left - reduced.compute[pick] * kept
     need = reduced.fixed_bits[pick] + reduced.bits[pick] * kept
     with np.errstate(divide="ignore", over="ignore"):
-        share = np.where(room > 0, need / np.maximum(room, _TINY) * (LN2 / items.snr_hz), np.inf)
+        share = need / np.maximum(room, _TINY) * (LN2 / items.snr_hz)
+        share = np.where(need > 0, np.where(room > 0, share, np.inf), 0.0)
     return log_snr_of_share(items, share, reduced.bandwidth_hz, guess)
 
 
@@ -286,15 +289,19 @@ def _touched(
     per_slope = spread / (at.weight * at.weight) / LN2
     price = float(np.exp(log_price))
     with np.errstate(over="ignore", divide="ignore"):
-        steep = np.clip(np.minimum(price / (per_slope * at.steep), _STEEPEST), floor, roof)
+        steep = np.clip(
+            np.minimum(price / np.maximum(per_slope * at.steep, _TINY), _STEEPEST), floor, roof
+        )
     tangent = np.clip(price, floor * per_slope * at.flat, steep * per_slope * at.steep)
-    bound = _under(reduced, loss, band, tangent, log_price, reduced.loss + gained)
+    slope = idle_slope - float((steep * (rate / at.weight)).sum())
+    bound = _under(reduced, loss, band, tangent, reduced.loss + gained)
+    bound += _CLOCK * (reduced.base + offset_s) * slope
     return Solved(
         offset_s=offset_s,
         deadline_s=reduced.base + offset_s,
         loss=loss,
         bound=bound,
-        slope=idle_slope - float((steep * (rate / at.weight)).sum()),
+        slope=slope,
         log_price=log_price,
         band_hz=band,
         kept=kept,

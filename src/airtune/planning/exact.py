@@ -43,12 +43,14 @@ def exact(problem: PlanningProblem, *, tolerance: float = 1e-6) -> Plan:
     began = perf_counter()
     search = _Search(problem, reduced(problem), tolerance)
     soonest, latest = _range(problem, search.reduced)
+    latest = _whole(search, latest)
     if problem.max_pruning_loss is None:
-        latest = _whole(search, latest)
         _cover(search, _descend(search, soonest, latest), soonest, latest)
         best = search.best[0]
     else:
-        best = _tightest(search, soonest, latest, problem.max_pruning_loss)
+        # The least loss that there is may lie above its own bound by rounding.
+        least = problem.pruning_loss(problem.min_pruning)
+        best = _tightest(search, soonest, latest, max(problem.max_pruning_loss, least))
     plan = _plan(problem, search.reduced, best)
     # Rounding must not put the bound above the plan it bounds.
     bound = min(search.lower, plan.objective_s)
@@ -76,15 +78,21 @@ class _Search:
 
     def solve(self, offset_s: float, warm: Solved | None) -> Solved:
         made = solve(self.reduced, offset_s, warm)
-        # Q* falls as T grows, so what bounds it at a later deadline bounds it here: where rounding
-        # spoils a bound (a deadline that leaves the uploads no time), a neighbour's stands in.
-        later = [bound for offset, bound in self.bounds if offset >= offset_s]
-        made = replace(made, bound=max(made.bound, *later)) if later else made
+        made = self.sharpened(made)
         self.bounds.append((offset_s, made.bound))
         self.solved += 1
         if not self.best or self.value(made) < self.value(self.best[0]):
             self.best = [made]
         return made
+
+    def sharpened(self, at: Solved) -> Solved:
+        """Return a solved deadline with the best bound known for it.
+
+        Q* falls as T grows, so what bounds it at a later deadline bounds it here: where rounding
+        spoils a bound (a deadline that leaves the uploads no time), a neighbour's stands in.
+        """
+        later = (bound for offset, bound in self.bounds if offset >= at.offset_s)
+        return replace(at, bound=max(at.bound, max(later, default=-np.inf)))
 
     def value(self, at: Solved) -> float:
         """J at a solved deadline."""
@@ -137,7 +145,8 @@ def _range(problem: PlanningProblem, small: Reduced) -> tuple[float, float]:
 def _whole(search: _Search, latest: float) -> float:
     """Return the latest offset, moved by less than the tolerance if rounding makes it too soon."""
     least = search.problem.pruning_loss(search.problem.min_pruning)
-    if search.solve(latest, None).loss > least + _ALL_KEPT * (1.0 + least):
+    made = search.solve(latest, None)
+    if max(made.loss - least, least - made.bound) > _ALL_KEPT:
         latest += _DESCENT_SHARE * search.tolerance * (search.reduced.base + latest)
     return latest
 
@@ -192,6 +201,7 @@ def _bottom_is_near(search: _Search, left: Solved, right: Solved) -> bool:
 
 def _cover(search: _Search, best: Solved, soonest: float, latest: float) -> None:
     """Show, interval after interval outwards from the best deadline, that J is nowhere better."""
+    best = search.sharpened(best)
     search.prove(search.bound(best.offset_s, best.bound))
     _march(search, best, latest)
     _march(search, best, soonest)

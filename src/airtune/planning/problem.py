@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.errors import InputError
+from airtune.planning.curves import Pieces, checked_curve, pieces_of
 from airtune.planning.rate import band_of_rate, rate_of_band
 
 Array = NDArray[np.float64]
@@ -21,8 +22,8 @@ Array = NDArray[np.float64]
 MAX_LATENCY_S = 1e15
 # κ·Q must stay below 1 by more than rounding, or N = 1/(1 − κQ) means nothing.
 MIN_PROGRESS = 1e-9
-# The relative dent that rounding may put into a curve's slopes before it counts as not convex.
-SLOPE_SLACK = 1e-9
+# A bound on Q may lie so much below the least Q, relatively, by rounding.
+_LOSS_SLACK = 1e-9
 
 _PER_CLIENT = (
     "weight",
@@ -35,23 +36,6 @@ _PER_CLIENT = (
     "min_pruning",
     "max_pruning",
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Pieces:
-    """The linear pieces of the clients' cost curves e(ρ), flattened, client after client.
-
-    Attributes:
-        client: (M,) whose piece it is. ``first``: (K,) each client's first piece.
-        left, right: (M,) the pruning rates between which the piece lies.
-        slope: (M,) e' there, 0 or more, non-decreasing within a client.
-    """
-
-    client: NDArray[np.intp]
-    first: NDArray[np.intp]
-    left: Array
-    right: Array
-    slope: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +110,7 @@ class PlanningProblem:
     @cached_property
     def pieces(self) -> Pieces:
         """The linear pieces of all cost curves, client after client."""
-        return _pieces(self.clients, self.pruning_cost)
+        return pieces_of(self.clients, self.pruning_cost)
 
     @property
     def efficiency(self) -> Array:
@@ -321,55 +305,8 @@ def _curves(problem: PlanningProblem) -> tuple[Array | None, ...] | None:
         )
     tops = problem.max_pruning
     return tuple(
-        None if curve is None else _curve(name, curve, float(top))
+        None if curve is None else _frozen(checked_curve(name, curve, float(top)))
         for name, curve, top in zip(problem.names, given, tops, strict=True)
-    )
-
-
-def _curve(name: str, points: object, top: float) -> Array:
-    where = f"client {name!r}: pruning_cost"
-    try:
-        curve = np.array(points, dtype=np.float64)
-    except (TypeError, ValueError):
-        curve = np.empty(0)
-    if curve.ndim != 2 or curve.shape[1] != 2 or not np.isfinite(curve).all():
-        raise InputError(f"{where} is not allowed; allowed: a list of [pruning, cost] pairs")
-    rate, cost = curve[:, 0], curve[:, 1]
-    if rate[0] != 0 or cost[0] != 0:
-        raise InputError(f"{where} starts at {curve[0].tolist()}; allowed: a curve from [0, 0]")
-    if (np.diff(rate) <= 0).any():
-        raise InputError(f"{where}: the pruning rates {rate.tolist()} do not increase")
-    if rate[-1] < top:
-        raise InputError(
-            f"{where} ends at pruning {float(rate[-1])!r}; it must reach max_pruning {top!r}"
-        )
-    if (np.diff(cost) < 0).any():
-        raise InputError(f"{where}: the costs {cost.tolist()} decrease; allowed: non-decreasing")
-    slope = np.diff(cost) / np.diff(rate)
-    if (np.diff(slope) < -SLOPE_SLACK * slope.max(initial=0.0)).any():
-        raise InputError(f"{where} is not convex: its slopes are {slope.round(6).tolist()}")
-    return _frozen(curve)
-
-
-def _pieces(clients: int, curves: tuple[Array | None, ...] | None) -> Pieces:
-    if curves is None:
-        index = np.arange(clients)
-        return Pieces(index, index, np.zeros(clients), np.ones(clients), np.ones(clients))
-    linear = np.array([[0.0, 0.0], [1.0, 1.0]])
-    points = [linear if curve is None else curve for curve in curves]
-    counts = np.array([len(curve) - 1 for curve in points])
-    rate = np.concatenate([curve[:, 0] for curve in points])
-    cost = np.concatenate([curve[:, 1] for curve in points])
-    # The step from one client's last point to the next client's first is no piece.
-    real = np.ones(len(rate) - 1, dtype=bool)
-    real[np.cumsum(counts + 1)[:-1] - 1] = False
-    step = np.where(real, np.diff(rate), 1.0)
-    return Pieces(
-        client=np.repeat(np.arange(clients), counts),
-        first=np.concatenate([[0], np.cumsum(counts)[:-1]]),
-        left=rate[:-1][real],
-        right=rate[1:][real],
-        slope=(np.diff(cost) / step)[real],
     )
 
 
@@ -387,7 +324,7 @@ def _check_progress(problem: PlanningProblem) -> None:
                 f"kappa: with max_pruning_loss {limit!r}, kappa·Q can reach 1; allowed: below 1"
             )
         least = problem.pruning_loss(problem.min_pruning)
-        if least > limit:
+        if least > limit * (1.0 + _LOSS_SLACK):
             raise InputError(
                 f"max_pruning_loss: {limit!r} is below {least:.6g}, the loss with every client at "
                 "its min_pruning; allowed: that or more"

@@ -20,8 +20,10 @@ from airtune.planning.shares import Items
 class Reduced:
     """The clients that need band (K of them), and those that do not ("idle": they send nothing).
 
-    A rigid client, one with nothing to choose, is written with c = v = 0, u its payload and ξ = 1,
-    and so has the same form. Cost pieces of slope 0 are left out: they are pruned away for nothing.
+    A rigid client, one with nothing to choose, is given the same form: v = 0, u its payload, ξ = 1,
+    and a c of our choice that is taken off a. (With c = 0 its gain from a hertz would be constant
+    wherever its rate is linear, and the price would leave its band undetermined.) Cost pieces of
+    slope 0 are left out: they are pruned away for nothing.
 
     Attributes:
         bandwidth_hz: B.
@@ -86,9 +88,10 @@ def reduced(problem: PlanningProblem) -> Reduced:
     rigid = ~owned
     clients = np.flatnonzero(sends)
     base = float(start.max())
+    compute = np.where(rigid, _stand_in_s(problem, payload), problem.compute_full_s)[clients]
     items = Items.of(
         problem.snr_hz[clients],
-        np.where(rigid, 0.0, problem.compute_full_s)[clients],
+        compute,
         np.where(rigid, payload, full)[clients],
         problem.efficiency[clients],
     )
@@ -108,9 +111,9 @@ def reduced(problem: PlanningProblem) -> Reduced:
         idle=idle,
         most_pruned=1.0 - least,
         base=base,
-        slack=base - start[clients],
+        slack=base - start[clients] + np.where(rigid[clients], compute, 0.0),
         fixed_bits=np.where(rigid, 0.0, payload)[clients],
-        compute=np.where(rigid, 0.0, problem.compute_full_s)[clients],
+        compute=compute,
         bits=np.where(rigid, payload, full)[clients],
         items=items,
         rigid=rigid[clients],
@@ -131,6 +134,13 @@ def reduced(problem: PlanningProblem) -> Reduced:
         idle_end=end[~mine],
         idle_gain=gain[~mine],
     )
+
+
+def _stand_in_s(problem: PlanningProblem, payload_bits: Array) -> Array:
+    """Return the rigid clients' c: their upload time at an equal share of the band."""
+    rate = problem.rate_bps(np.full(problem.clients, problem.bandwidth_hz / problem.clients))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(payload_bits > 0, payload_bits / rate, 0.0)
 
 
 def _pieces(

@@ -16,7 +16,6 @@ from airtune.pruning.importance import (
     elimination_order,
     ordered_features,
     refit_errors,
-    silenced_errors,
     stable_cholesky,
 )
 from airtune.pruning.layers import blocks_of, output_projection, weight_of
@@ -49,6 +48,7 @@ def calibrate(
     batches: Sequence[CalibrationBatch],
     *,
     min_rows: int = 1,
+    stand_ins: bool = True,
 ) -> Statistics:
     """Return the statistics of a model on calibration text.
 
@@ -57,6 +57,8 @@ def calibrate(
         shape: of the model.
         batches: the text, with labels at its answers.
         min_rows: how many texts there must be, e.g. one batch.
+        stand_ins: also what can replace whole blocks (SmolLM2-135M: 53 MB); without, a block
+            that is left out is simply gone.
 
     Raises:
         InputError: the text is empty, too short or without labels, or the model's activations
@@ -77,7 +79,8 @@ def calibrate(
         sublayers: dict[str, list[SublayerStatistics]] = {unit: [] for unit in UNITS}
         blocks = []
         for block, moments, change in _stream(model, shape, batches):
-            before = sublayers["mlp"][-1] if block and _folds(model, shape) else None
+            folds = stand_ins and block > 0 and _folds(model, shape)
+            before = sublayers["mlp"][-1] if folds else None
             blocks.append(_replacement(change, before, gradients["block"][block], tokens_per_label))
             for unit in UNITS:
                 matrix = output_projection(shape, unit)
@@ -135,7 +138,6 @@ def _summarise(
         scale=scale.cpu(),
         mean=mean.cpu(),
         harm=(half * refit_errors(factor, ordered, width)).cpu(),
-        silenced_harm=(half * silenced_errors(moment[features][:, features], ordered, width)).cpu(),
     )
 
 

@@ -118,17 +118,3 @@ def refit_errors(factor: Tensor, weight: Tensor, width: int) -> Tensor:
     columns = (weight.to(factor) @ factor).square().sum(0).reshape(-1, width).sum(1)
     tail = columns.flip(0).cumsum(0).flip(0)
     return torch.cat([tail, tail.new_zeros(1)])
-
-
-def silenced_errors(moment: Tensor, weight: Tensor, width: int) -> Tensor:
-    """Return the squared output error of keeping the first k units without a refit, (units + 1,).
-
-    Args:
-        moment: ordered, (features, features).
-        weight: output projection with ordered columns, rows scaled, (d, features).
-        width: features a unit.
-    """
-    gram = weight.to(moment).T @ weight.to(moment) * moment
-    # Over the features from k on: the sum of the lower right square of W'W ∘ C.
-    total = gram.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0)
-    return torch.cat([total[::width], total.new_zeros(1)])

@@ -61,8 +61,6 @@ class SublayerStatistics:
     harm: Tensor
     """Expected loss increase per label token of keeping the first k units, refitted,
     (units + 1,)."""
-    silenced_harm: Tensor
-    """The same without a refit."""
 
     @cached_property
     def ordered_features(self) -> Tensor:
@@ -132,7 +130,7 @@ def text_hash(batches: Sequence[CalibrationBatch]) -> str:
     return digest.hexdigest()
 
 
-_SUBLAYER_TENSORS = ("order", "factor", "scale", "mean", "harm", "silenced_harm")
+_SUBLAYER_TENSORS = ("order", "factor", "scale", "mean", "harm")
 _BLOCK_TENSORS = ("replacement", "constant")
 
 

@@ -1,0 +1,200 @@
+"""A run as one HTML page that needs nothing else: no network, no folder beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from airtune.record import Record, read_record
+from airtune.record.files import write_durably
+from airtune.report import figures, numbers
+from airtune.report.cellmap import cell_map
+from airtune.report.summary import OK, client_summaries, headline, last_client, totals
+
+REPORT = "report.html"
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write report.html into a run directory and return its path.
+
+    Raises:
+        InputError: there is no run in the folder.
+        RunError: the page cannot be written.
+    """
+    record = read_record(folder)
+    target = Path(folder) / REPORT
+    write_durably(target, render_run(record).encode())
+    return target
+
+
+def render_run(record: Record) -> str:
+    """Return the page of one run."""
+    has_rounds = bool(record.rounds)
+    return render(
+        "run.html.j2",
+        record=record,
+        title=f"{record.scenario.get('name', 'run')} · {record.method}",
+        headline=headline(record),
+        cards=_cards(record),
+        learning=_present(
+            figures.loss_over_time(record) if has_rounds else None,
+            figures.loss_over_rounds(record) if has_rounds else None,
+            figures.metrics_over_rounds(record),
+        ),
+        time=_present(
+            figures.latency(record) if has_rounds else None,
+            figures.timeline(record) if has_rounds else None,
+        ),
+        plan=_present(
+            figures.pruning_map(record) if has_rounds else None,
+            figures.bandwidth_map(record) if has_rounds else None,
+            figures.gap_over_rounds(record),
+        ),
+        cell=cell_map(record),
+        clients=client_summaries(record),
+        certificate=_certificate(record),
+        left_out=_left_out(record),
+        data=_script_data(record),
+        scenario_toml=toml_text(record.scenario),
+        totals=totals(record),
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template; unknown names are errors and text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("airtune", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        digits=numbers.digits,
+        seconds=numbers.seconds,
+        scaled=numbers.scaled,
+        loss=numbers.loss,
+        percent=numbers.percent,
+        gap=numbers.gap,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def _present(*drawn: figures.Figure | None) -> list[figures.Figure]:
+    return [figure for figure in drawn if figure is not None]
+
+
+def _cards(record: Record) -> list[tuple[str, str, str]]:
+    """Return (name, value, remark) of the figures that matter most."""
+    total = totals(record)
+    if not total.rounds:
+        return []
+    cards = []
+    remark = ""
+    if total.none_time_s is not None and total.virtual_time_s and record.method != "none":
+        times = numbers.digits(total.none_time_s / total.virtual_time_s, 2)
+        remark = f"{numbers.seconds(total.none_time_s)} under none: {times} × as long"
+    cards.append(("Virtual time", numbers.seconds(total.virtual_time_s), remark))
+    if total.final_loss is not None:
+        remark = ""
+        if total.initial_loss is not None:
+            remark = f"from {numbers.loss(total.initial_loss)} before training"
+        cards.append(("Test loss", numbers.loss(total.final_loss), remark))
+    cards += _metric_cards(record)
+    each = total.uplink_bits / total.updates if total.updates else None
+    remark = f"{numbers.scaled(each, 'bit')} an update"
+    cards.append(("Uplink", numbers.scaled(total.uplink_bits, "bit"), remark))
+    remark = f"{numbers.scaled(total.downlink_bits / total.rounds, 'bit')} a round, broadcast"
+    cards.append(("Downlink", numbers.scaled(total.downlink_bits, "bit"), remark))
+    remark = "fine-tuning, all clients"
+    cards.append(("Compute", numbers.scaled(total.flops, "FLOP"), remark))
+    if total.mean_gap is not None:
+        remark = f"mean {numbers.gap(total.mean_gap)}"
+        cards.append(
+            ("Gap to the best plan", numbers.gap(total.worst_gap), remark + ", worst shown")
+        )
+    out = total.updates - total.merged
+    remark = "every update merged" if not out else f"{out:,} left out"
+    cards.append(("Updates merged", f"{total.merged:,} of {total.updates:,}", remark))
+    return cards
+
+
+def _metric_cards(record: Record) -> list[tuple[str, str, str]]:
+    initial = record.description.initial_metrics if record.description else {}
+    cards = []
+    for name in dict.fromkeys(name for r in record.rounds for name in r.metrics):
+        last = next((r.metrics[name] for r in reversed(record.rounds) if name in r.metrics), None)
+        remark = f"from {numbers.digits(initial[name])}" if name in initial else ""
+        cards.append((name.replace("_", " ").capitalize(), numbers.digits(last), remark))
+    for name, value in record.results.items():
+        if isinstance(value, int | float) and not any(name in r.metrics for r in record.rounds):
+            text = numbers.digits(value)
+            cards.append((name.replace("_", " ").capitalize(), text, "at the end of the run"))
+    return cards
+
+
+def _certificate(record: Record) -> str:
+    total = totals(record)
+    if not record.rounds:
+        return ""
+    if total.worst_gap is None:
+        return "The method gives no lower bound, so its plans have no certificate."
+    if total.worst_gap < 1e-4:
+        worst = numbers.gap(total.worst_gap).removeprefix("< ")
+        return (
+            f"Certificate: in every round the plan's objective is within {worst} of a proven "
+            "lower bound. No other plan could have been better by more."
+        )
+    return (
+        "Certificate: against a proven lower bound, no other plan could have been better by "
+        f"more than {numbers.gap(total.worst_gap)} in any round "
+        f"({numbers.gap(total.mean_gap)} on average)."
+    )
+
+
+def _left_out(record: Record) -> list[tuple[int, str, str]]:
+    return [
+        (r.round, client.name, client.status)
+        for r in record.rounds
+        for client in r.clients
+        if client.status != OK
+    ]
+
+
+def _script_data(record: Record) -> Markup:
+    """Return what the timeline's script draws from, safe inside a script element."""
+    data = {
+        "rounds": figures.timeline_data(record),
+        "names": [client.name for client in record.rounds[-1].clients] if record.rounds else [],
+        "last": [last_client(r.clients) for r in record.rounds],
+    }
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def toml_text(values: Any) -> str:
+    """Return a scenario's plain values as TOML, ready to be run again."""
+    tables = {k: v for k, v in values.items() if isinstance(v, dict)}
+    arrays = {
+        k: v for k, v in values.items() if isinstance(v, list) and v and isinstance(v[0], dict)
+    }
+    lines = _toml_keys({k: v for k, v in values.items() if k not in tables and k not in arrays})
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *_toml_keys(table)]
+    for name, items in arrays.items():
+        for item in items:
+            lines += ["", f"[[{name}]]", *_toml_keys(item)]
+    return "\n".join(lines)
+
+
+def _toml_keys(table: dict[str, Any]) -> list[str]:
+    # TOML has no null: a key that was not set is left out. JSON's strings are TOML's too.
+    return [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in table.items()
+        if value is not None
+    ]

@@ -1,0 +1,218 @@
+"""What a record adds up to. Sums, means and ratios of recorded figures; nothing is modelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from airtune.record import ClientRecord, Record
+from airtune.report.numbers import counted, digits, loss, seconds
+
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class Totals:
+    """A whole run in figures; units are in the names, None is what was not recorded."""
+
+    rounds: int
+    virtual_time_s: float
+    none_time_s: float | None
+    predicted_time_s: float | None
+    initial_loss: float | None
+    final_loss: float | None
+    best_loss: float | None
+    uplink_bits: float
+    downlink_bits: float
+    flops: float
+    mean_gap: float | None
+    worst_gap: float | None
+    updates: int
+    merged: int
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class ClientSummary:
+    """One client over all rounds: means of what it was given and took."""
+
+    number: int
+    name: str
+    profile: str
+    distance_m: float | None
+    is_los: bool | None
+    examples: int
+    pruning: float
+    bandwidth_hz: float
+    rate_bps: float
+    downlink_s: float
+    compute_s: float
+    upload_s: float
+    uplink_bits: float
+    flops: float
+    times_last: int
+    left_out: int
+
+
+def totals(record: Record) -> Totals:
+    """Add up a run."""
+    rounds = record.rounds
+    losses = [r.eval_loss for r in rounds if r.eval_loss is not None]
+    gaps = [r.gap for r in rounds if r.gap is not None]
+    clients = [client for r in rounds for client in r.clients]
+    return Totals(
+        rounds=len(rounds),
+        virtual_time_s=rounds[-1].elapsed_s if rounds else 0.0,
+        none_time_s=_sum(r.none_latency_s for r in rounds),
+        predicted_time_s=_sum(r.predicted_latency_s for r in rounds),
+        initial_loss=record.description.initial_eval_loss if record.description else None,
+        final_loss=losses[-1] if losses else None,
+        best_loss=min(losses, default=None),
+        uplink_bits=sum(r.uplink_bits for r in rounds),
+        downlink_bits=sum(r.downlink_bits for r in rounds),
+        flops=sum(r.flops for r in rounds),
+        mean_gap=sum(gaps) / len(gaps) if gaps else None,
+        worst_gap=max(gaps, default=None),
+        updates=len(clients),
+        merged=sum(client.status == OK for client in clients),
+        wall_s=sum(r.wall_s for r in rounds),
+    )
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Sum, or None where one is missing: a sum of some rounds would mislead."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) if found and len(known) == len(found) else None
+
+
+def last_client(clients: Sequence[ClientRecord]) -> int | None:
+    """Return the index of the client that the round waited for."""
+    return max(range(len(clients)), key=lambda k: clients[k].total_s, default=None)
+
+
+def client_summaries(record: Record) -> list[ClientSummary]:
+    """Summarise every client, in the run's order."""
+    if not record.rounds:
+        return []
+    sites = {site.name: site for site in record.description.clients} if record.description else {}
+    names = [client.name for client in record.rounds[-1].clients]
+    by_name: dict[str, list[ClientRecord]] = {name: [] for name in names}
+    last = dict.fromkeys(names, 0)
+    for r in record.rounds:
+        slowest = last_client(r.clients)
+        for k, client in enumerate(r.clients):
+            by_name.setdefault(client.name, []).append(client)
+            last[client.name] = last.get(client.name, 0) + (k == slowest)
+    return [
+        _client_summary(number, own, sites.get(name), last[name])
+        for number, (name, own) in enumerate(by_name.items(), start=1)
+    ]
+
+
+def _client_summary(
+    number: int, own: Sequence[ClientRecord], site: Any, times_last: int
+) -> ClientSummary:
+    def mean(key: str) -> float:
+        return sum(getattr(client, key) for client in own) / len(own)
+
+    return ClientSummary(
+        number=number,
+        name=own[0].name,
+        profile=site.profile if site else NO_PROFILE,
+        distance_m=site.distance_m if site else None,
+        is_los=site.is_los if site else None,
+        examples=own[-1].examples,
+        pruning=mean("pruning"),
+        bandwidth_hz=mean("bandwidth_hz"),
+        rate_bps=mean("rate_bps"),
+        downlink_s=mean("downlink_s"),
+        compute_s=mean("compute_s"),
+        upload_s=mean("upload_s"),
+        uplink_bits=sum(client.uplink_bits for client in own),
+        flops=sum(client.flops for client in own),
+        times_last=times_last,
+        left_out=sum(client.status != OK for client in own),
+    )
+
+
+NO_PROFILE = "device"
+
+
+def headline(record: Record) -> str:
+    """Say in one sentence what the run did, with its own figures."""
+    total = totals(record)
+    if not total.rounds:
+        return "No round has ended yet"
+    planned = record.scenario.get("rounds", total.rounds)
+    count = counted(total.rounds, "round")
+    if total.rounds < planned:
+        count = f"{total.rounds:,} of {counted(planned, 'round')}"
+    text = f"{count} in {seconds(total.virtual_time_s)} of virtual time"
+    if total.initial_loss is not None and total.final_loss is not None:
+        text += f", test loss {loss(total.initial_loss)} → {loss(total.final_loss)}"
+    if record.method != "none" and total.none_time_s is not None and total.virtual_time_s > 0:
+        times = total.none_time_s / total.virtual_time_s
+        them = "it" if total.rounds == 1 else "the same rounds"
+        text += (
+            f"; without pruning and with equal bandwidth {them} would have taken "
+            f"{seconds(total.none_time_s)}, {digits(times, 2)} times as long"
+        )
+    return text
+
+
+def comparison_rows(records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """Compare runs: one row each, with the time to the loss that all of them reach.
+
+    The common target is the best test loss of the run whose best is worst. A run reaches it
+    in the first evaluated round at or below it; nothing is interpolated.
+    """
+    bests = [totals(record).best_loss for record in records.values()]
+    known = [best for best in bests if best is not None]
+    target = max(known) if known and len(known) == len(bests) else None
+    return [_comparison_row(name, record, target) for name, record in records.items()]
+
+
+def _comparison_row(name: str, record: Record, target: float | None) -> dict[str, Any]:
+    total = totals(record)
+    reached = next(
+        (r for r in record.rounds if None not in (r.eval_loss, target) and r.eval_loss <= target),  # type: ignore[operator]
+        None,
+    )
+    upto = record.rounds[: reached.round] if reached else ()
+    metrics = next((r.metrics for r in reversed(record.rounds) if r.metrics), {})
+    return {
+        "name": name,
+        "method": record.method,
+        "rounds": total.rounds,
+        "initial_loss": total.initial_loss,
+        "final_loss": total.final_loss,
+        "best_loss": total.best_loss,
+        "virtual_time_s": total.virtual_time_s,
+        "target_loss": target,
+        "rounds_to_target": reached.round if reached else None,
+        "time_to_target_s": reached.elapsed_s if reached else None,
+        "uplink_bits_to_target": sum(r.uplink_bits for r in upto) if reached else None,
+        "uplink_bits": total.uplink_bits,
+        "downlink_bits": total.downlink_bits,
+        "flops": total.flops,
+        "mean_gap": total.mean_gap,
+        "metrics": dict(metrics),
+    }
+
+
+def differences(records: Mapping[str, Record]) -> list[str]:
+    """Return the scenario keys in which the runs differ, as dotted paths."""
+    flat = [_flat(record.scenario) for record in records.values()]
+    keys = dict.fromkeys(key for values in flat for key in values)
+    return [key for key in keys if len({repr(values.get(key)) for values in flat}) > 1]
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, item in values.items():
+        flat.update(_flat(item, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
