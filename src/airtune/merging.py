@@ -74,6 +74,21 @@ MERGING: dict[str, MergingRule] = {
 """Merging rules by name, in the order in which they are listed."""
 
 
+def check_deployable(scenario: Scenario) -> None:
+    """Refuse what real devices do not do yet; raises `InputError`.
+
+    Their messages carry one adapter of one rank, both factors, from every device each round.
+    """
+    rule = rule_of(scenario)
+    for key, value, allowed in (
+        ("aggregation.rule", scenario.aggregation.rule, not (rule.restarts or rule.freezes_a)),
+        ("participation.rule", scenario.participation.rule, scenario.participation.rule == "all"),
+        ("devices.lora_rank", scenario.client_ranks, len(set(scenario.client_ranks)) == 1),
+    ):
+        if not allowed:
+            raise InputError(f"{key} = {value!r} runs in simulation only, not on real devices")
+
+
 def rule_of(scenario: Scenario) -> MergingRule:
     """Return the rule that a scenario asks for.
 

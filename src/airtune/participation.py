@@ -23,6 +23,9 @@ from airtune.workload import ModelShape, full_sizes, training_flops
 EQUAL_BAND = ("none", "pruning-only")
 """Planning methods that do not plan the bandwidth."""
 
+_RELAXED = {"none": "pruning-only", "bandwidth-only": "exact"}
+"""What plans the steps where the scenario's method leaves pruning alone."""
+
 Planner = Callable[[PlanningProblem, str | None], Plan]
 """Plans a problem by the scenario's method, or by another one."""
 
@@ -147,7 +150,7 @@ def _partial(
 
     The share of steps left out takes the place of the pruning rate: all of the computing
     scales with it and nothing of the payload. From its optimum, rounded down to whole steps,
-    single steps are added as long as that lowers the objective.
+    single steps are added or dropped as long as that lowers the objective.
     """
     least = problem.min_pruning  # what memory demands is pruned all the same
     whole_s, bits = problem.compute_s(least), problem.payload_bits(least)
@@ -174,12 +177,15 @@ def _partial(
         loss = problem.pruning_loss(least) + float(problem.weight @ (1.0 - steps / counts))
         return repriced(bands, problem, least, min(loss, 1.0), method)
 
-    relaxed = planner(with_work(whole_s, 1.0 - 1.0 / counts), None)
+    relaxed = planner(with_work(whole_s, 1.0 - 1.0 / counts), _RELAXED.get(method))
     steps = np.clip(np.floor((1.0 - relaxed.pruning) * counts + 1e-9), 1, counts)
     best = made(steps)
-    while (steps < counts).any():
-        candidates = [steps + np.eye(problem.clients)[k] for k in np.flatnonzero(steps < counts)]
+    while True:
+        moves = np.concatenate([np.eye(problem.clients), -np.eye(problem.clients)])
+        candidates = [c for c in steps + moves if (c >= 1).all() and (c <= counts).all()]
         plans = [made(candidate) for candidate in candidates]
+        if not plans:
+            break
         index = int(np.argmin([_objective(plan, problem) for plan in plans]))
         if _objective(plans[index], problem) >= _objective(best, problem):
             break
