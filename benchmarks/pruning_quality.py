@@ -66,7 +66,7 @@ class Bench:
         examples = encode(task.train, self.loaded.tokenizer, section.max_tokens)
         test = encode(task.test, self.loaded.tokenizer, section.max_tokens)[:48]
         self.tests = eval_batches(test, 16)
-        self.calibration = eval_batches(examples[:32], 8)
+        self.calibration = eval_batches(examples[: args.calibration], 8)
         self.training = TrainingSection(local_steps=args.steps, batch_size=8, learning_rate=1e-3)
         self.batches = local_batches(
             examples, batch_size=8, steps=args.steps, rng=generator(0, "batches")
@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--source", default="../shared/data/gsm8k")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--calibration", type=int, default=32, help="texts to calibrate on")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--limit", type=int, default=None, help="run at most so many new cases")
     args = parser.parse_args()
@@ -163,7 +164,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "dtype": args.dtype,
         "steps": args.steps,
-        "calibration_examples": 32,
+        "calibration_examples": args.calibration,
         "calibrate_s": bench.calibrate_s,
     }
     for case in todo[: args.limit]:

@@ -28,7 +28,7 @@ from compare import comparison, table
 from links import Links
 from shaper import Shaper
 
-from airtune.channel.trace import read_trace
+from airtune.channel.trace import Trace, read_trace
 from airtune.errors import InputError, RunError
 from airtune.scenario import Scenario, load_scenario
 
@@ -72,6 +72,23 @@ def run(
         RunError: the run failed; its logs are kept in `out`.
     """
     replay = None if trace is None else read_trace(trace)
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        _run(scenario, source, overrides, out, replay, started)
+    finally:
+        for process in started:
+            process.wait()  # the namespaces' end has ended them
+    return comparison(out / "run.timings.jsonl", out / "run" / "rounds.jsonl")
+
+
+def _run(
+    scenario: Scenario,
+    source: str,
+    overrides: Sequence[str],
+    out: Path,
+    replay: Trace | None,
+    started: list[subprocess.Popen[bytes]],
+) -> None:
     names = scenario.client_names
     with Links(names) as links, tempfile.TemporaryDirectory(prefix="airtune-") as short:
         if out.exists():
@@ -82,18 +99,17 @@ def run(
         bands = Path(short) / "bands"
         with Shaper(links, bands, replay):
             _command(out, links, links.server, "deploy", "keys", "server", *addresses)
-            _start(out, links, links.server, "server", "deploy", "server", "--port", str(PORT))
+            serve = ("deploy", "server", "--port", str(PORT))
+            started.append(_start(out, links, links.server, "server", *serve))
             _wait(out, "server", "ready on", 120)
             for name in names:
                 _command(out, links, links.server, "deploy", "keys", "device", name)
                 register = ("deploy", "register", f"keys/{name}.pub", "--client", name)
                 _command(out, links, links.server, *register)
                 where = f"{links.server_address(name)}:{PORT}"
-                _start(
-                    out, links, links.namespace(name), name, "deploy", "device", "--server", where,
-                    "--client", name, "--scenario", source, *settings, "--pace", "none",
-                    "--poll", "0.2",
-                )  # fmt: skip
+                join = ("deploy", "device", "--server", where, "--client", name)
+                how = ("--scenario", source, *settings, "--pace", "none", "--poll", "0.2")
+                started.append(_start(out, links, links.namespace(name), name, *join, *how))
             for name in names:
                 _wait(out, name, "is ready", 600)
             _command(
@@ -101,7 +117,6 @@ def run(
                 "--app", str(ROOT / "flower"), "--bands", str(bands), "--wait", "600",
                 shown=True,
             )  # fmt: skip
-        return comparison(out / "run.timings.jsonl", out / "run" / "rounds.jsonl")
 
 
 def _command(out: Path, links: Links, namespace: str, *arguments: str, shown: bool = False) -> None:
@@ -115,9 +130,11 @@ def _command(out: Path, links: Links, namespace: str, *arguments: str, shown: bo
         raise RunError(f"{' '.join(arguments[:3])}: {said[-1]}; logs are in {out}")
 
 
-def _start(out: Path, links: Links, namespace: str, name: str, *arguments: str) -> None:
+def _start(
+    out: Path, links: Links, namespace: str, name: str, *arguments: str
+) -> subprocess.Popen[bytes]:
     with (out / f"{name}.log").open("wb") as log:
-        subprocess.Popen(
+        return subprocess.Popen(
             links.inside(namespace, [*CLI, *arguments]),
             cwd=out, env=_environment(), stdin=subprocess.DEVNULL,
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True,

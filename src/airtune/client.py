@@ -92,6 +92,7 @@ class ClientUpdate:
     """Mean over the local steps, per answer token; None where privacy keeps it on the device."""
     optimizer_state: OptimizerState | None = None
     wall_s: float = 0.0
+    """Real time that the work took here: calibration where it was due, cut, fine-tuning."""
     measured: Measured | None = None
     """Given: these times go on the record in place of the counted ones."""
 

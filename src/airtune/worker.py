@@ -6,6 +6,7 @@ anywhere and get the same answers.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -178,10 +179,10 @@ class Worker:
 
     def train(self, job: ClientJob) -> ClientUpdate:
         """Cut, fine-tune and answer, as the client's device would."""
-        if not self._rule.restarts:
-            rank = self.scenario.client_ranks[job.client]
-            return self._train(replace(job, adapter=leading(job.adapter, rank)))
+        start = time.perf_counter()
         rank = self.scenario.client_ranks[job.client]
+        if not self._rule.restarts:
+            return self._train(replace(job, adapter=leading(job.adapter, rank)), start)
         seed = derived_seed(self.scenario.seed, "restart", round=job.round)
         if job.pruning > 0:
             self._calibrated(job.client)  # on the base as it began, whichever round comes first
@@ -189,9 +190,9 @@ class Worker:
         scale = section.lora_alpha / section.lora_rank
         transposed = self.shape.table.transposed
         with merged_into_base(self._model, job.adapter, scale, transposed=transposed):
-            return self._train(replace(job, adapter=self._new_adapter(rank, seed)))
+            return self._train(replace(job, adapter=self._new_adapter(rank, seed)), start)
 
-    def _train(self, job: ClientJob) -> ClientUpdate:
+    def _train(self, job: ClientJob, start: float) -> ClientUpdate:
         section, rank = self.scenario.training, rank_of(job.adapter)
         # Fewer steps than the round's are its first ones, so that all clients' draws stay.
         steps = max(job.local_steps, section.local_steps)
@@ -235,7 +236,7 @@ class Worker:
             examples=len(self._train_data[job.client]),
             train_loss=trained.train_loss,
             optimizer_state=moments,
-            wall_s=trained.wall_s,
+            wall_s=time.perf_counter() - start,
         )
 
     def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:

@@ -11,7 +11,6 @@ import os
 import sys
 import time
 import traceback
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,9 +41,6 @@ from airtune.errors import InputError, RunError
 from airtune.pruning import gather_adapter
 from airtune.scenario import Scenario
 from airtune.worker import Worker
-
-_PROBE_STEPS = 2
-"""Local steps by which the device's speed is measured, after one that warms up."""
 
 
 class Device:
@@ -138,17 +134,21 @@ class Device:
         )
 
     def _measured_speed(self) -> float:
-        """Return FLOP/s over real local steps on the real model, unpruned; the update is lost."""
+        """Return FLOP/s over a rehearsed round: cut, refit and all its local steps.
+
+        The plan counts the FLOPs of training alone; measured so, the time of cutting is in the
+        speed. The first rehearsal calibrates and warms up; both updates are lost.
+        """
         job = ClientJob(
             round=1,
             client=self._index,
-            pruning=0.0,
-            local_steps=1,
+            pruning=self._scenario.pruning.max_pruning / 2,
+            local_steps=self._scenario.training.local_steps,
             adapter=self._worker.initial_adapter(),
         )
         self._worker.train(job)
         begin = time.perf_counter()
-        update = self._worker.train(replace(job, local_steps=_PROBE_STEPS))
+        update = self._worker.train(job)
         return update.flops / (time.perf_counter() - begin)
 
     def _steps(self, round: int) -> list[Step]:

@@ -143,7 +143,7 @@ class FlowerEngine:
     def train(self, jobs: Iterable[ClientJob]) -> Iterator[Outcome]:
         """Send the jobs; yield what comes back until all have answered or are late."""
         names = self._scenario.client_names
-        self._greet(self._roster.strangers(self._post.nodes()))
+        self._greet(self._roster.strangers(self._post.nodes()), self._conditions.wait_s)
         online = {node.id for node in self._post.nodes() if node.online}
         present: list[tuple[ClientJob, Member]] = []
         for job in jobs:
@@ -249,7 +249,7 @@ class FlowerEngine:
             f"missing: {missing}" + (f"; refused: {refused}" if refused else "")
         )
 
-    def _greet(self, nodes: Sequence[Node], timeout_s: float = 30.0) -> None:
+    def _greet(self, nodes: Sequence[Node], timeout_s: float) -> None:
         if not nodes:
             return
         body = pack(self._roster.hello())

@@ -144,8 +144,8 @@ class Relay:
             return
         try:
             await asyncio.gather(self._up(reader, upstream[1]), self._down(upstream[0], writer))
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # either end went away; the caller reconnects
+        except (OSError, asyncio.CancelledError):
+            pass  # either end went away and the caller reconnects, or the relay ends
         finally:
             for end in (writer, upstream[1]):
                 end.close()

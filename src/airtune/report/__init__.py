@@ -6,8 +6,15 @@ and no plan is made here.
 
 from __future__ import annotations
 
+from airtune.report.comparison import write_comparison
 from airtune.report.console import comparison_table, summary_table
 from airtune.report.page import write_report
 from airtune.report.summary import comparison_rows
 
-__all__ = ["comparison_rows", "comparison_table", "summary_table", "write_report"]
+__all__ = [
+    "comparison_rows",
+    "comparison_table",
+    "summary_table",
+    "write_comparison",
+    "write_report",
+]

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from airtune.record import ClientSite, Record
 from airtune.report import numbers, svg
-from airtune.report.figures import Figure
+from airtune.report.figures import ROW_HEIGHT, TOTAL_WIDTH, Figure, label_width
 from airtune.report.summary import client_summaries
 
 HALF = 210.0
@@ -133,6 +133,56 @@ def _label_places(
     return chosen
 
 
+def data_shares(record: Record) -> Figure | None:
+    """Draw how many training examples each client holds, by label where labels differ."""
+    if record.description is None or not record.description.clients:
+        return None
+    sites = record.description.clients
+    x = svg.axis(0, 1.02 * max(1, *(site.examples for site in sites)), "training examples")
+    labels = sorted({label for site in sites for label in site.labels}, key=_label_order)
+    rows = Markup("").join(_data_row(k, site, labels, x) for k, site in enumerate(sites))
+    body = svg.frame(
+        "Training examples of every client",
+        rows,
+        height=ROW_HEIGHT * len(sites) + 4,
+        x=x,
+        left=label_width([site.name for site in sites]),
+        right=TOTAL_WIDTH,
+    )
+    by_label = len(labels) > 1
+    if by_label:
+        body = svg.legend([(f"bar label{i % 10}", name) for i, name in enumerate(labels)]) + body
+    return Figure(
+        "data",
+        "Who holds which data",
+        "Examples in each client's training set"
+        + (", by label: the more the bands differ, the less alike the data." if by_label else "."),
+        body,
+    )
+
+
+def _data_row(k: int, site: ClientSite, labels: Sequence[str], x: svg.Axis) -> Markup:
+    y, height = k * ROW_HEIGHT + 3, ROW_HEIGHT - 6
+    counts = [(i, site.labels.get(label, 0)) for i, label in enumerate(labels)]
+    # Labels may also count the examples that are held back: then the bands are shares.
+    unit = site.examples / (sum(count for _, count in counts) or 1)
+    if not labels:
+        counts, unit = [(0, 1)], site.examples
+    start, bars = 0.0, Markup("")
+    for i, count in counts:
+        if count:
+            bars += Markup(
+                f'<rect class="label{i % 10}" x="{x.at(start):.3f}%" y="{y}" height="{height}" '
+                f'width="{x.at(count * unit):.3f}%"/>'
+            )
+            start += count * unit
+    told = ", ".join(f"{count} of label {label}" for label, count in site.labels.items())
+    return Markup(
+        '<g><title>{}</title><text class="name" x="-8" y="{}" dy="11.5" text-anchor="end">{}</text>'
+        '{}<text class="total" x="{}%" y="{}" dx="6" dy="11.5">{}</text></g>'
+    ).format(f"{site.name}: {told}", y, site.name, bars, f"{x.at(start):.3f}", y, site.examples)
+
+
 def _legend(sites: Sequence[ClientSite], kinds: Sequence[str]) -> Markup:
     items = Markup("")
     for i, kind in enumerate(kinds):
@@ -145,3 +195,9 @@ def _legend(sites: Sequence[ClientSite], kinds: Sequence[str]) -> Markup:
         for hollow, text in (("", "line of sight"), (" hollow", "no line of sight")):
             items += Markup(key).format(hollow, svg.shape("circle", 6), text)
     return Markup('<ul class="legend">{}</ul>').format(items)
+
+
+def _label_order(label: str) -> tuple[bool, int, str]:
+    """Numbers by value, then names by the alphabet."""
+    number = label.isdigit()
+    return not number, int(label) if number else 0, label

@@ -13,7 +13,7 @@ from airtune.report.summary import OK, last_client
 
 COLUMNS = 120
 """Most columns of a heat map; longer runs show evenly spaced rounds."""
-LABEL_WIDTH, TOTAL_WIDTH, ROW_HEIGHT = 148, 74, 21
+TOTAL_WIDTH, ROW_HEIGHT = 62, 21
 LOSS = "test loss (nats per answer token)"
 
 
@@ -135,7 +135,7 @@ def latency(record: Record) -> Figure:
             f"{numbers.seconds(r.none_latency_s)} under none"
         )
         bars += Markup("<g><title>{}</title>").format(title)
-        if r.none_latency_s is not None:
+        if r.none_latency_s is not None and record.method != "none":
             bars += _bar("none", i * step + 0.1 * step, 0.8 * step, y.at(r.none_latency_s))
         bars += _bar("realised", i * step + 0.24 * step, 0.52 * step, y.at(r.round_latency_s))
         if r.predicted_latency_s is not None:
@@ -145,6 +145,7 @@ def latency(record: Record) -> Figure:
                 f'x2="{(i + 0.84) * step:.3f}%" y1="{at:.3f}%" y2="{at:.3f}%"/>'
             )
         bars += Markup("</g>")
+    entries = [("bar realised", "realised"), ("tick", "predicted"), ("bar none", "under none")]
     marks = svg.round_axis(len(rounds)).marks
     x = svg.Axis(0.5, len(rounds) + 0.5, "round", tuple(m for m in marks if m[0] <= len(rounds)))
     return Figure(
@@ -153,9 +154,7 @@ def latency(record: Record) -> Figure:
         "The dark bar is the round as it happened on the virtual clock; the tick is what the "
         "plan predicted from its cost model; the pale bar is the same round and channel "
         "without pruning and with equal bandwidth.",
-        svg.legend(
-            [("bar realised", "realised"), ("tick", "predicted"), ("bar none", "under none")]
-        )
+        svg.legend(entries if record.method != "none" else entries[:2])
         + svg.frame("Length of each round", bars, height=230, x=x, y=y),
         wide=True,
     )
@@ -181,7 +180,7 @@ def timeline(record: Record) -> Figure:
         rows,
         height=ROW_HEIGHT * len(final.clients) + 4,
         x=x,
-        left=LABEL_WIDTH,
+        left=label_width([client.name for client in final.clients]),
         right=TOTAL_WIDTH,
     )
     entries = [
@@ -243,6 +242,11 @@ def timeline_data(record: Record) -> list[list[list[object]]]:
     ]
 
 
+def label_width(names: Sequence[str]) -> int:
+    """Return the room in px that the longest of the names takes before a row."""
+    return 14 + round(6.8 * max(map(len, names), default=0))
+
+
 def pruning_map(record: Record) -> Figure:
     """Draw the realised pruning rate of every client in every round."""
     return _heat_map(
@@ -299,7 +303,7 @@ def _heat_map(
     )
     body = svg.frame(
         f"{title}, {unit}", cells + labels, height=ROW_HEIGHT * len(names), x=x,
-        left=LABEL_WIDTH, right=4,
+        left=label_width(names), right=4,
     )  # fmt: skip
     note = f" Every {stride}th round is shown." if stride > 1 else ""
     return Figure(id, title, caption + note, ramp + body)

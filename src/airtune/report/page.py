@@ -12,7 +12,7 @@ from markupsafe import Markup
 from airtune.record import Record, read_record
 from airtune.record.files import write_durably
 from airtune.report import figures, numbers
-from airtune.report.cellmap import cell_map
+from airtune.report.cellmap import cell_map, data_shares
 from airtune.report.summary import OK, client_summaries, headline, last_client, totals
 
 REPORT = "report.html"
@@ -54,7 +54,7 @@ def render_run(record: Record) -> str:
             figures.bandwidth_map(record) if has_rounds else None,
             figures.gap_over_rounds(record),
         ),
-        cell=cell_map(record),
+        place=_present(cell_map(record), data_shares(record)),
         clients=client_summaries(record),
         certificate=_certificate(record),
         left_out=_left_out(record),
@@ -114,9 +114,7 @@ def _cards(record: Record) -> list[tuple[str, str, str]]:
     cards.append(("Compute", numbers.scaled(total.flops, "FLOP"), remark))
     if total.mean_gap is not None:
         remark = f"mean {numbers.gap(total.mean_gap)}"
-        cards.append(
-            ("Gap to the best plan", numbers.gap(total.worst_gap), remark + ", worst shown")
-        )
+        cards.append(("Worst gap of a plan", numbers.gap(total.worst_gap), remark))
     out = total.updates - total.merged
     remark = "every update merged" if not out else f"{out:,} left out"
     cards.append(("Updates merged", f"{total.merged:,} of {total.updates:,}", remark))

@@ -103,7 +103,7 @@ def frame(
     x_title = Markup('<div class="x-title">{}</div>').format(x.title) if x else ""
     y_title = Markup('<div class="y-title">{}</div>').format(y.title) if y and y.title else ""
     return Markup(
-        '<div class="plot" style="padding-left:{}px;padding-right:{}px">{}'
+        '<div class="plot" style="--left:{}px;--right:{}px">{}'
         '<svg role="img" aria-label="{}" width="100%" height="{}">{}{}</svg>{}</div>'
     ).format(left, right, y_title, label, height, grid, body, x_title)
 
@@ -153,15 +153,17 @@ def _point(
 
 
 def _end_labels(one: Series, x: Axis, y: Axis) -> Markup:
-    text = Markup("")
-    ends = one.points if len(one.points) == 1 else (one.points[0], one.points[-1])
-    for i, (px, py) in enumerate(ends):
-        anchor, dx, dy = ("start", 9, 4) if i == 0 else ("end", 0, -11)
-        text += Markup(
-            f'<text class="value" x="{x.at(px):.3f}%" y="{100 - y.at(py):.3f}%" dx="{dx}" '
-            f'dy="{dy}" text-anchor="{anchor}">{py:.3f}</text>'
-        )
-    return text
+    """Write the first value beside its point and the last on the side the line leaves free."""
+    ends = [(one.points[0], 9, 4, "start")]
+    if len(one.points) > 1:
+        falling = one.points[-1][1] <= one.points[-2][1]
+        ends.append((one.points[-1], 2, 19 if falling else -11, "end"))
+    return Markup("").join(
+        Markup(
+            '<text class="value" x="{}%" y="{}%" dx="{}" dy="{}" text-anchor="{}">{}</text>'
+        ).format(f"{x.at(px):.3f}", f"{100 - y.at(py):.3f}", dx, dy, anchor, f"{py:.3f}")
+        for (px, py), dx, dy, anchor in ends
+    )
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> Markup:
