@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "testbed"))
 
 import links  # noqa: E402
-import run as testbed  # noqa: E402
 from compare import comparison, table  # noqa: E402
 from shaper import capacity_bps  # noqa: E402
+
+import run as testbed  # noqa: E402
 
 SMALL = [
     "rounds=2",

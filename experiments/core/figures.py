@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+
 from methods import METHODS
 
 Rows = Sequence[dict[str, Any]]
