@@ -281,6 +281,7 @@ def test_ffa_is_exact_while_averages_of_both_factors_are_not() -> None:
             product(merged, layer), weighted_sum(parts, layer), rtol=1e-5, atol=1e-5
         )
     free = [part(k, float(k)) for k in (1, 2)]
+    assert torch.equal(ffa_lora(server, free)["x.lora_A.weight"], server["x.lora_A.weight"])
     assert not torch.allclose(product(fedit(server, free), "x"), weighted_sum(free, "x"), rtol=1e-2)
 
 

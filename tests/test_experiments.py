@@ -80,9 +80,10 @@ def test_what_the_user_can_mend_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(CORE.glob("*.toml")), ids=lambda path: path.name)
 def test_every_method_is_a_valid_scenario(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(CORE))
+    from methods import METHODS, rank_settings
+
     from airtune.merging import rule_of
     from airtune.planning import METHODS as PLANNING
-    from methods import METHODS, rank_settings
 
     for method in METHODS.values():
         assert method.tuned_as is None or METHODS[method.tuned_as].tuned_as is None

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,10 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "testbed"))
 
 import links  # noqa: E402
+import run as testbed  # noqa: E402
 from compare import comparison, table  # noqa: E402
 from shaper import capacity_bps  # noqa: E402
-
-import run as testbed  # noqa: E402
 
 SMALL = [
     "rounds=2",
@@ -155,3 +155,30 @@ def test_an_interrupted_testbed_leaves_nothing(allowed: None, tmp_path: Path) ->
     assert process.returncode == 130
     assert "namespaces and processes are removed" in said
     assert spaces() == before
+
+
+@pytest.mark.slow
+def test_a_network_that_is_cut_and_restored(allowed: None, tmp_path: Path) -> None:
+    values = [*SMALL, "rounds=4"]
+    victim = f"airtune{os.getpid()}d0"
+    rounds = tmp_path / "out" / "run" / "rounds.jsonl"
+
+    def cut() -> None:
+        deadline = time.monotonic() + 200
+        while not (rounds.exists() and rounds.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for state, pause_s in (("down", 8.0), ("up", 0.0)):
+            subprocess.run(["ip", "-n", victim, "link", "set", links.UPLINK, state], check=True)
+            time.sleep(pause_s)
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    try:
+        testbed.run(load_scenario("tiny", values), "tiny", values, tmp_path / "out")
+    finally:
+        thread.join()
+    recorded = [json.loads(line) for line in rounds.read_text().splitlines()]
+    assert [round["round"] for round in recorded] == [1, 2, 3, 4]
+    statuses = [client["status"] for round in recorded for client in round["clients"]]
+    assert statuses.count("ok") >= 6
+    assert {client["status"] for client in recorded[-1]["clients"]} == {"ok"}

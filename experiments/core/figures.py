@@ -12,7 +12,6 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-
 from methods import METHODS
 
 Rows = Sequence[dict[str, Any]]

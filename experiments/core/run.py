@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from methods import METHODS, rank_settings
+from outcome import collect, summary_of, table, write_results
 
 from airtune.errors import InputError, RunError
 from airtune.randomness import generator
 from airtune.record.files import write_durably
 from airtune.scenario import load_scenario
-from methods import METHODS, rank_settings
-from results import collect, summary_of, table, write_results
 
 HERE = Path(__file__).parent
 SEARCH_SEED = 1000

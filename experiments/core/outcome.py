@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from methods import METHODS
 
 from airtune.record import Record, RoundRecord, read_record
 from airtune.record.files import write_durably
 from airtune.record.schema import OK
-from methods import METHODS
 
 PHASES = ("downlink_s", "compute_s", "upload_s")
 
