@@ -1,15 +1,27 @@
-"""Flower's grid as `Post`: one message a device, each with a body of its own."""
+"""Flower's grid as `Post`: one message a device, each with a body of its own.
+
+A reply shows in Flower's mailbox before its content has arrived, and pulling it then blocks
+until the last byte is there, however slow the device or dead its link. So each awaited reply has
+a thread of its own, and a device that stalls in the middle of its upload holds up nobody else.
+"""
 
 from __future__ import annotations
 
+import queue
+import threading
+import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.superlink.grid import http_grid
 
 from airtune.deploy.roster import Node, Reply
 
 RECORD, BODY = "airtune", "body"
+POLL_S = 0.2
+"""Between two looks for a reply, on this machine."""
 
 _ERRORS = {
     1: "load error: the device's app raised while it was loaded",
@@ -26,6 +38,13 @@ class GridPost:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
+        self._awaited: set[str] = set()
+        self._fetching: set[str] = set()
+        self._arrived: queue.SimpleQueue[Reply] = queue.SimpleQueue()
+        # A second and more between two looks for a part that is still on its way.
+        vars(http_grid)["pull_objects"] = partial(
+            http_grid.pull_objects, initial_backoff=POLL_S, backoff_cap=POLL_S
+        )
 
     def nodes(self) -> list[Node]:
         """Return the devices that Flower counts as connected."""
@@ -50,8 +69,30 @@ class GridPost:
         return {message: node for message, node in zip(ids, nodes, strict=True) if message}
 
     def collect(self, messages: Iterable[str]) -> list[Reply]:
-        """Return the answers that have arrived."""
-        return [self._reply(message) for message in self._grid.pull_messages(messages)]
+        """Return the answers that have arrived; one that is no longer asked for is given up."""
+        self._awaited = set(messages)
+        for message in self._awaited - self._fetching:
+            self._fetching.add(message)
+            threading.Thread(target=self._fetch, args=(message,), daemon=True).start()
+        found = []
+        while not self._arrived.empty():
+            reply = self._arrived.get()
+            if reply.message in self._awaited:
+                found.append(reply)
+        return found
+
+    def _fetch(self, message: str) -> None:
+        while message in self._awaited:
+            try:
+                replies = [self._reply(reply) for reply in self._grid.pull_messages([message])]
+            except Exception as error:
+                # Flower's own retries are behind this: its server is gone or refuses.
+                replies = [Reply(message, None, f"{type(error).__name__}: {error}")]
+            for reply in replies:
+                self._arrived.put(reply)
+            if replies:
+                return
+            time.sleep(POLL_S)
 
     def _reply(self, message: Message) -> Reply:
         answered = message.metadata.reply_to_message_id
