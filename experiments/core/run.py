@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gathering import collect, summary_of, table, write_results
 from methods import METHODS, rank_settings
-from outcome import collect, summary_of, table, write_results
 
 from airtune.errors import InputError, RunError
 from airtune.randomness import generator
@@ -262,7 +262,9 @@ def _results(jobs: Sequence[Job], at_once: int) -> list[dict[str, Any]]:
             print(f"{done}/{total} {job.folder}: {state}", file=sys.stderr, flush=True)
         time.sleep(0.02)
     if failed:
-        raise RunError(f"{len(failed)} of {total} runs failed; first: {failed[0]}/error.txt")
+        raise RunError(
+            f"{len(failed)} of {total} runs failed; first: {failed[0]}: see its error.txt, or above"
+        )
     return [json.loads((job.folder / "result.json").read_text()) for job in jobs]
 
 
