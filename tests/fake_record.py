@@ -210,6 +210,7 @@ def write_run(
     finished: bool = True,
 ) -> Path:
     values = scenario_values(clients, rounds_, seed)
+    values["planning"]["method"] = method
     with RunDirectory.create(folder, scenario_values=values, method=method) as directory:
         directory.describe(description(values))
         for record in rounds(values, method, faults=faults):

@@ -247,6 +247,32 @@ def test_one_client_has_a_closed_form() -> None:
         assert plan(problem).objective_s == pytest.approx(min(ends), rel=TOLERANCE)
 
 
+def test_the_better_of_two_valleys_is_found() -> None:
+    # Found by a search: over the deadline, J has two local minima here, 1.5 % apart, and the
+    # descent ends in the worse one. Random problems with one this clear are rare.
+    problem = PlanningProblem(
+        bandwidth_hz=312_902.0, kappa=0.8965 / (0.93416 * 1.0 + 0.06584 * 0.86335),
+        names=("a", "b"), weight=[0.93416, 0.06584], snr_hz=[742_092.0, 6_403_552.0],
+        downlink_s=[0.0, 0.0], compute_fixed_s=[18.718, 14.844],
+        compute_full_s=[0.051477, 0.059432], payload_fixed_bits=[431_833.0, 0.0],
+        payload_full_bits=[96_362_730.0, 19_827_484.0], min_pruning=[0.0, 0.0],
+        max_pruning=[1.0, 0.86335],
+    )  # fmt: skip
+    made = plan(problem)
+    assert made.gap <= TOLERANCE
+    assert made.objective_s <= grid_objective(problem, made.round_latency_s) * (1 + TOLERANCE)
+    soonest, latest = ends(problem)
+    small = reduced(problem)
+    values = []
+    for deadline in np.geomspace(soonest, latest, 400)[1:]:
+        at = solve(small, deadline - small.base)
+        values.append(at.deadline_s / (1 - problem.kappa * at.loss))
+    inner = np.array(values)
+    valleys = inner[1:-1][(inner[1:-1] < inner[:-2]) & (inner[1:-1] < inner[2:])]
+    assert len(valleys) >= 2
+    assert made.objective_s <= valleys.min() * (1 + TOLERANCE)
+
+
 def test_identical_clients_share_equally() -> None:
     count = 7
     problem = PlanningProblem(

@@ -34,6 +34,12 @@ __all__ = [
     "uniform_sizes",
 ]
 
+ACTIVATION_FACTOR = 1.8
+"""What autograd keeps of a block over the inputs and outputs of its linear layers.
+
+Norms, activations and rotations keep their own; from the peak memory of real steps
+(SmolLM2-135M, rates 0.4, 0.6 and 0.8: 1.87, 1.71, 1.73; benchmarks/step.py).
+"""
 HEADER_BITS = 1024
 """A message's fixed part: round, client, shapes, checksum."""
 
@@ -209,9 +215,9 @@ def memory_bytes(
     """Estimate the peak memory of a training step.
 
     Weights of the submodel and the embeddings; the adapter in float32 with its gradient and
-    AdamW's two moments (16 bytes a value); what the backward pass needs of each block: inputs
-    and outputs of its linear layers, and two norms' inputs; logits in float32 with softmax and
-    gradient (12 bytes). Not counted: the allocator's slack, the runtime itself.
+    AdamW's two moments (16 bytes a value); what the backward pass needs of each block:
+    `ACTIVATION_FACTOR` times the inputs and outputs of its linear layers and two norms' inputs;
+    logits in float32 with softmax and gradient (12 bytes). Not counted: the runtime itself.
     """
     embeddings = shape.vocab * shape.head_inputs * (1 if shape.tied else 2)
     weights = bytes_per_weight * (kept_parameters(shape, sizes) + embeddings)
@@ -228,7 +234,7 @@ def memory_bytes(
     return float(
         weights
         + adapter
-        + bytes_per_weight * tokens * activations
+        + ACTIVATION_FACTOR * bytes_per_weight * tokens * activations
         + 12 * step.label_tokens * shape.vocab
     )
 

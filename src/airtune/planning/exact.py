@@ -224,6 +224,9 @@ def _march(search: _Search, centre: Solved, end: float) -> None:
         spare = max(spare + 0.5 * curve * away * away, 0.25 * bend * away * away)
         step = _CAUTION * np.sqrt(2.0 * spare / (max(curve, 0.0) + bend)) if bend > 0 else away
         following, bend = _next(search, centre, (edge, loss), end, float(step))
+        if search.best[0].offset_s == following.offset_s:
+            # Another valley: with its bottom known the steps need not creep down its side.
+            _descend(search, min(following.offset_s, end), max(following.offset_s, end))
         gone = following.offset_s - centre.offset_s
         curve = (search.slope(following) - search.slope(centre)) / gone if gone else 0.0
         reach = 3.0 * abs(gone)

@@ -15,6 +15,8 @@ from airtune.report.summary import comparison_rows, differences
 
 COLORS = 8
 """Series colours that the page has; further runs begin again with the first."""
+AIR = ("seed", "cell.", "devices")
+"""Keys of the scenario that decide what channels a run has."""
 
 
 def write_comparison(folders: Mapping[str, str | Path], out: str | Path) -> Path:
@@ -129,7 +131,9 @@ def _round_lengths(records: Mapping[str, Record]) -> Figure:
     return Figure(
         "round-lengths",
         "How long each round took",
-        "Every run has the same channels in the same round: what differs is the plan.",
+        "Every run has the same channels in the same round: what differs is the plan."
+        if not any(key.startswith(AIR) for key in differences(records))
+        else "The runs differ in their cell, devices or seed: rounds cannot be matched one to one.",
         svg.legend([(f"s{_color(i)}", name) for i, name in enumerate(records)]) + drawn,
     )
 

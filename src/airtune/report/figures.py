@@ -339,4 +339,5 @@ def gap_over_rounds(record: Record) -> Figure | None:
         "Objective of the plan above its certified lower bound. No plan for the round could "
         "have been better by more than this.",
         svg.frame("Gap of each round's plan", svg.lines(series, x, y), height=210, x=x, y=y),
+        wide=True,
     )

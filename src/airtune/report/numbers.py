@@ -15,6 +15,7 @@ def digits(value: float | None, count: int = 3) -> str:
         return NOTHING
     if value == 0:
         return "0"
+    value = float(f"{value:.{count - 1}e}")  # first, lest 9.996 be called 10.00
     places = max(0, count - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{places}f}"
 

@@ -46,7 +46,7 @@ class Series:
 
 def axis(low: float, high: float, title: str, *, wanted: int = 5) -> Axis:
     """Return an axis from low to high with round ticks; an empty range is widened."""
-    if not high > low:
+    if not high - low > 1e-12 * max(abs(low), abs(high), 1e-300):
         low, high = low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
     values = ticks(low, high, wanted)
     return Axis(low, high, title, tuple(zip(values, tick_labels(values), strict=True)))

@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fake_record
+from airtune.errors import InputError, RunError
+from airtune.record import Record, RunDirectory, read_record
+from airtune.report import (
+    comparison_rows,
+    comparison_table,
+    numbers,
+    summary_table,
+    svg,
+    write_comparison,
+    write_report,
+)
+from airtune.report.page import render_run, toml_text
+from airtune.report.summary import client_summaries, differences, headline, totals
+from airtune.scenario import scenario_from_dict
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for method in ("exact", "bcd", "none"):
+        fake_record.write_run(folder / method, method=method)
+    fake_record.write_run(folder / "faults", faults=True)
+    return folder
+
+
+def text_of(page: str) -> str:
+    """What a reader sees: without the markup."""
+    body = re.sub(r"<(style|script)\b.*?</\1>", "", page, flags=re.S)
+    return " ".join(re.sub(r"<[^>]+>", " ", body).split())
+
+
+# Figures as people read them
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0"), (1019.6, "1,020"), (412.3, "412"), (9.996, "10.0"), (0.01234, "0.0123"),
+     (-3.14159, "-3.14"), (None, "–"), (float("nan"), "–"), (float("inf"), "–")],
+)  # fmt: skip
+def test_digits(value: float | None, shown: str) -> None:
+    assert numbers.digits(value) == shown
+
+
+def test_units() -> None:
+    assert numbers.seconds(412.3) == "412 s"
+    assert numbers.seconds(100_000) == "27.8 h"
+    assert numbers.scaled(2.936e8, "bit") == "294 Mbit"
+    assert numbers.scaled(12, "bit") == "12.0 bit"
+    assert numbers.percent(0.0123) == "1.2 %"
+    assert numbers.gap(1e-9) == "< 0.0001 %"
+    assert numbers.counted(1, "round") == "1 round"
+
+
+@given(st.floats(1e-6, 1e12), st.integers(2, 5))
+def test_digits_keep_the_value(value: float, count: int) -> None:
+    shown = float(numbers.digits(value, count).replace(",", ""))
+    assert shown == pytest.approx(value, rel=0.5001 * 10 ** (1 - count))
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(2, 8))
+def test_ticks_lie_inside_and_are_labelled_apart(low: float, width: float, wanted: int) -> None:
+    high = low + width
+    values = numbers.ticks(low, high, wanted)
+    slack = 1e-6 * (abs(low) + width)
+    assert all(low - slack <= value <= high + slack for value in values)
+    assert len(values) <= 2 * wanted + 2
+    if width > 1e-3 * abs(low) and width > 1e-4:
+        labels = numbers.tick_labels(values)
+        assert len(set(labels)) == len(labels)
+
+
+@given(
+    st.floats(0, 1e6, allow_subnormal=False),
+    st.floats(0, 1e6, allow_subnormal=False),
+    st.floats(0, 1),
+)
+def test_an_axis_maps_its_range_onto_its_length(low: float, width: float, part: float) -> None:
+    axis = svg.axis(low, low + width, "x")
+    assert axis.at(axis.low) == 0
+    assert axis.at(axis.high) == pytest.approx(100)
+    inside = axis.low + part * (axis.high - axis.low)
+    assert axis.at(inside) == pytest.approx(100 * part, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("longest", "unit"), [(0.0, "s"), (8_000.0, "s"), (20_000.0, "min"), (9e5, "h")]
+)
+def test_long_times_are_counted_in_larger_units(longest: float, unit: str) -> None:
+    axis = svg.time_axis(longest, "virtual time")
+    assert axis.title == f"virtual time ({unit})"
+    divisor = {"s": 1, "min": 60, "h": 3600}[unit]
+    for value, label in axis.marks:
+        assert float(label.replace(",", "")) == pytest.approx(value / divisor, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 40, 500])
+def test_round_ticks_are_whole_rounds(count: int) -> None:
+    for value, label in svg.round_axis(count).marks:
+        assert label == f"{value:,.0f}"
+        assert value >= 1
+
+
+# What a record adds up to
+
+
+def test_totals_are_the_sums_of_the_record(runs: Path) -> None:
+    record = read_record(runs / "faults")
+    total = totals(record)
+    assert total.virtual_time_s == record.rounds[-1].elapsed_s
+    assert total.none_time_s == pytest.approx(sum(r.none_latency_s or 0 for r in record.rounds))
+    assert total.uplink_bits == pytest.approx(
+        sum(client.uplink_bits for r in record.rounds for client in r.clients)
+    )
+    assert (total.updates, total.merged) == (48, 45)
+    assert total.initial_loss == 1.6604
+    assert total.final_loss == record.rounds[-1].eval_loss
+
+
+def test_a_missing_figure_is_not_summed_over(runs: Path) -> None:
+    record = read_record(runs / "exact")
+    broken = replace(record.rounds[2], none_latency_s=None)
+    record = replace(record, rounds=(*record.rounds[:2], broken, *record.rounds[3:]))
+    assert totals(record).none_time_s is None
+    assert "would have taken" not in headline(record)
+
+
+def test_the_headline_says_what_the_record_says(runs: Path) -> None:
+    record = read_record(runs / "exact")
+    total = totals(record)
+    none = sum(r.none_latency_s or 0 for r in record.rounds)
+    assert headline(record) == (
+        f"6 rounds in {record.rounds[-1].elapsed_s:.0f} s of virtual time, test loss 1.660 → "
+        f"{record.rounds[-1].eval_loss:.3f}; without pruning and with equal bandwidth the same "
+        f"rounds would have taken {none:.0f} s, {none / total.virtual_time_s:.1f} times as long"
+    )
+    assert "would have taken" not in headline(read_record(runs / "none"))
+    assert headline(replace(record, rounds=record.rounds[:2])).startswith("2 of 6 rounds in ")
+    assert headline(replace(record, rounds=())) == "No round has ended yet"
+
+
+def test_clients_are_summarised_by_their_own_rounds(runs: Path) -> None:
+    record = read_record(runs / "faults")
+    clients = client_summaries(record)
+    assert [client.number for client in clients] == list(range(1, 9))
+    assert sum(client.times_last for client in clients) == len(record.rounds)
+    assert [client.left_out for client in clients] == [0] * 7 + [3]
+    own = [r.clients[3] for r in record.rounds]
+    assert clients[3].name == own[0].name
+    assert clients[3].upload_s == pytest.approx(sum(c.upload_s for c in own) / 6)
+
+
+def test_comparison_finds_the_first_round_at_the_common_target(runs: Path) -> None:
+    records = {name: read_record(runs / name) for name in ("exact", "none")}
+    rows = {row["name"]: row for row in comparison_rows(records)}
+    best = {name: min(r.eval_loss or 9 for r in rec.rounds) for name, rec in records.items()}
+    for name, row in rows.items():
+        assert row["target_loss"] == max(best.values())
+        reached = [r for r in records[name].rounds if (r.eval_loss or 9) <= row["target_loss"]]
+        assert row["rounds_to_target"] == reached[0].round
+        assert row["time_to_target_s"] == reached[0].elapsed_s
+        assert row["uplink_bits_to_target"] == pytest.approx(
+            sum(r.uplink_bits for r in records[name].rounds[: reached[0].round])
+        )
+    assert rows["exact"]["time_to_target_s"] < rows["none"]["time_to_target_s"]
+    json.dumps(list(rows.values()), allow_nan=False)
+
+
+def test_a_run_that_measured_no_loss_has_no_target(runs: Path) -> None:
+    records = {name: read_record(runs / name) for name in ("exact", "none")}
+    blind = tuple(replace(r, eval_loss=None) for r in records["none"].rounds)
+    records["none"] = replace(records["none"], rounds=blind)
+    assert {row["time_to_target_s"] for row in comparison_rows(records)} == {None}
+
+
+def test_differences_are_the_keys_that_differ(runs: Path) -> None:
+    records = {name: read_record(runs / name) for name in ("exact", "none")}
+    assert differences(records) == ["planning.method"]
+
+
+def test_console_tables_hold_the_figures(runs: Path) -> None:
+    from rich.console import Console
+
+    record = read_record(runs / "exact")
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(summary_table(record))
+        console.print(comparison_table({"exact": record, "none": read_record(runs / "none")}))
+        shown = console.export_text()
+    for client in record.rounds[0].clients:
+        assert client.name in shown
+    assert numbers.loss(record.rounds[-1].eval_loss) in shown
+
+
+# Pages
+
+
+@pytest.mark.parametrize(("clients", "rounds"), [(8, 6), (32, 40), (1, 1)])
+def test_a_page_has_every_figure_and_names_every_client(
+    tmp_path: Path, clients: int, rounds: int
+) -> None:
+    fake_record.write_run(tmp_path / "run", clients=clients, rounds_=rounds)
+    page = write_report(tmp_path / "run")
+    html = page.read_text()
+    ids = re.findall(r'<figure id="([^"]+)"', html)
+    assert {
+        "loss-over-time", "loss-over-rounds", "metrics", "latency", "timeline", "pruning",
+        "bandwidth", "cell", "data",
+    } <= set(ids)  # fmt: skip
+    every_id = re.findall(r' id="([^"]+)"', html)
+    assert len(every_id) == len(set(every_id))
+    record = read_record(tmp_path / "run")
+    assert headline(record) in text_of(html)
+    for client in record.rounds[0].clients:
+        assert client.name in text_of(html)
+    assert len(html) < 800_000
+    assert "nan" not in re.findall(r'(?:x|y|d|width|height|r)="([^"]*)"', html.lower())
+
+
+def test_every_drawing_has_a_name_for_those_who_do_not_see_it(runs: Path) -> None:
+    for page in (
+        write_report(runs / "bcd"),
+        write_comparison({"a": runs / "exact", "b": runs / "none"}, runs / "both.html"),
+    ):
+        for figure in re.findall(r"<figure.*?</figure>", page.read_text(), flags=re.S):
+            assert re.search(r'<svg role="img" aria-label="[^"]{10,}"', figure)
+            assert re.search(r"<figcaption>[^<]{20,}", figure)
+
+
+def test_a_page_fetches_nothing(runs: Path) -> None:
+    html = write_report(runs / "exact").read_text()
+    assert "default-src 'none'" in html
+    assert not re.findall(r'(?:src|href)="(?!data:)', html)
+    assert not re.findall(r"https?://", html.replace("http://www.w3.org/2000/svg", ""))
+    assert not re.findall(r"@import|url\(", html)
+
+
+def test_left_out_updates_are_told(runs: Path) -> None:
+    html = text_of(write_report(runs / "faults").read_text())
+    assert "Updates that were left out" in html
+    assert "rejected: not finite" in html
+    assert "Updates that were left out" not in text_of(write_report(runs / "exact").read_text())
+
+
+def test_the_gap_is_drawn_only_where_it_can_be_seen(runs: Path) -> None:
+    exact, bcd = (write_report(runs / name).read_text() for name in ("exact", "bcd"))
+    assert 'id="gap"' not in exact
+    assert "within 0.0001 % of a proven lower bound" in text_of(exact)
+    assert 'id="gap"' in bcd
+
+
+def test_what_the_user_wrote_is_escaped(runs: Path) -> None:
+    record = read_record(runs / "faults")
+    nasty = '</script><img src=x onerror="alert(1)">'
+    clients = tuple(replace(c, name=nasty, status=nasty) for c in record.rounds[-1].clients)
+    rounds = (replace(record.rounds[0], clients=clients),)
+    html = render_run(
+        replace(record, rounds=rounds, scenario={**record.scenario, "description": nasty})
+    )
+    assert "<img" not in html
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_an_unfinished_run_has_a_page(tmp_path: Path, kept: int) -> None:
+    values = fake_record.scenario_values(3, 4)
+    with RunDirectory.create(tmp_path / "run", scenario_values=values, method="exact") as run:
+        for record in fake_record.rounds(values)[:kept]:
+            run.append_round(record)
+        html = text_of(write_report(tmp_path / "run").read_text())
+    assert "not finished" in html
+    assert ("No round has ended yet" if kept == 0 else "2 of 4 rounds in") in html
+
+
+def test_a_failed_run_says_why(tmp_path: Path) -> None:
+    values = fake_record.scenario_values(3, 4)
+
+    def fail() -> None:
+        with RunDirectory.create(tmp_path / "r", scenario_values=values, method="exact") as run:
+            run.append_round(fake_record.rounds(values)[0])
+            raise RunError("the third device <caught> fire")
+
+    with pytest.raises(RunError):
+        fail()
+    assert "The run failed: the third device &lt;caught&gt; fire" in text_of(
+        write_report(tmp_path / "r").read_text()
+    )
+
+
+def bare(record: Record) -> Record:
+    """The record with everything left out that may be missing."""
+    optional = dict.fromkeys(
+        ("predicted_latency_s", "none_latency_s", "eval_loss", "train_loss", "objective_s",
+         "lower_bound_s", "gap"),
+    )  # fmt: skip
+    rounds = tuple(
+        replace(
+            r,
+            **optional,  # type: ignore[arg-type]
+            metrics={},
+            clients=tuple(replace(c, snr_db=None, train_loss=None) for c in r.clients),
+        )
+        for r in record.rounds
+    )
+    return replace(record, rounds=rounds, description=None)
+
+
+def test_a_record_without_its_optional_parts_has_a_page(runs: Path) -> None:
+    html = text_of(render_run(bare(read_record(runs / "exact"))))
+    assert "no certificate" in html
+    assert "None" not in html
+    assert "nan" not in html.lower().split()
+
+
+def test_a_long_run_thins_its_heat_maps(runs: Path) -> None:
+    record = read_record(runs / "exact")
+    first = record.rounds[0]
+    rounds = tuple(replace(first, round=i, elapsed_s=20.0 * i) for i in range(1, 601))
+    html = render_run(replace(record, rounds=rounds))
+    assert html.count('class="heat"') == 2 * 120 * 8
+    assert "Every 5th round is shown." in html
+
+
+def test_the_scenario_on_the_page_can_be_run_again(runs: Path) -> None:
+    record = read_record(runs / "exact")
+    again = scenario_from_dict(tomllib.loads(toml_text(record.scenario)))
+    assert again.model_dump(mode="json") == record.scenario
+
+
+def test_the_comparison_tells_where_channels_differ(tmp_path: Path, runs: Path) -> None:
+    fake_record.write_run(tmp_path / "other", seed=5)
+    same = write_comparison({"a": runs / "exact", "b": runs / "none"}, tmp_path / "same.html")
+    other = write_comparison({"a": runs / "exact", "b": tmp_path / "other"}, tmp_path / "o.html")
+    assert "the same channels in the same round" in same.read_text()
+    assert "cannot be matched" in other.read_text()
+
+
+def test_refusals_are_one_line(tmp_path: Path, runs: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="give two or more"):
+        write_comparison({"a": runs / "exact"}, tmp_path / "c.html")
+    with pytest.raises(RunError, match="cannot write"):
+        write_comparison(
+            {"a": runs / "exact", "b": runs / "none"}, tmp_path / "not" / "there" / "c.html"
+        )
+
+
+def test_reporting_does_not_load_torch() -> None:
+    code = "import sys, airtune.report; assert not {'torch', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
