@@ -145,7 +145,9 @@ def test_scenarios_are_listed_and_shown() -> None:
 
 
 def test_methods_and_devices_are_listed() -> None:
-    assert "bcd" in airtune("methods").stdout
+    listed = airtune("methods").stdout
+    for name in ("bcd", "flora", "flexlora", "partial-fednova", "in-turn", "FedMP"):
+        assert name in listed
     assert "raspberry-pi-5" in airtune("methods", "--devices").stdout
 
 

@@ -123,15 +123,30 @@ class Trained:
     wall_s: float
 
 
-def lora_config(section: TrainingSection, targets: Sequence[str]) -> LoraConfig:
-    """Return the PEFT configuration of a run: LoRA on every linear layer of the blocks."""
+def lora_config(
+    section: TrainingSection,
+    targets: Sequence[str],
+    rank: int | None = None,
+    *,
+    transposed: bool = False,
+) -> LoraConfig:
+    """Return the PEFT configuration of a run: LoRA on every linear layer of the blocks.
+
+    Args:
+        section: the run's rank and alpha.
+        targets: names of the layers.
+        rank: another rank; alpha follows it, so that the scale alpha/rank is one for all.
+        transposed: the model stores its weights as (inputs, outputs), as GPT-2 does.
+    """
+    rank = rank or section.lora_rank
     return LoraConfig(
-        r=section.lora_rank,
+        r=rank,
         # PEFT types it as an integer, but only divides it by the rank.
-        lora_alpha=section.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=section.lora_alpha * (rank / section.lora_rank),  # type: ignore[arg-type]
         lora_dropout=0.0,
         target_modules=list(targets),
         bias="none",
+        fan_in_fan_out=transposed,
         task_type="CAUSAL_LM",
     )
 
@@ -184,6 +199,37 @@ def _load(peft_model: PeftModel, adapter: Adapter) -> None:
     set_peft_model_state_dict(peft_model, adapter)
 
 
+@contextmanager
+def merged_into_base(
+    model: nn.Module, adapter: Adapter, scale: float, *, transposed: bool = False
+) -> Iterator[None]:
+    """Add scale x B A to a model's own weights for the length of a `with` block.
+
+    Args:
+        model: the base model.
+        adapter: PEFT's names, shapes of this model.
+        scale: LoRA's alpha over rank.
+        transposed: the model stores its weights as (inputs, outputs).
+    """
+    before: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for name, rows in adapter.items():
+                layer, end = name.removeprefix("base_model.model."), ".lora_A.weight"
+                if not layer.endswith(end):
+                    continue
+                weight = model.get_parameter(f"{layer.removesuffix(end)}.weight")
+                columns = adapter[name.replace(".lora_A.", ".lora_B.")].to(weight.device)
+                added = scale * (columns @ rows.to(weight.device))
+                before.append((weight, weight.detach().clone()))
+                weight.copy_(weight.float() + (added.T if transposed else added))
+        yield
+    finally:
+        with torch.no_grad():
+            for changed, value in before:
+                changed.copy_(value)
+
+
 def adapter_values(peft_model: PeftModel) -> Adapter:
     """Return a copy of the adapter's values, float32 on the CPU."""
     state = get_peft_model_state_dict(peft_model)
@@ -197,6 +243,8 @@ def train(
     batches: Sequence[Batch],
     section: TrainingSection,
     optimizer_state: OptimizerState | None = None,
+    *,
+    freezes_a: bool = False,
 ) -> Trained:
     """Fine-tune the adapter for one AdamW step a batch; loss on answer tokens only.
 
@@ -207,6 +255,7 @@ def train(
         batches: one a local step.
         section: learning rate, weight decay, gradient-norm bound.
         optimizer_state: AdamW's moments to go on from, in the submodel's shapes.
+        freezes_a: train B alone.
 
     Returns:
         The new adapter and, where `section.keep_optimizer`, the new moments.
@@ -215,6 +264,9 @@ def train(
     losses = []
     with adapted(submodel, config, adapter) as peft_model:
         peft_model.train()
+        for name, parameter in peft_model.named_parameters():
+            if freezes_a and ".lora_A." in name:
+                parameter.requires_grad_(False)
         named = {
             name.replace(".default.", "."): parameter
             for name, parameter in peft_model.named_parameters()

@@ -8,25 +8,36 @@ machine that simulates it needed is recorded apart, as `wall_s`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
 
 from airtune import channel, planning
-from airtune.aggregate import RULES, Contribution, fault_of
+from airtune.aggregate import (
+    RULES,
+    Adapter,
+    Contribution,
+    fault_of,
+    leading,
+    normalised,
+    padded,
+    rank_of,
+)
 from airtune.channel import Placement
-from airtune.client import Adapter, ClientJob, ClientUpdate, Planned
+from airtune.client import ClientJob, ClientUpdate, Planned
 from airtune.devices import DeviceProfile, profile_of
 from airtune.engines import ClientFailure, Engine
 from airtune.engines.local import LocalEngine
 from airtune.errors import InputError, RunError
-from airtune.ledger import Outcome, State, bill, description, packed, restored
+from airtune.ledger import Outcome, SatOut, State, bill, description, packed, restored
+from airtune.merging import rule_of
 from airtune.observer import Observer
+from airtune.participation import Decision, decision_of_round
 from airtune.planning import METHODS, Plan
-from airtune.planning_inputs import ClientLoad, Link, link_of, plan_of_round, problem_of_round
+from airtune.planning_inputs import ClientLoad, Link, link_of, problem_of_round
 from airtune.pruning import gather_adapter, scatter_adapter
 from airtune.randomness import generator
 from airtune.record import (
@@ -99,12 +110,10 @@ def run(
 
 def _checked_profiles(scenario: Scenario) -> tuple[DeviceProfile, ...]:
     """Refuse unknown names before anything is loaded or written."""
-    for key, name, allowed in (
-        ("planning.method", scenario.planning.method, METHODS),
-        ("aggregation.rule", scenario.aggregation.rule, RULES),
-    ):
-        if name not in allowed:
-            raise InputError(f"{key} = '{name}': allowed are {', '.join(allowed)}")
+    method = scenario.planning.method
+    if method not in METHODS:
+        raise InputError(f"planning.method = '{method}': allowed are {', '.join(METHODS)}")
+    rule_of(scenario)
     return tuple(profile_of(device) for device in scenario.client_devices)
 
 
@@ -165,7 +174,7 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
         generator(scenario.seed, "fading", round=round),
         round=round,
     )
-    link = link_of(scenario, this.setting.shape, air)
+    link = link_of(scenario, this.setting.shape, air, state.stacked_bits)
     loads = [
         ClientLoad(
             engine.step_tokens(round, k), client.examples, client.pruning_cost, client.most_pruned
@@ -175,14 +184,15 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
 
     # 2. Plan, and what the round would have taken without one.
     problem = problem_of_round(scenario, this.setting.shape, this.profiles, loads, link)
-    plan = plan_of_round(scenario, problem, round)
+    decision = decision_of_round(scenario, problem, loads, this.setting.shape, round)
+    plan = decision.plan
     unplanned = planning.plan(problem, "none", bound=False)
 
     # 3. The clients work.
-    outcomes = _client_work(this, state, plan, link, round)
+    outcomes = _client_work(this, state, decision, link, round)
 
     # 4. Merge what is sound.
-    statuses = [_status(outcome, state.adapter, this.setting) for outcome in outcomes]
+    statuses = [_status(this, outcome, state.adapter) for outcome in outcomes]
     sound = [
         outcome
         for outcome, status in zip(outcomes, statuses, strict=True)
@@ -190,8 +200,7 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
     ]
     if not sound:
         raise RunError(f"round {round}: no client's update could be used; first: {statuses[0]}")
-    merge, _ = RULES[scenario.aggregation.rule]
-    adapter = merge(state.adapter, [_contribution(update, this.setting) for update in sound])
+    adapter = _merged(this, state.adapter, sound, decision)
     moments = dict(state.optimizer_states)
     for update in sound:
         if update.optimizer_state is not None:
@@ -201,8 +210,12 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
 
     # 5. Put it on the clock.
     names = scenario.client_names
+    done = [
+        replace(load, steps=load.steps[:count])
+        for load, count in zip(loads, decision.steps, strict=True)
+    ]
     clients = tuple(
-        bill(names[k], this.profiles[k], loads[k], plan, k, outcome, status, link)
+        bill(names[k], this.profiles[k], done[k], plan, k, outcome, status, link)
         for k, (outcome, status) in enumerate(zip(outcomes, statuses, strict=True))
     )
     latency_s = max(client.total_s for client in clients)
@@ -232,27 +245,33 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
         wall_s=time.perf_counter() - begin,
         clients=clients,
     )
-    return State(round, elapsed_s, adapter, moments), record
+    stacked_bits = sum(u.uplink_bits for u in sound) if rule_of(scenario).restarts else None
+    return State(round, elapsed_s, adapter, moments, stacked_bits), record
 
 
-def _client_work(this: Run, state: State, plan: Plan, link: Link, round: int) -> list[Outcome]:
+def _client_work(
+    this: Run, state: State, decision: Decision, link: Link, round: int
+) -> list[Outcome]:
     """Have every client do its part; outcomes in client order, whoever ends first."""
 
     def jobs() -> Iterator[ClientJob]:
         for client, name in enumerate(this.scenario.client_names):
+            if not decision.steps[client]:
+                continue
             this.watch.client_started(round, name)
             yield ClientJob(
                 round=round,
                 client=client,
-                pruning=float(plan.pruning[client]),
-                local_steps=this.scenario.training.local_steps,
+                pruning=float(decision.plan.pruning[client]),
+                local_steps=decision.steps[client],
                 adapter=state.adapter,
                 optimizer_state=state.optimizer_states.get(client),
-                planned=_planned(plan, link, client),
+                planned=_planned(decision.plan, link, client),
             )
 
     outcomes = {outcome.client: outcome for outcome in this.engine.train(jobs())}
-    return [outcomes[client] for client in range(len(this.profiles))]
+    clients = range(len(this.profiles))
+    return [outcomes[k] if decision.steps[k] else SatOut(k) for k in clients]
 
 
 def _planned(plan: Plan, link: Link, client: int) -> Planned:
@@ -260,21 +279,44 @@ def _planned(plan: Plan, link: Link, client: int) -> Planned:
         bandwidth_hz=float(plan.bandwidth_hz[client]),
         rate_bps=float(plan.rate_bps[client]),
         downlink_rate_bps=link.downlink_bits / link.downlink_s,
-        downlink_s=link.downlink_s,
+        downlink_s=float(link.needed_s[client]),
         compute_s=float(plan.compute_s[client]),
         upload_s=float(plan.upload_s[client]),
         round_s=plan.round_latency_s,
     )
 
 
-def _status(outcome: Outcome, server: Adapter, setting: Setting) -> str:
+def _status(this: Run, outcome: Outcome, server: Adapter) -> str:
+    if isinstance(outcome, SatOut):
+        return "sat out"
     if isinstance(outcome, ClientFailure):
         return f"failed: {outcome.reason}"
-    kept = gather_adapter(server, outcome.structure, setting.shape)
+    taken = leading(server, this.scenario.client_ranks[outcome.client])
+    kept = gather_adapter(taken, outcome.structure, this.setting.shape)
     expected = {name: tuple(value.shape) for name, value in kept.items()}
     return fault_of(outcome.adapter, expected, outcome.train_loss) or "ok"
 
 
-def _contribution(update: ClientUpdate, setting: Setting) -> Contribution:
+def _merged(
+    this: Run, server: Adapter, updates: Sequence[ClientUpdate], decision: Decision
+) -> Adapter:
+    """Merge sound updates by the scenario's rule."""
+    name = this.scenario.aggregation.rule
+    # Where clients restart, their rank is their own; otherwise the server's, zero-padded.
+    rank = None if rule_of(this.scenario).restarts else rank_of(server)
+    contributions = [
+        _contribution(update, this.setting, rank, decision.steps[update.client])
+        for update in updates
+    ]
+    if this.scenario.participation.rule == "partial-fednova":
+        contributions = normalised(server, contributions)
+    return RULES[name][0](server, contributions)
+
+
+def _contribution(
+    update: ClientUpdate, setting: Setting, rank: int | None, steps: int
+) -> Contribution:
     values, held = scatter_adapter(update.adapter, update.structure, setting.shape)
-    return Contribution(values, held, weight=float(update.examples))
+    if rank is not None:
+        values, held = padded(values, rank), padded(held, rank)
+    return Contribution(values, held, weight=float(update.examples), steps=steps)

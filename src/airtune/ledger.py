@@ -13,6 +13,7 @@ import torch
 from airtune.channel import Placement
 from airtune.client import Adapter, ClientFailure, ClientUpdate, OptimizerState
 from airtune.devices import DeviceProfile, compute_s
+from airtune.merging import rule_of
 from airtune.planning import Plan
 from airtune.planning_inputs import ClientLoad, Link
 from airtune.record import Checkpoint, ClientRecord, ClientSite, RunDescription
@@ -21,7 +22,15 @@ from airtune.units import linear_to_db
 from airtune.worker import Evaluation, Setting
 from airtune.workload import adapter_values, full_sizes
 
-Outcome = ClientUpdate | ClientFailure
+
+@dataclass(frozen=True)
+class SatOut:
+    """A client was not asked this round."""
+
+    client: int
+
+
+Outcome = ClientUpdate | ClientFailure | SatOut
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,8 @@ class State:
     elapsed_s: float
     adapter: Adapter
     optimizer_states: dict[int, OptimizerState]
+    stacked_bits: float | None = None
+    """What the last round's updates take together, where clients merge them into their base."""
 
 
 def bill(
@@ -46,13 +57,31 @@ def bill(
 ) -> ClientRecord:
     """Bill one client: what it really computed and sent; a failed one, what was planned."""
     band_hz, rate_bps = float(plan.bandwidth_hz[client]), float(plan.rate_bps[client])
+    if isinstance(outcome, SatOut):
+        return ClientRecord(
+            name=name,
+            pruning=1.0,
+            asked_pruning=1.0,
+            bandwidth_hz=0.0,
+            rate_bps=0.0,
+            downlink_s=0.0,
+            compute_s=0.0,
+            upload_s=0.0,
+            total_s=0.0,
+            uplink_bits=0.0,
+            downlink_bits=0.0,
+            flops=0.0,
+            examples=load.examples,
+            label_tokens=0,
+            status=status,
+        )
     if isinstance(outcome, ClientUpdate):
         pruning, flops, bits = outcome.pruning, outcome.flops, outcome.uplink_bits
         compute, train_loss = compute_s(flops, profile), outcome.train_loss
     else:
         pruning, flops, bits = float(plan.pruning[client]), 0.0, 0.0
         compute, train_loss = float(plan.compute_s[client]), None
-    downlink_s = link.downlink_s
+    downlink_s = float(link.needed_s[client])
     upload_s = bits / rate_bps if bits > 0 else 0.0
     engine_s = None
     if isinstance(outcome, ClientUpdate) and (real := outcome.measured) is not None:
@@ -73,7 +102,7 @@ def bill(
         total_s=downlink_s + compute + upload_s,
         engine_s=engine_s,
         uplink_bits=bits,
-        downlink_bits=link.downlink_bits,
+        downlink_bits=float(link.needed_bits[client]),
         flops=flops,
         examples=load.examples,
         label_tokens=sum(step.label_tokens for step in load.steps),
@@ -121,6 +150,7 @@ def description(
             setting.shape,
             full_sizes(setting.shape),
             lora_rank=scenario.training.lora_rank,
+            freezes_a=rule_of(scenario).freezes_a,
         ),
     )
 
@@ -130,7 +160,7 @@ def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     arrays = {f"adapter/{name}": value.numpy() for name, value in state.adapter.items()}
     for client, moments in state.optimizer_states.items():
         arrays |= {f"optimizer/{client}/{key}": value.numpy() for key, value in moments.items()}
-    return arrays, {"elapsed_s": state.elapsed_s}
+    return arrays, {"elapsed_s": state.elapsed_s, "stacked_bits": state.stacked_bits}
 
 
 def restored(checkpoint: Checkpoint | None) -> State | None:
@@ -146,4 +176,7 @@ def restored(checkpoint: Checkpoint | None) -> State | None:
         else:
             client, _, entry = rest.partition("/")
             moments.setdefault(int(client), {})[entry] = torch.from_numpy(array.copy())
-    return State(checkpoint.round, checkpoint.payload["elapsed_s"], adapter, moments)
+    payload = checkpoint.payload
+    return State(
+        checkpoint.round, payload["elapsed_s"], adapter, moments, payload.get("stacked_bits")
+    )

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from airtune import channel, numerology, planning
 from airtune.channel import ChannelState, broadcast_rate_bps
 from airtune.devices import DeviceProfile, profile_of
 from airtune.errors import InputError
+from airtune.merging import rule_of
 from airtune.planning import Plan, PlanningProblem
 from airtune.randomness import generator
 from airtune.scenario import Scenario
 from airtune.workload import (
+    HEADER_BITS,
     SHAPES,
     AffineCosts,
     KeptSizes,
@@ -31,6 +34,8 @@ from airtune.workload import (
     full_sizes,
     payload_bits,
 )
+
+FloatArray = NDArray[np.float64]
 
 NOMINAL_LABEL_SHARE = 0.5
 """Share of the tokens that are answer tokens, where no data has been read yet."""
@@ -43,9 +48,16 @@ class Link:
 
     air: ChannelState
     downlink_bits: float
-    """The adapter of the full model, sent once to all."""
+    """What is sent once to all: the adapter of the full model, of the largest rank."""
     downlink_s: float
     """At the slowest device's rate."""
+    needed_bits: FloatArray
+    """(K,) of which each client needs so much: ranks are sent in order, the first ones first."""
+
+    @property
+    def needed_s(self) -> FloatArray:
+        """(K,) when each client has what it needs, s."""
+        return self.needed_bits * (self.downlink_s / self.downlink_bits)
 
 
 @dataclass(frozen=True)
@@ -59,15 +71,37 @@ class ClientLoad:
     """Its submodel at pruning.max_pruning, where known."""
 
 
-def link_of(scenario: Scenario, shape: ModelShape, air: ChannelState) -> Link:
-    """Price the round's broadcast: the whole adapter at the slowest device's rate."""
-    bits = payload_bits(
-        shape,
-        full_sizes(shape),
-        lora_rank=scenario.training.lora_rank,
-        bits_per_value=scenario.aggregation.payload_bits_per_value,
-    )
-    return Link(air, bits, bits / broadcast_rate_bps(air))
+def link_of(
+    scenario: Scenario, shape: ModelShape, air: ChannelState, stacked_bits: float | None = None
+) -> Link:
+    """Price the round's broadcast: the whole adapter at the slowest device's rate.
+
+    Args:
+        scenario: ranks, precision, merging rule.
+        shape: of the full model.
+        air: the round's channel.
+        stacked_bits: what the updates of the round before take together, where clients merge
+            them into their base; None before there are any, when nothing but a header is sent.
+    """
+    rule = rule_of(scenario)
+    if rule.restarts:
+        bits = float(HEADER_BITS) if stacked_bits is None else stacked_bits
+        needed = np.full(len(scenario.client_devices), bits)
+    else:
+        needed = np.array(
+            [
+                payload_bits(
+                    shape,
+                    full_sizes(shape),
+                    lora_rank=rank,
+                    bits_per_value=scenario.aggregation.payload_bits_per_value,
+                    freezes_a=rule.freezes_a,
+                )
+                for rank in scenario.client_ranks
+            ]
+        )
+        bits = float(needed.max())
+    return Link(air, bits, bits / broadcast_rate_bps(air), needed)
 
 
 def problem_of_round(
@@ -89,17 +123,19 @@ def problem_of_round(
     Raises:
         InputError: a device's memory does not hold even the most pruned submodel.
     """
+    freezes_a = rule_of(scenario).freezes_a
     coefficients = [
         affine_coefficients(
             shape,
             load.steps,
-            lora_rank=scenario.training.lora_rank,
+            lora_rank=rank,
+            freezes_a=freezes_a,
             bits_per_value=scenario.aggregation.payload_bits_per_value,
             bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
             max_pruning=scenario.pruning.max_pruning,
             sizes_at=_ending_at(load.most_pruned),
         )
-        for load in loads
+        for load, rank in zip(loads, scenario.client_ranks, strict=True)
     ]
     speed = np.array([profile.effective_flops for profile in profiles])
     least = least_pruning(scenario, coefficients, profiles)
@@ -110,7 +146,7 @@ def problem_of_round(
         names=scenario.client_names,
         weight=np.array([load.examples for load in loads], dtype=np.float64),
         snr_hz=link.air.snr_hz,
-        downlink_s=np.full(len(profiles), link.downlink_s),
+        downlink_s=link.needed_s,
         compute_fixed_s=np.array([c.flops_fixed for c in coefficients]) / speed,
         compute_full_s=np.array([c.flops_full for c in coefficients]) / speed,
         payload_fixed_bits=np.array([c.payload_fixed_bits for c in coefficients]),
@@ -204,8 +240,23 @@ def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:
     )
 
 
-def plan_of_round(scenario: Scenario, problem: PlanningProblem, round: int) -> Plan:
-    """Plan one round as the scenario asks: its method, tolerance and resource blocks."""
+def plan_of_round(
+    scenario: Scenario,
+    problem: PlanningProblem,
+    round: int,
+    *,
+    method: str | None = None,
+    bound: bool = True,
+) -> Plan:
+    """Plan one round as the scenario asks: its method, tolerance and resource blocks.
+
+    Args:
+        scenario: of the run.
+        problem: the round's, or another one in its place.
+        round: counted from 1.
+        method: in place of the scenario's.
+        bound: False skips the lower bound where the method itself gives none.
+    """
     spacing_hz = scenario.cell.subcarrier_spacing_hz
     whole_blocks: dict[str, Any] = {}
     if spacing_hz is not None:
@@ -215,7 +266,8 @@ def plan_of_round(scenario: Scenario, problem: PlanningProblem, round: int) -> P
         }
     return planning.plan(
         problem,
-        scenario.planning.method,
+        method or scenario.planning.method,
+        bound=bound,
         tolerance=scenario.planning.tolerance,
         rng=generator(scenario.seed, "random-plan", round=round),
         **whole_blocks,

@@ -122,6 +122,8 @@ class DeviceSection(Section):
     utilisation: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the peak that fine-tuning reaches; default: the profile's."""
     memory_bytes: PositiveFloat | None = None
+    lora_rank: PositiveInt | None = None
+    """Rank of its clients' adapters; default: training.lora_rank, which is the largest allowed."""
     power_dbm: FiniteFloat = 23.0
     """Transmit power of the uplink."""
     distance_m: PositiveFloat | None = None
@@ -177,6 +179,15 @@ class AggregationSection(Section):
     payload_bits_per_value: Literal[16, 32] = 16
 
 
+class ParticipationSection(Section):
+    """Who takes part in a round, and with how many of its local steps."""
+
+    rule: Literal["all", "partial", "partial-fednova", "deadline", "in-turn"] = "all"
+    """A name from `airtune methods`."""
+    every_rounds: Annotated[int, Field(ge=2)] = 2
+    """`in-turn`: the slowest clients take part in every so manieth round only."""
+
+
 class EvaluationSection(Section):
     """What is measured on the server's test set."""
 
@@ -202,6 +213,7 @@ class Scenario(Section):
     training: TrainingSection = TrainingSection()
     pruning: PruningSection = PruningSection()
     planning: PlanningSection = PlanningSection()
+    participation: ParticipationSection = ParticipationSection()
     aggregation: AggregationSection = AggregationSection()
     evaluation: EvaluationSection = EvaluationSection()
 
@@ -209,6 +221,11 @@ class Scenario(Section):
     def client_devices(self) -> tuple[DeviceSection, ...]:
         """One entry a client, in the order of the file: kinds repeated by their count."""
         return tuple(device for device in self.devices for _ in range(device.count))
+
+    @property
+    def client_ranks(self) -> tuple[int, ...]:
+        """Each client's adapter rank: its device's, or the run's."""
+        return tuple(device.lora_rank or self.training.lora_rank for device in self.client_devices)
 
     @property
     def client_names(self) -> tuple[str, ...]:
@@ -223,6 +240,12 @@ class Scenario(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
+        for index, device in enumerate(self.devices):
+            if device.lora_rank is not None and device.lora_rank > self.training.lora_rank:
+                raise ValueError(
+                    f"devices.{index}.lora_rank = {device.lora_rank} is above "
+                    f"training.lora_rank = {self.training.lora_rank}, the server's"
+                )
         clients = len(self.client_devices)
         need = clients * (self.partition.min_examples + self.task.client_eval_examples)
         if need > self.task.train_examples:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from peft import LoraConfig
 from torch import nn
 
+from airtune.aggregate import leading, rank_of
 from airtune.client import (
     Adapter,
     ClientJob,
@@ -22,12 +24,14 @@ from airtune.client import (
     adapter_values,
     gather_moments,
     lora_config,
+    merged_into_base,
     scatter_moments,
     train,
 )
 from airtune.data import Batch, encode, eval_batches, load_task, local_batches, partition
 from airtune.devices import DeviceProfile
 from airtune.evaluate import answer_loss, exact_match, group_losses, label_accuracy
+from airtune.merging import rule_of
 from airtune.models import load_model
 from airtune.pruning import (
     Statistics,
@@ -103,7 +107,8 @@ class Worker:
         loaded = load_model(scenario.model, seed=scenario.seed)
         self._model, self._tokenizer = loaded.model.to(self._device), loaded.tokenizer
         self.shape, self._fingerprint = loaded.shape, loaded.fingerprint
-        self._config = lora_config(scenario.training, loaded.lora_targets)
+        self._targets = loaded.lora_targets
+        self._rule = rule_of(scenario)
         self._load_data()
         self._statistics: dict[int, Statistics] = {}
 
@@ -149,8 +154,15 @@ class Worker:
     def initial_adapter(self) -> Adapter:
         """Return LoRA's start: random A, B = 0, so that the model is the base model."""
         seed = derived_seed(self.scenario.seed, "adapter")
-        with adapted(self._model, self._config, seed=seed) as peft_model:
+        return self._new_adapter(self.scenario.training.lora_rank, seed)
+
+    def _new_adapter(self, rank: int, seed: int) -> Adapter:
+        with adapted(self._model, self._config(rank), seed=seed) as peft_model:
             return adapter_values(peft_model)
+
+    def _config(self, rank: int) -> LoraConfig:
+        transposed = self.shape.table.transposed
+        return lora_config(self.scenario.training, self._targets, rank, transposed=transposed)
 
     def batches(self, round: int, client: int, steps: int) -> list[Batch]:
         """Draw a client's batches of one round: the same whatever the method."""
@@ -169,27 +181,42 @@ class Worker:
     def train(self, job: ClientJob) -> ClientUpdate:
         """Cut, fine-tune and answer, as the client's device would."""
         start = time.perf_counter()
+        rank = self.scenario.client_ranks[job.client]
+        if not self._rule.restarts:
+            return self._train(replace(job, adapter=leading(job.adapter, rank)), start)
+        seed = derived_seed(self.scenario.seed, "restart", round=job.round)
+        if job.pruning > 0:
+            self._calibrated(job.client)  # on the base as it began, whichever round comes first
         section = self.scenario.training
-        batches = [
-            batch.to(self._device) for batch in self.batches(job.round, job.client, job.local_steps)
-        ]
+        scale = section.lora_alpha / section.lora_rank
+        transposed = self.shape.table.transposed
+        with merged_into_base(self._model, job.adapter, scale, transposed=transposed):
+            return self._train(replace(job, adapter=self._new_adapter(rank, seed)), start)
+
+    def _train(self, job: ClientJob, start: float) -> ClientUpdate:
+        section, rank = self.scenario.training, rank_of(job.adapter)
+        # Fewer steps than the round's are its first ones, so that all clients' draws stay.
+        steps = max(job.local_steps, section.local_steps)
+        drawn = self.batches(job.round, job.client, steps)[: job.local_steps]
+        batches = [batch.to(self._device) for batch in drawn]
         structure, submodel = self._submodel(job.client, job.pruning)
         moments = None
         if job.optimizer_state is not None:
             moments = gather_moments(job.optimizer_state, structure, self.shape)
         trained = train(
             submodel,
-            self._config,
+            self._config(rank),
             gather_adapter(job.adapter, structure, self.shape),
             batches,
             section,
             moments,
+            freezes_a=self._rule.freezes_a,
         )
         if trained.optimizer_state is not None:
             moments = scatter_moments(
                 trained.optimizer_state, job.optimizer_state, job.adapter, structure, self.shape
             )
-        sizes, rank = structure.sizes, section.lora_rank
+        sizes, freezes_a = structure.sizes, self._rule.freezes_a
         return ClientUpdate(
             round=job.round,
             client=job.client,
@@ -197,13 +224,15 @@ class Worker:
             structure=structure,
             pruning=realised_pruning(self.shape, sizes),
             flops=sum(
-                training_flops(self.shape, sizes, tokens_of(b), lora_rank=rank) for b in batches
+                training_flops(self.shape, sizes, tokens_of(b), lora_rank=rank, freezes_a=freezes_a)
+                for b in batches
             ),
             uplink_bits=payload_bits(
                 self.shape,
                 sizes,
                 lora_rank=rank,
                 bits_per_value=self.scenario.aggregation.payload_bits_per_value,
+                freezes_a=freezes_a,
             ),
             examples=len(self._train_data[job.client]),
             train_loss=trained.train_loss,
@@ -221,7 +250,7 @@ class Worker:
         """
         scenario = self.scenario
         metrics: dict[str, float] = {}
-        with adapted(self._model, self._config, adapter) as model:
+        with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
             model.eval()
             loss = answer_loss(model, self._test_batches)
             if scenario.task.client_eval_examples:
@@ -245,7 +274,7 @@ class Worker:
 
     def save_adapter(self, adapter: Adapter, folder: str) -> None:
         """Write the adapter in PEFT's format; `PeftModel.from_pretrained` loads it."""
-        with adapted(self._model, self._config, adapter) as model:
+        with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
             model.save_pretrained(folder)
 
     def _submodel(self, client: int, pruning: float) -> tuple[Structure, nn.Module]:
@@ -265,7 +294,12 @@ class Worker:
             wanted = self.scenario.pruning.calibration_examples
             examples = self._train_data[client][:wanted]
             batches = eval_batches(examples, self.scenario.evaluation.batch_size)
-            self._statistics[client] = calibrate(self._model, self.shape, batches)
+            self._statistics[client] = calibrate(
+                self._model,
+                self.shape,
+                batches,
+                stand_ins=self.scenario.pruning.units == "blocks",
+            )
         return self._statistics[client]
 
     def _most_pruned(self, client: int) -> KeptSizes | None:

@@ -122,13 +122,19 @@ def realised_pruning(shape: ModelShape, sizes: KeptSizes) -> float:
 
 
 def training_flops(
-    shape: ModelShape, sizes: KeptSizes, step: StepTokens, *, lora_rank: int
+    shape: ModelShape,
+    sizes: KeptSizes,
+    step: StepTokens,
+    *,
+    lora_rank: int,
+    freezes_a: bool = False,
 ) -> float:
     """Count the FLOPs of one training step with LoRA on every linear layer of the blocks.
 
     Per layer with n inputs, m outputs and rank r, over T tokens:
     forward 2T(nm + rn + rm); backward 2T(2rm + rn) for the adapter's own gradients, and
-    2T(nm + rn) more for the input's, which nothing below the first adapter needs.
+    2T(nm + rn) more for the input's, which nothing below the first adapter needs. A frozen A
+    saves its 2Trn.
     Attention scores: rows of s tokens, h heads of width d: 4hds² a row forward, twice that
     backward (all s² pairs: what eager attention computes). LM head: at label positions only,
     4 FLOPs an entry.
@@ -153,7 +159,8 @@ def training_flops(
                 m = matrix.outputs.size(units if matrix.outputs.unit == unit else 1)
                 reads_hidden = matrix.inputs.unit == "hidden"
                 needs_input_gradient = not reads_hidden or (below if shape.parallel else reached)
-                total += 2.0 * tokens * (n * m + 2 * lora_rank * n + 3 * lora_rank * m)
+                reads = 1 if freezes_a else 2
+                total += 2.0 * tokens * (n * m + reads * lora_rank * n + 3 * lora_rank * m)
                 if needs_input_gradient:
                     total += 2.0 * tokens * (n * m + lora_rank * n)
             if unit == "group":
@@ -163,15 +170,20 @@ def training_flops(
     return total
 
 
-def adapter_values(shape: ModelShape, sizes: KeptSizes, *, lora_rank: int) -> int:
-    """Return how many numbers the submodel's adapter has: rank x (inputs + outputs) a layer."""
+def adapter_values(
+    shape: ModelShape, sizes: KeptSizes, *, lora_rank: int, freezes_a: bool = False
+) -> int:
+    """Return how many numbers the submodel's adapter has: rank x (inputs + outputs) a layer.
+
+    Where A is frozen, only the outputs' side (B) is trained and counted.
+    """
     count = 0
     for block in range(shape.blocks):
         for matrix in shape.matrices:
             sides = (matrix.inputs, matrix.outputs)
             lengths = [side.size(sizes.units(block, side.unit)) for side in sides]
             if all(lengths):
-                count += lora_rank * sum(lengths)
+                count += lora_rank * sum(lengths[freezes_a:])
     return count
 
 
@@ -182,9 +194,11 @@ def payload_bits(
     lora_rank: int,
     bits_per_value: int,
     with_unit_indices: bool = True,
+    freezes_a: bool = False,
 ) -> float:
     """Count the bits of an uplink message: adapter values, a bitmap of kept units, a header."""
-    bits = HEADER_BITS + bits_per_value * adapter_values(shape, sizes, lora_rank=lora_rank)
+    values = adapter_values(shape, sizes, lora_rank=lora_rank, freezes_a=freezes_a)
+    bits = HEADER_BITS + bits_per_value * values
     if with_unit_indices:
         bits += shape.blocks * (shape.mlp_channels + shape.kv_heads)
     return float(bits)
@@ -260,6 +274,7 @@ def affine_coefficients(
     bytes_per_weight: int = 4,
     max_pruning: float = 0.8,
     sizes_at: Callable[[float], KeptSizes] | None = None,
+    freezes_a: bool = False,
 ) -> AffineCosts:
     """Return the planner's cost model of one round: the line through two counted submodels.
 
@@ -271,6 +286,7 @@ def affine_coefficients(
         bytes_per_weight: of the base model's dtype.
         max_pruning: the line meets the counts at no pruning and at this rate.
         sizes_at: the submodel at a rate; default: cut to the same share everywhere.
+        freezes_a: only B is trained and sent.
     """
     sizes_at = sizes_at or (lambda rate: uniform_sizes(shape, rate))
     largest = max(steps, key=lambda step: (step.rows * step.length, step.label_tokens))
@@ -279,8 +295,17 @@ def affine_coefficients(
     def counts(sizes: KeptSizes) -> tuple[float, float, float, float]:
         return (
             realised_pruning(shape, sizes),
-            sum(training_flops(shape, sizes, step, lora_rank=lora_rank) for step in steps),
-            payload_bits(shape, sizes, lora_rank=lora_rank, bits_per_value=bits_per_value),
+            sum(
+                training_flops(shape, sizes, step, lora_rank=lora_rank, freezes_a=freezes_a)
+                for step in steps
+            ),
+            payload_bits(
+                shape,
+                sizes,
+                lora_rank=lora_rank,
+                bits_per_value=bits_per_value,
+                freezes_a=freezes_a,
+            ),
             memory_bytes(
                 shape, sizes, largest, lora_rank=lora_rank, bytes_per_weight=bytes_per_weight
             ),

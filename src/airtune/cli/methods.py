@@ -12,7 +12,7 @@ def methods(
         bool, typer.Option("--devices", help="List the device profiles instead.")
     ] = False,
 ) -> None:
-    """List the planning methods and merging rules, or the device profiles.
+    """List planning methods, merging rules and participation rules, or the device profiles.
 
     **Examples**
 
@@ -25,10 +25,10 @@ def methods(
     from rich.table import Table
 
     console = Console()
-    table = Table(box=box.SIMPLE_HEAD)
     if devices:
         from airtune.devices import PROFILES
 
+        table = Table(box=box.SIMPLE_HEAD)
         for heading in ("profile", "peak TFLOP/s", "utilisation", "memory GB", "source"):
             table.add_column(heading)
         for name, profile in PROFILES.items():
@@ -42,10 +42,18 @@ def methods(
         console.print(table)
         return
 
+    from airtune.merging import MERGING
+    from airtune.participation import PARTICIPATION
     from airtune.planning import METHODS
 
-    for heading in ("planning.method", "what it does", "source"):
-        table.add_column(heading)
-    for name, entry in METHODS.items():
-        table.add_row(name, entry.description, entry.source)
-    console.print(table)
+    for key, entries in (
+        ("planning.method", METHODS),
+        ("aggregation.rule", MERGING),
+        ("participation.rule", PARTICIPATION),
+    ):
+        table = Table(box=box.SIMPLE_HEAD)
+        for heading in (key, "what it does", "source"):
+            table.add_column(heading)
+        for name, entry in entries.items():
+            table.add_row(name, entry.description, entry.source)
+        console.print(table)

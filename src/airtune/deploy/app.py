@@ -13,6 +13,7 @@ from airtune.deploy.engine import Conditions, FlowerEngine
 from airtune.deploy.roster import Post
 from airtune.errors import InputError, RunError
 from airtune.federation import run
+from airtune.merging import check_deployable
 from airtune.observer import Observer
 from airtune.record import RoundRecord
 from airtune.scenario import load_scenario
@@ -74,6 +75,7 @@ def run_on_devices(post: Post, config: Mapping[str, Any], run_id: str) -> None:
 
 def _run(post: Post, config: Mapping[str, Any], run_id: str) -> None:
     scenario = load_scenario(str(config["scenario"]), json.loads(str(config["overrides"])))
+    check_deployable(scenario)
     out = Path(str(config["out"]) or f"runs/{scenario.name}-devices")
     devices = int(config["devices"]) or len(scenario.client_names)
     if devices > len(scenario.client_names):

@@ -1,0 +1,77 @@
+"""The methods of the core experiment: what each changes in the shared scenario, nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from airtune.devices import profile_of
+from airtune.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison.
+
+    Attributes:
+        settings: overrides of the scenario.
+        kind: `joint` (ours), `baseline`, or `ablation`; the target loss is a baseline's.
+        unequal_ranks: slower devices get a lower rank.
+        tuned_as: another method whose learning rate and rank it takes; None: its own search.
+    """
+
+    settings: tuple[str, ...]
+    kind: str = "baseline"
+    unequal_ranks: bool = False
+    tuned_as: str | None = None
+
+
+def _method(
+    planning: str,
+    rule: str = "fedit",
+    *more: str,
+    kind: str = "baseline",
+    unequal_ranks: bool = False,
+    tuned_as: str | None = None,
+) -> Method:
+    settings = (f"planning.method={planning}", f"aggregation.rule={rule}", *more)
+    return Method(settings, kind, unequal_ranks, tuned_as)
+
+
+_PLAIN_CUT = "pruning.refit=false"
+
+METHODS: dict[str, Method] = {
+    "exact": _method("exact", "fedit", "pruning.cost=measured", kind="joint"),
+    "bcd": _method("bcd", "fedit", "pruning.cost=measured", kind="joint", tuned_as="exact"),
+    "fedit": _method("none"),
+    "bandwidth-only": _method("bandwidth-only", tuned_as="fedit"),
+    "pruning-only": _method("pruning-only"),
+    "uniform": _method("uniform", tuned_as="pruning-only"),
+    "hetlora": _method("none", "hetlora", unequal_ranks=True),
+    "flora": _method("none", "flora", unequal_ranks=True),
+    "flexlora": _method("none", "flexlora", unequal_ranks=True),
+    "ffa-lora": _method("none", "ffa-lora"),
+    "heterofl": _method("pruning-only", "heterofl", _PLAIN_CUT),
+    "fedmp": _method("pruning-only", "fedmp", _PLAIN_CUT),
+    "fedspallm": _method("pruning-only", "fedspallm", _PLAIN_CUT),
+    "partial": _method("bandwidth-only", "fedit", "participation.rule=partial"),
+    "partial-fednova": _method("bandwidth-only", "fedit", "participation.rule=partial-fednova"),
+    "deadline": _method("bandwidth-only", "fedit", "participation.rule=deadline"),
+    "in-turn": _method("bandwidth-only", "fedit", "participation.rule=in-turn"),
+    "exact-without-refit": _method(
+        "exact", "fedit", "pruning.cost=measured", _PLAIN_CUT, kind="ablation", tuned_as="exact"
+    ),
+    "exact-linear-cost": _method("exact", kind="ablation", tuned_as="exact"),
+}
+
+RANK_SHARES = ((0.5, 1.0), (0.1, 0.5), (0.0, 0.25))
+"""From this share of the fastest device's speed on, a device gets this share of the rank."""
+
+
+def rank_settings(scenario: Scenario, rank: int) -> list[str]:
+    """Give slower devices lower ranks, as HetLoRA, FLoRA and FlexLoRA are made for."""
+    speeds = [profile_of(device).effective_flops for device in scenario.devices]
+    settings = []
+    for index, speed in enumerate(speeds):
+        share = next(share for least, share in RANK_SHARES if speed >= least * max(speeds))
+        settings.append(f"devices.{index}.lora_rank={max(1, round(share * rank))}")
+    return settings

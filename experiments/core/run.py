@@ -1,0 +1,303 @@
+"""The core experiment, one command: search, runs, results.json, figures.
+
+    python experiments/core/run.py --gsm8k DIR --yahoo DIR
+
+One process a run; what is finished is kept, so that the same command goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gathering import collect, summary_of, table, write_results
+from methods import METHODS, rank_settings
+
+from airtune.errors import InputError, RunError
+from airtune.randomness import generator
+from airtune.record.files import write_durably
+from airtune.scenario import load_scenario
+
+HERE = Path(__file__).parent
+SEARCH_SEED = 1000
+HELD_OUT = 512
+"""Training examples on which the search is judged; its runs do not train on them."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A small search, stated: learning rates at the scenario's rank, then ranks at the best."""
+
+    learning_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    rank_factors: tuple[float, ...] = (0.5, 2.0)
+    rounds: int = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a method on a scenario file, with its settings, in its folder."""
+
+    task: str
+    method: str
+    file: Path
+    settings: tuple[str, ...]
+    folder: Path
+    threads: int
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing, then write results and figures; return the exit status."""
+    options = _options(arguments)
+    try:
+        names = _known(options.methods)
+        search = Search((1e-2,), (0.5,), 1) if options.smoke else Search()
+        rows = []
+        for task, source in _tasks(options).items():
+            rows += _task(task, source, names, search, options)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 1
+    collected = collect(rows)
+    write_results(collected, options.out / "results.json")
+    from figures import draw
+
+    draw(collected, options.out / "figures")
+    print(table(collected))
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--gsm8k", type=Path, help="folder with train.jsonl and test.jsonl")
+    parser.add_argument("--yahoo", type=Path, help="folder with train.csv and test.csv")
+    parser.add_argument("--smoke", action="store_true", help="the tiny model instead, in seconds")
+    parser.add_argument("--out", type=Path, default=Path("runs/core"))
+    parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
+    parser.add_argument("--no-search", action="store_true", help="the scenarios' rate and rank")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    return parser.parse_args(arguments)
+
+
+def _known(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    for name in names:
+        if name not in METHODS:
+            raise InputError(f"--methods '{name}': allowed are {', '.join(METHODS)}")
+    return names
+
+
+def _tasks(options: argparse.Namespace) -> dict[str, Path | None]:
+    if options.smoke:
+        return {"smoke": None}
+    given = {"gsm8k": options.gsm8k, "yahoo": options.yahoo}
+    tasks = {task: path for task, path in given.items() if path is not None}
+    if not tasks:
+        raise InputError("give --gsm8k FOLDER, --yahoo FOLDER or both, or --smoke")
+    for task, path in tasks.items():
+        end = _suffix(task)
+        if not all((path / f"{part}{end}").is_file() for part in ("train", "test")):
+            raise InputError(f"--{task} '{path}': no folder with train{end} and test{end}")
+    return dict(tasks)
+
+
+def _suffix(task: str) -> str:
+    return ".jsonl" if task == "gsm8k" else ".csv"
+
+
+def _task(
+    task: str, source: Path | None, names: list[str], search: Search, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    chosen: dict[str, list[str]] = {}
+    if not options.no_search:
+        # One after the other: each method's ranks are searched at its best learning rate.
+        searched = dict.fromkeys(METHODS[name].tuned_as or name for name in names)
+        held = None if source is None else _search_data(task, source, options.out / "data" / task)
+        chosen = _searched(task, held, list(searched), search, options)
+    jobs = []
+    for seed in (int(text) for text in options.seeds.split(",")):
+        for name in names:
+            tuned = chosen.get(METHODS[name].tuned_as or name, [])
+            folder = options.out / task / name / f"seed-{seed}"
+            jobs.append(_job(task, name, source, [f"seed={seed}", *tuned], folder, options))
+    return _results(jobs, options.jobs)
+
+
+def _job(
+    task: str,
+    name: str,
+    source: Path | None,
+    settings: Iterable[str],
+    folder: Path,
+    options: argparse.Namespace,
+) -> Job:
+    file = HERE / f"{task}.toml"
+    method = METHODS[name]
+    given = [*options.set, *method.settings, *settings]
+    if method.unequal_ranks:
+        scenario = load_scenario(file, given)
+        given += rank_settings(scenario, scenario.training.lora_rank)
+    if source is not None:
+        given.append(f"task.source={json.dumps(str(source.resolve()))}")
+    load_scenario(file, given)  # refused here, not in the run's own process
+    return Job(task, name, file, tuple(given), folder, options.threads)
+
+
+def _searched(
+    task: str, source: Path | None, names: list[str], search: Search, options: argparse.Namespace
+) -> dict[str, list[str]]:
+    """Choose each method's learning rate and rank on held-out training data."""
+    base = load_scenario(HERE / f"{task}.toml", options.set)
+    rank, scale = base.training.lora_rank, base.training.lora_alpha / base.training.lora_rank
+    shared = [f"seed={SEARCH_SEED}", f"rounds={search.rounds}", "evaluation.generate=false"]
+
+    def tuning(rate: float, rank: int) -> list[str]:
+        lora = [f"training.lora_rank={rank}", f"training.lora_alpha={float(scale * rank)!r}"]
+        return [f"training.learning_rate={rate!r}", *lora]
+
+    def tried(wanted: dict[str, list[tuple[float, int]]]) -> dict[str, dict[Any, dict[str, Any]]]:
+        pairs = [(name, pair) for name in names for pair in wanted[name]]
+        root = options.out / "search" / task
+        jobs = [
+            _job(
+                task,
+                name,
+                source,
+                [*shared, *tuning(*pair)],
+                root / name / f"rate-{pair[0]!r}-rank-{pair[1]}",
+                options,
+            )
+            for name, pair in pairs
+        ]
+        found: dict[str, dict[Any, dict[str, Any]]] = {name: {} for name in names}
+        for (name, pair), row in zip(pairs, _results(jobs, options.jobs), strict=True):
+            found[name][pair] = row
+        return found
+
+    first = tried({name: [(rate, rank) for rate in search.learning_rates] for name in names})
+    ranks = [max(1, round(rank * factor)) for factor in search.rank_factors]
+    second = tried({name: [(_best(first[name])[0], r) for r in ranks] for name in names})
+    best = {name: _best({**first[name], **second[name]}) for name in names}
+    write_durably(
+        options.out / "search" / f"{task}.json", (json.dumps(best, indent=1) + "\n").encode()
+    )
+    return {name: tuning(*pair) for name, pair in best.items()}
+
+
+def _best(found: dict[Any, dict[str, Any]]) -> Any:
+    """Return the candidate with the lowest held-out loss at a time that all have reached."""
+    common = min(row["curve"]["elapsed_s"][-1] for row in found.values())
+
+    def loss(row: dict[str, Any]) -> float:
+        return float(np.interp(common, row["curve"]["elapsed_s"], row["curve"]["loss"]))
+
+    return min(found, key=lambda pair: loss(found[pair]))
+
+
+def _search_data(task: str, source: Path, folder: Path) -> Path:
+    """Split the training file once: the search's own training and test part."""
+    end = _suffix(task)
+    if (folder / f"test{end}").is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    header, rows = _rows(source / f"train{end}")
+    order = generator(SEARCH_SEED, "core search split").permutation(len(rows))
+    for part, kept in (("train", order[HELD_OUT:]), ("test", order[:HELD_OUT])):
+        with (folder / f"{part}{end}").open("w", encoding="utf-8", newline="") as file:
+            if end == ".csv":
+                csv.writer(file).writerows([*header, *(rows[i] for i in kept)])
+            else:
+                file.writelines(rows[i] for i in kept)
+    return folder
+
+
+def _rows(path: Path) -> tuple[list[Any], list[Any]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        if path.suffix != ".csv":
+            return [], [line for line in file if line.strip()]
+        rows = list(csv.reader(file))
+    named = bool({"text", "topic"} & set(rows[0]))
+    return rows[:named], rows[named:]
+
+
+def _results(jobs: Sequence[Job], at_once: int) -> list[dict[str, Any]]:
+    """Do the jobs that have no result yet, each in a process of its own; return all results.
+
+    Raises:
+        RunError: one failed; the others were finished first.
+    """
+    # Each run is forked from a process that has PyTorch loaded and has never used it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["airtune.federation"])
+    waiting = [job for job in jobs if not _has_result(job)]
+    total, running, failed = len(waiting), dict[BaseProcess, Job](), []
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            job = waiting.pop(0)
+            process = context.Process(target=perform, args=(job,))
+            process.start()
+            running[process] = job
+        for process in [process for process in running if not process.is_alive()]:
+            job = running.pop(process)
+            if process.exitcode:
+                failed.append(job.folder)
+            done = total - len(waiting) - len(running)
+            state = "failed" if process.exitcode else "done"
+            print(f"{done}/{total} {job.folder}: {state}", file=sys.stderr, flush=True)
+        time.sleep(0.02)
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {total} runs failed; first: {failed[0]}: see its error.txt, or above"
+        )
+    return [json.loads((job.folder / "result.json").read_text()) for job in jobs]
+
+
+def _has_result(job: Job) -> bool:
+    path = job.folder / "result.json"
+    if not path.is_file():
+        return False
+    if json.loads(path.read_text())["settings"] != list(job.settings):
+        raise InputError(f"{path} was made with other settings: give another --out, or remove it")
+    return True
+
+
+def perform(job: Job) -> None:
+    """Do one run, from its last checkpoint where it has one, and write its result."""
+    import torch
+
+    from airtune.federation import run
+
+    torch.set_num_threads(job.threads)
+    folder = job.folder / "run"
+    try:
+        scenario = load_scenario(job.file, job.settings)
+        run(scenario, out=folder, resume=(folder / "run.json").is_file())
+        row = summary_of(folder, job.task, job.method, job.settings)
+        write_durably(job.folder / "result.json", (json.dumps(row) + "\n").encode())
+    except (InputError, RunError) as error:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "error.txt").write_text(f"{error}\n")
+        raise SystemExit(1) from None
+    # The record is the evidence; what only a resumption needs may be gigabytes.
+    for part in ("checkpoint", "adapter"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""The merging rules by name: what each does, where it is from, and what it asks of the rest.
+
+No torch: what a rule puts on the air is planned with. The rules themselves are in `aggregate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from airtune.errors import InputError
+from airtune.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class MergingRule:
+    """One line on what it does, its source, and what it changes beside the merging.
+
+    Attributes:
+        description: in one line.
+        source: where it was published.
+        freezes_a: clients neither train nor send A, and it is never broadcast.
+        restarts: the round's updates go into the base, and clients begin a new adapter.
+        coincides: with every entry held by all and equal ranks it is FedIT's weighted average
+            (to equal weights, where it does not look at them).
+    """
+
+    description: str
+    source: str
+    freezes_a: bool = False
+    restarts: bool = False
+    coincides: bool = False
+
+
+MERGING: dict[str, MergingRule] = {
+    "fedit": MergingRule(
+        "weighted average of A and of B over the clients that hold an entry",
+        "FedIT: Zhang et al., ICASSP 2024",
+        coincides=True,
+    ),
+    "hetlora": MergingRule(
+        "zero-padded factors, weighted by the norm of B·A",
+        "HetLoRA: Cho et al., EMNLP 2024 (without its rank self-pruning)",
+    ),
+    "flora": MergingRule(
+        "factors stacked, exact sum of the products, merged into the base; clients restart",
+        "FLoRA: Wang et al., NeurIPS 2024",
+        restarts=True,
+    ),
+    "flexlora": MergingRule(
+        "weighted sum of the products, its truncated SVD handed out by rank",
+        "FlexLoRA: Bai et al., NeurIPS 2024",
+    ),
+    "ffa-lora": MergingRule(
+        "A stays as it began; weighted average of B",
+        "FFA-LoRA: Sun et al., ICLR 2024",
+        freezes_a=True,
+    ),
+    "heterofl": MergingRule(
+        "each entry averaged over the clients that hold it, by sample counts",
+        "HeteroFL: Diao et al., ICLR 2021",
+        coincides=True,
+    ),
+    "fedmp": MergingRule(
+        "R2SP: what a client left out counts as the server's old value, all clients alike",
+        "FedMP: Jiang et al., ICDE 2022",
+        coincides=True,
+    ),
+    "fedspallm": MergingRule(
+        "each entry averaged over the clients that hold it, all clients alike",
+        "FedSpaLLM: Bai et al., NAACL 2025 (held entries told by masks, not by zeros)",
+        coincides=True,
+    ),
+}
+"""Merging rules by name, in the order in which they are listed."""
+
+
+def check_deployable(scenario: Scenario) -> None:
+    """Refuse what real devices do not do yet; raises `InputError`.
+
+    Their messages carry one adapter of one rank, both factors, from every device each round.
+    """
+    rule = rule_of(scenario)
+    for key, value, allowed in (
+        ("aggregation.rule", scenario.aggregation.rule, not (rule.restarts or rule.freezes_a)),
+        ("participation.rule", scenario.participation.rule, scenario.participation.rule == "all"),
+        ("devices.lora_rank", scenario.client_ranks, len(set(scenario.client_ranks)) == 1),
+    ):
+        if not allowed:
+            raise InputError(f"{key} = {value!r} runs in simulation only, not on real devices")
+
+
+def rule_of(scenario: Scenario) -> MergingRule:
+    """Return the rule that a scenario asks for.
+
+    Raises:
+        InputError: it is unknown, or cannot go with the rest of the scenario.
+    """
+    name = scenario.aggregation.rule
+    if name not in MERGING:
+        raise InputError(f"aggregation.rule = '{name}': allowed are {', '.join(MERGING)}")
+    rule = MERGING[name]
+    if scenario.training.keep_optimizer and (rule.restarts or rule.freezes_a):
+        raise InputError(
+            f"aggregation.rule = '{name}' needs training.keep_optimizer = false: "
+            "its clients have no moments of both factors to go on from"
+        )
+    if rule.restarts and scenario.participation.rule == "partial-fednova":
+        raise InputError(
+            f"aggregation.rule = '{name}' cannot go with participation.rule = 'partial-fednova': "
+            "clients that restart have no common point to normalise their steps from"
+        )
+    if rule.freezes_a and len(set(scenario.client_ranks)) > 1:
+        raise InputError(
+            f"aggregation.rule = '{name}' needs one rank for all: leave out devices.lora_rank"
+        )
+    return rule

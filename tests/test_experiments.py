@@ -1,0 +1,100 @@
+"""The experiments' drivers go all the way on a tiny model, and go on where they stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from airtune.record import read_record
+from airtune.scenario import load_scenario
+
+CORE = Path(__file__).resolve().parents[1] / "experiments" / "core"
+FIELDS = (
+    "target_loss",
+    "time_to_target_s",
+    "uplink_bits_to_target",
+    "downlink_bits_to_target",
+    "flops_to_target",
+    "final_loss",
+    "worst_client_loss",
+    "exact_match",
+    "accuracy",
+    "commit",
+)
+
+
+def core(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(CORE / "run.py"), "--out", str(out), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_from_search_to_figures_and_nothing_is_done_twice(tmp_path: Path) -> None:
+    asked = ("--smoke", "--methods", "exact,fedit", "--seeds", "0", "--set", "rounds=1")
+    made = core(tmp_path, *asked)
+    assert made.returncode == 0, made.stderr
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert [row["method"] for row in rows] == ["exact", "fedit"]
+    assert all(field in row for row in rows for field in FIELDS)
+    fedit = rows[1]
+    # The only baseline sets the target, and so reaches it, at the latest at its own end.
+    assert fedit["target_loss"] >= fedit["final_loss"]
+    record = read_record(tmp_path / "smoke" / "fedit" / "seed-0" / "run")
+    reached = next(r for r in record.rounds if r.eval_loss <= fedit["target_loss"])  # type: ignore[operator]
+    assert fedit["time_to_target_s"] == reached.elapsed_s
+    upto = record.rounds[: reached.round]
+    assert fedit["uplink_bits_to_target"] == sum(r.uplink_bits for r in upto)
+    assert fedit["flops_to_target"] == sum(r.flops for r in upto)
+    assert len(list((tmp_path / "figures").glob("*.svg"))) == 4
+
+    # One run is lost: only that one is made again, to the same result.
+    before = (tmp_path / "results.json").read_text()
+    (tmp_path / "smoke" / "exact" / "seed-0" / "result.json").unlink()
+    again = core(tmp_path, *asked)
+    assert again.stderr.count(": done") == 1
+
+    def without_times(text: str) -> list[dict[str, object]]:
+        return [{k: v for k, v in row.items() if k != "wall_s"} for row in json.loads(text)]
+
+    after = (tmp_path / "results.json").read_text()
+    assert without_times(after) == without_times(before)
+
+
+def test_what_the_user_can_mend_is_named(tmp_path: Path) -> None:
+    for arguments, named in (
+        ((), "--gsm8k"),
+        (("--smoke", "--methods", "magic"), "magic"),
+        (("--gsm8k", str(tmp_path)), "train.jsonl"),
+    ):
+        refused = core(tmp_path / "out", *arguments)
+        assert refused.returncode == 2
+        assert named in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("path", sorted(CORE.glob("*.toml")), ids=lambda path: path.name)
+def test_every_method_is_a_valid_scenario(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CORE))
+    from methods import METHODS, rank_settings
+
+    from airtune.merging import rule_of
+    from airtune.planning import METHODS as PLANNING
+
+    for method in METHODS.values():
+        assert method.tuned_as is None or METHODS[method.tuned_as].tuned_as is None
+        scenario = load_scenario(path, method.settings)
+        if method.unequal_ranks:
+            settings = rank_settings(scenario, scenario.training.lora_rank)
+            scenario = load_scenario(path, [*method.settings, *settings])
+            assert len(set(scenario.client_ranks)) > 1
+            assert max(scenario.client_ranks) == scenario.training.lora_rank
+        rule_of(scenario)
+        assert scenario.planning.method in PLANNING
+    if path.stem != "smoke":
+        assert len(scenario.client_names) == 8
+        assert scenario.partition.alpha == 0.3
