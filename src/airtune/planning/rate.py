@@ -79,9 +79,9 @@ def slope_of_snr(snr: Array, log1p: Array | None = None) -> Array:
     slope = log1p - snr / (1.0 + snr)
     if snr.size and snr.min() < _SERIES_SNR:
         # With v = z/(2 + z): ln(1 + z) = 2·(v + v³/3 + v⁵/5 + …) and z/(1 + z) = 2v/(1 + v).
-        small = np.minimum(snr, _SERIES_SNR)
-        v = small / (2.0 + small)
+        small = np.flatnonzero(snr < _SERIES_SNR)
+        v = snr[small] / (2.0 + snr[small])
         square = v * v
         series = 2.0 * v * (v / (1.0 + v) + square * (1 / 3 + square * (1 / 5 + square / 7)))
-        slope = np.where(snr < _SERIES_SNR, series, slope)
+        slope[small] = series
     return slope

@@ -211,10 +211,21 @@ def log_snr_of_share(items: Items, share: Array, widest_hz: float, guess: Array 
     """
     low = np.log(items.snr_hz / widest_hz)
     high = np.maximum(low, MAX_LOG_SNR)
-    if guess is None:
-        with np.errstate(divide="ignore"):
-            y = np.log(snr_of_share(share))
-    else:
+    y = np.empty_like(low)
+
+    def fill(rows: slice) -> None:
+        near = None if guess is None else guess[rows]
+        y[rows] = _log_snr(share[rows], low[rows], high[rows], near)
+
+    _over_chunks(fill, len(y))
+    if items.capped:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            y = np.fmin(y, np.log(items.cap / share))
+    return np.clip(y, low, high)
+
+
+def _log_snr(share: Array, low: Array, high: Array, guess: Array | None) -> Array:
+    if guess is not None:
         y = np.clip(guess, low, high)
         with np.errstate(divide="ignore"):
             target = np.log(np.minimum(share, 1.0))
@@ -225,13 +236,9 @@ def log_snr_of_share(items: Items, share: Array, widest_hz: float, guess: Array 
             y = np.clip(y + step, low, high)
             worst = np.abs(np.where((y > low) & (y < high), step, 0.0)).max(initial=0.0)
             if worst <= _SETTLED:
-                break
-        else:
-            return log_snr_of_share(items, share, widest_hz, None)
-    if items.capped:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            y = np.fmin(y, np.log(items.cap / share))
-    return np.clip(y, low, high)
+                return y
+    with np.errstate(divide="ignore"):
+        return np.log(snr_of_share(share))
 
 
 def _pull(
@@ -363,6 +370,8 @@ def _at_price(
 
 
 _POOL: list[ThreadPoolExecutor] = []
+# Threads do not survive a fork: a child process starts its own.
+os.register_at_fork(after_in_child=_POOL.clear)
 
 
 def _over_chunks(work: Callable[[slice], object], count: int) -> list:
