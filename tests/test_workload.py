@@ -182,3 +182,19 @@ def test_configurations_that_cannot_be_cut_are_refused(change: dict, message: st
 def test_channel_multiples() -> None:
     assert SMOL.channel_multiple == 16
     assert SHAPES["tiny"].channel_multiple == 1
+
+
+def test_the_cost_line_of_equal_steps_is_that_of_one_times_their_number() -> None:
+    shape, step = SHAPES["tiny"], StepTokens(4, 48, 20)
+    one = affine_coefficients(shape, (step,), lora_rank=4, bits_per_value=16)
+    # A million: counted one by one this would take minutes.
+    many = affine_coefficients(shape, (step,) * 1_000_000, lora_rank=4, bits_per_value=16)
+    assert many.flops(0.3) == pytest.approx(1_000_000 * one.flops(0.3))
+    assert many.payload_bits(0.3) == one.payload_bits(0.3)
+
+
+def test_a_largest_rate_below_one_unit_still_has_a_cost_line() -> None:
+    shape, step = SHAPES["tiny"], StepTokens(4, 48, 20)
+    fine = affine_coefficients(shape, (step,), lora_rank=4, bits_per_value=16, max_pruning=1e-4)
+    coarse = affine_coefficients(shape, (step,), lora_rank=4, bits_per_value=16, max_pruning=0.5)
+    assert fine.flops(0.2) == pytest.approx(coarse.flops(0.2))

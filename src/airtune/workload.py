@@ -8,6 +8,7 @@ gradient flows at all. One multiply-add is two FLOPs; element-wise work is not c
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -296,8 +297,8 @@ def affine_coefficients(
         return (
             realised_pruning(shape, sizes),
             sum(
-                training_flops(shape, sizes, step, lora_rank=lora_rank, freezes_a=freezes_a)
-                for step in steps
+                times * training_flops(shape, sizes, step, lora_rank=lora_rank, freezes_a=freezes_a)
+                for step, times in Counter(steps).items()
             ),
             payload_bits(
                 shape,
@@ -313,6 +314,8 @@ def affine_coefficients(
 
     _, *whole = counts(full_sizes(shape))
     rate, *least = counts(sizes_at(anchor))
+    if rate == 0:  # the largest rate is less than one unit of this model
+        rate, *least = counts(uniform_sizes(shape, 0.5))
     lines = []
     for at_zero, at_rate in zip(whole, least, strict=True):
         full = (at_zero - at_rate) / rate
