@@ -16,7 +16,11 @@ from airtune.record import Record, read_record
 
 FOLDER = Path(__file__).parent
 FIGURE = FOLDER.parents[1] / "docs" / "figures" / "demo.svg"
-RUNS = {"exact": ("planned jointly", "#0b6bb3"), "none": ("no plan", "#d55e00")}
+RUNS = {
+    # label, colour, where the label stands (points from the last point), its alignment
+    "exact": ("planned jointly", "#0b6bb3", (9, -4), "left"),
+    "none": ("no plan", "#d55e00", (0, 9), "right"),
+}
 
 
 def records() -> dict[str, Record]:
@@ -56,12 +60,12 @@ def main() -> None:
     runs = records()
     plt.rcParams.update({"font.family": "sans-serif", "svg.hashsalt": "airtune", "font.size": 11})
     figure, axes = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
-    for name, (label, colour) in RUNS.items():
+    for name, (label, colour, offset, side) in RUNS.items():
         times, losses = points(runs[name])
         axes.plot(times, losses, marker="o", markersize=4, linewidth=2, color=colour)
         axes.annotate(
-            label, (times[-1], losses[-1]), (0, 9), textcoords="offset points",
-            ha="right", color=colour, weight="bold",
+            label, (times[-1], losses[-1]), offset, textcoords="offset points",
+            ha=side, color=colour, weight="bold",
         )  # fmt: skip
     axes.set(xlabel="virtual time (s)", ylabel="test loss (nats per answer token)")
     axes.set_xlim(left=0)
