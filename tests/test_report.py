@@ -24,8 +24,9 @@ from airtune.report import (
     write_comparison,
     write_report,
 )
+from airtune.report.comparison import render_comparison
 from airtune.report.page import render_run, toml_text
-from airtune.report.summary import client_summaries, differences, headline, totals
+from airtune.report.summary import client_summaries, differences, headline, time_split, totals
 from airtune.scenario import scenario_from_dict
 
 
@@ -183,6 +184,68 @@ def test_comparison_finds_the_first_round_at_the_common_target(runs: Path) -> No
     json.dumps(list(rows.values()), allow_nan=False)
 
 
+def with_losses(record: Record, losses: list[float | None]) -> Record:
+    """The record with these losses, rounds of 10 s and an uplink of 100 bit each."""
+    rounds = tuple(
+        replace(r, round=i, eval_loss=loss, elapsed_s=10.0 * i, uplink_bits=100.0)
+        for i, (r, loss) in enumerate(zip(record.rounds, losses, strict=False), start=1)
+    )
+    return replace(record, rounds=rounds)
+
+
+def test_comparison_by_hand(runs: Path) -> None:
+    record = read_record(runs / "exact")
+    rows = comparison_rows(
+        {
+            # Reaches 1.2 on its way, leaves it, and comes back; its best is 1.0.
+            "wavering": with_losses(record, [1.5, 1.2, 1.4, None, 1.0]),
+            # Its best, 1.3, is the worst of the bests: the target.
+            "slow": with_losses(record, [1.6, None, 1.4, 1.3, 1.35, 1.36]),
+        }
+    )
+    keys = ("target_loss", "rounds_to_target", "time_to_target_s", "uplink_bits_to_target")
+    assert [[row[key] for key in keys] for row in rows] == [
+        [1.3, 2, 20.0, 200.0],
+        [1.3, 4, 40.0, 400.0],
+    ]
+    assert [(row["best_loss"], row["final_loss"]) for row in rows] == [(1.0, 1.0), (1.3, 1.36)]
+
+
+def test_the_time_is_split_as_whom_each_round_waited_for_spent_it(runs: Path) -> None:
+    record = read_record(runs / "none")
+    a, b = record.rounds[0].clients[:2]
+    slow = replace(a, downlink_s=1.0, compute_s=2.0, upload_s=7.0, total_s=10.0)
+    quick = replace(b, downlink_s=1.0, compute_s=3.0, upload_s=0.0, total_s=4.0)
+    slower = replace(b, downlink_s=3.0, compute_s=8.0, upload_s=1.0, total_s=12.0)
+    rounds = (
+        replace(record.rounds[0], clients=(slow, quick)),
+        replace(record.rounds[1], clients=(slow, slower)),
+    )
+    assert time_split(replace(record, rounds=rounds)) == (2.0, 5.0, 4.0)
+    assert sum(time_split(record)) * 6 == pytest.approx(record.rounds[-1].elapsed_s)
+    assert time_split(replace(record, rounds=())) == (0.0, 0.0, 0.0)
+
+
+def test_who_sits_out_is_neither_left_out_nor_in_the_means(runs: Path) -> None:
+    record = read_record(runs / "exact")
+    idle = replace(
+        record.rounds[0].clients[0],
+        status="sat out", pruning=1.0, bandwidth_hz=0.0, compute_s=0.0, upload_s=0.0, total_s=0.0,
+    )  # fmt: skip
+    first = replace(record.rounds[0], clients=(idle, *record.rounds[0].clients[1:]))
+    record = replace(record, rounds=(first, *record.rounds[1:]))
+    client = client_summaries(record)[0]
+    others = [r.clients[0].pruning for r in record.rounds[1:]]
+    assert client.pruning == pytest.approx(sum(others) / 5)
+    assert (client.sat_out, client.left_out) == (1, 0)
+    assert (totals(record).updates, totals(record).merged) == (47, 47)
+    html = text_of(render_run(record))
+    assert "Updates that were left out" not in html
+    assert "every update merged" in html
+    always = replace(record, rounds=(first,))
+    assert client_summaries(always)[0].bandwidth_hz == 0
+
+
 def test_a_run_that_measured_no_loss_has_no_target(runs: Path) -> None:
     records = {name: read_record(runs / name) for name in ("exact", "none")}
     blind = tuple(replace(r, eval_loss=None) for r in records["none"].rounds)
@@ -193,6 +256,12 @@ def test_a_run_that_measured_no_loss_has_no_target(runs: Path) -> None:
 def test_differences_are_the_keys_that_differ(runs: Path) -> None:
     records = {name: read_record(runs / name) for name in ("exact", "none")}
     assert differences(records) == ["planning.method"]
+    scenario = json.loads(json.dumps(records["none"].scenario))
+    scenario["devices"][1]["count"] += 1
+    records["none"] = replace(records["none"], scenario=scenario)
+    assert set(differences(records)) == {"devices.1.count", "planning.method"}
+    html = text_of(render_comparison(records))
+    assert "key exact none devices.1.count 2 3 planning.method exact none" in html
 
 
 def test_console_tables_hold_the_figures(runs: Path) -> None:
@@ -349,6 +418,60 @@ def test_the_comparison_tells_where_channels_differ(tmp_path: Path, runs: Path) 
     other = write_comparison({"a": runs / "exact", "b": tmp_path / "other"}, tmp_path / "o.html")
     assert "the same channels in the same round" in same.read_text()
     assert "cannot be matched" in other.read_text()
+
+
+def test_twelve_runs_are_told_apart_and_their_legend_is_true(runs: Path) -> None:
+    record = read_record(runs / "exact")
+    html = render_comparison({f"run {i}": record for i in range(12)})
+    figure = re.search(r'<figure id="losses-over-time".*?</figure>', html, flags=re.S)
+    assert figure is not None
+    legend, drawing = figure[0].split("</ul>")
+    styles = re.findall(r'class="(line [^"]+)"', drawing)
+    assert len(set(styles)) == 12
+    assert re.findall(r'class="(line [^"]+)"', legend) == styles
+
+
+def test_few_lines_bear_their_names(runs: Path) -> None:
+    record = read_record(runs / "exact")
+    names = ["a", "<b>", "none"]
+    html = render_comparison(dict.fromkeys(names, record))
+    assert "<b>" not in html.replace("<b>airtune</b>", "")
+    shown = re.findall(r'class="end-name".*?</tspan> (.*?)</text>', html)
+    assert shown == ["a", "&lt;b&gt;", "none"] * 3
+
+
+def test_runs_without_losses_or_rounds_can_be_compared(runs: Path) -> None:
+    record = read_record(runs / "exact")
+    empty = replace(record, rounds=(), description=None)
+    blind = bare(record)
+
+    def figures_of(**records: Record) -> list[str]:
+        html = render_comparison(records)
+        assert "nan" not in text_of(html).lower().split()
+        assert "None" not in text_of(html)
+        return re.findall(r'<figure id="([^"]+)"', html)
+
+    all_four = ["losses-over-time", "losses-over-rounds", "round-lengths", "time-splits"]
+    assert figures_of(a=record, b=empty, c=blind) == all_four
+    assert figures_of(a=blind, b=empty) == all_four[2:]
+    assert figures_of(a=empty, b=empty) == []
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 100), st.floats(0, 300)), min_size=1, max_size=12),
+)
+def test_names_stand_apart_and_inside(ends: list[tuple[float, float]]) -> None:
+    places = svg.spread(ends, 300)
+    for (x, y), place in zip(ends, places, strict=True):
+        assert place <= 300
+        if all(abs(x - other) > 100 / 3 for other, _ in ends if (other, _) != (x, y)) and len(
+            ends
+        ) == len(set(ends)):
+            assert place == y
+    for i, (x, _) in enumerate(ends):
+        for j in range(i):
+            if abs(x - ends[j][0]) < 33:
+                assert abs(places[i] - places[j]) > 13.99
 
 
 def test_refusals_are_one_line(tmp_path: Path, runs: Path) -> None:

@@ -42,6 +42,7 @@ for (const figure of document.querySelectorAll("figure")) {
     for (const path of svg.querySelectorAll("path"))
       if (!(path.getTotalLength() > 0)) faults.push(`${figure.id}: empty path`);
     for (const text of svg.querySelectorAll("text")) {
+      if (getComputedStyle(text).display === "none") continue;
       const own = text.getBoundingClientRect();
       if (own.left < frame.left - 1 || own.right > frame.right + 1)
         faults.push(`${figure.id}: "${text.textContent}" is cut off`);
@@ -89,6 +90,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("usual", "large", "least"):
         write_report(folder / name)
     write_comparison({"bcd": folder / "usual", "none": folder / "none"}, folder / "both.html")
+    seven = {f"method-{i}": folder / ("none" if i == 3 else "usual") for i in range(7)}
+    write_comparison(seven, folder / "seven.html")
+    twelve = {f"a-rather-long-name-{i}": folder / ("least" if i else "none") for i in range(12)}
+    write_comparison(twelve, folder / "twelve.html")
     return folder
 
 
@@ -102,7 +107,15 @@ def open_page(browser: Any, page: Path, *, width: int, scheme: str = "light") ->
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize(
-    "page", ["usual/report.html", "large/report.html", "least/report.html", "both.html"]
+    "page",
+    [
+        "usual/report.html",
+        "large/report.html",
+        "least/report.html",
+        "both.html",
+        "seven.html",
+        "twelve.html",
+    ],
 )
 def test_every_figure_is_drawn_and_nothing_is_logged(
     browser: Any, runs: Path, page: str, width: int
@@ -161,6 +174,34 @@ def test_the_script_draws_a_round_as_the_page_did(browser: Any, runs: Path, tmp_
     assert [mark[0] for mark in drawn[0]] == [mark[0] for mark in drawn[1]]
     for (_, *before), (_, *after) in zip(*drawn, strict=True):
         assert after == pytest.approx(before, abs=1)  # px: the script's figures are rounded
+
+
+def test_names_at_the_lines_stand_apart_and_give_way_to_a_legend(browser: Any, runs: Path) -> None:
+    script = """
+    const figure = document.getElementById("losses-over-time");
+    const seen = (mark) => mark.getBoundingClientRect().height > 0;
+    const names = [...figure.querySelectorAll(".end-name")].filter(seen);
+    return [seen(figure.querySelector(".legend")), names.map((name) => {
+      const box = name.getBoundingClientRect();
+      return [box.left, box.right, box.top, box.bottom];
+    })];
+    """
+    open_page(browser, runs / "seven.html", width=1280)
+    legend, names = browser.execute_script(script)
+    assert not legend
+    assert len(names) == 7
+    for i, (left, right, top, bottom) in enumerate(names):
+        for other in names[:i]:
+            apart = max(left - other[1], other[0] - right, top - other[3], other[2] - bottom)
+            assert apart > -2  # px: a line's box is a little higher than its letters
+    open_page(browser, runs / "seven.html", width=390)
+    assert browser.execute_script(script) == [True, []]
+
+
+def test_the_table_of_clients_needs_no_scrolling_on_a_desk(browser: Any, runs: Path) -> None:
+    open_page(browser, runs / "usual" / "report.html", width=1280)
+    hidden = "const t = document.getElementById('clients').parentElement;"
+    assert browser.execute_script(hidden + "return t.scrollWidth - t.clientWidth") <= 0
 
 
 def test_dark_and_light_differ_and_text_stays_readable(browser: Any, runs: Path) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from airtune.record import ClientRecord, Record, RoundRecord
+from airtune.record import ClientRecord, Record
 from airtune.report import numbers, svg
-from airtune.report.summary import OK, last_client
+from airtune.report.summary import OK, SAT_OUT, is_left_out, last_client
 
 COLUMNS = 120
 """Most columns of a heat map; longer runs show evenly spaced rounds."""
@@ -26,6 +26,13 @@ class Figure:
     caption: str
     body: Markup
     wide: bool = False
+    named: bool = False
+    """The lines bear their names; the legend is for narrow screens, which have no room for them."""
+
+    @property
+    def kind(self) -> str:
+        """The CSS classes of the frame."""
+        return " ".join(name for name in ("wide", "named") if getattr(self, name))
 
 
 def loss_over_time(record: Record) -> Figure:
@@ -75,14 +82,12 @@ def _loss_chart(
 ) -> Markup:
     y = svg.padded_axis([p[1] for p in points + training] or [0.0], LOSS)
     series = [svg.Series("test loss", tuple(points), 1)]
-    entries = [("s1", "test loss")]
     if training:
         series.append(svg.Series("training loss", tuple(training), 2, quiet=True))
-        entries.append(("s2 thin", "training loss"))
     chart = svg.frame(
         f"{label}: {_ends(points)}", svg.lines(series, x, y, label_ends=True), height=250, x=x, y=y
     )
-    return svg.legend(entries) + chart
+    return svg.legend([(one.style, one.label) for one in series]) + chart
 
 
 def _ends(points: Sequence[tuple[float, float]]) -> str:
@@ -109,7 +114,7 @@ def metrics_over_rounds(record: Record) -> Figure | None:
     chart = svg.frame(
         "Other measures against rounds", svg.lines(series, x, y), height=250, x=x, y=y
     )
-    entries = [(f"s{one.color}", one.label) for one in series]
+    entries = [(one.style, one.label) for one in series]
     return Figure(
         "metrics",
         "Other measures of the test set",
@@ -187,7 +192,7 @@ def timeline(record: Record) -> Figure:
         ("bar download", "download"),
         ("bar compute", "compute"),
         ("bar upload", "upload"),
-        ("bar out", "left out"),
+        ("bar out", " or ".join(_absences(record))),
     ]
     return Figure(
         "timeline",
@@ -195,13 +200,16 @@ def timeline(record: Record) -> Figure:
         "Every client receives the adapter, fine-tunes its submodel and sends its update. "
         "The round ends with the client in bold. A good plan lets slow links and slow "
         "processors end together.",
-        svg.legend(entries if any(_left_out(r) for r in record.rounds) else entries[:3]) + body,
+        svg.legend(entries if _absences(record) else entries[:3]) + body,
         wide=True,
     )
 
 
-def _left_out(r: RoundRecord) -> bool:
-    return any(client.status != OK for client in r.clients)
+def _absences(record: Record) -> list[str]:
+    """Say in which ways clients were missing from a merge of this run."""
+    clients = [client for r in record.rounds for client in r.clients]
+    left = ["left out"] if any(map(is_left_out, clients)) else []
+    return left + (["sat out"] if any(client.status == SAT_OUT for client in clients) else [])
 
 
 def _timeline_row(k: int, client: ClientRecord, x: svg.Axis, *, is_last: bool) -> Markup:
@@ -227,14 +235,14 @@ def _timeline_row(k: int, client: ClientRecord, x: svg.Axis, *, is_last: bool) -
 
 
 def timeline_data(record: Record) -> list[list[list[object]]]:
-    """Return for each round, for each client: download, compute, upload in s, and left out."""
+    """Return for each round and client: download, compute, upload in s, and why it is missing."""
     return [
         [
             [
                 float(f"{c.downlink_s:.4g}"),
                 float(f"{c.compute_s:.4g}"),
                 float(f"{c.upload_s:.4g}"),
-                0 if c.status == OK else 1,
+                "" if c.status == OK else "left out" if is_left_out(c) else SAT_OUT,
             ]
             for c in r.clients
         ]

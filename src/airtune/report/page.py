@@ -13,7 +13,7 @@ from airtune.record import Record, read_record
 from airtune.record.files import write_durably
 from airtune.report import figures, numbers
 from airtune.report.cellmap import cell_map, data_shares
-from airtune.report.summary import OK, client_summaries, headline, last_client, totals
+from airtune.report.summary import client_summaries, headline, is_left_out, last_client, totals
 
 REPORT = "report.html"
 
@@ -41,22 +41,23 @@ def render_run(record: Record) -> str:
         title=f"{record.scenario.get('name', 'run')} · {record.method}",
         headline=headline(record),
         cards=_cards(record),
-        learning=_present(
+        learning=present(
             figures.loss_over_time(record) if has_rounds else None,
             figures.loss_over_rounds(record) if has_rounds else None,
             figures.metrics_over_rounds(record),
         ),
-        time=_present(
+        time=present(
             figures.latency(record) if has_rounds else None,
             figures.timeline(record) if has_rounds else None,
         ),
-        plan=_present(
+        plan=present(
             figures.pruning_map(record) if has_rounds else None,
             figures.bandwidth_map(record) if has_rounds else None,
             figures.gap_over_rounds(record),
         ),
-        place=_present(cell_map(record), data_shares(record)),
+        place=present(cell_map(record), data_shares(record)),
         clients=clients,
+        sat_out=any(client.sat_out for client in clients),
         units={
             "band": numbers.common_unit((c.bandwidth_hz for c in clients), "Hz"),
             "rate": numbers.common_unit((c.rate_bps for c in clients), "bit/s"),
@@ -92,7 +93,8 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def _present(*drawn: figures.Figure | None) -> list[figures.Figure]:
+def present(*drawn: figures.Figure | None) -> list[figures.Figure]:
+    """Return the figures that the record has something for."""
     return [figure for figure in drawn if figure is not None]
 
 
@@ -167,7 +169,7 @@ def _left_out(record: Record) -> list[tuple[int, str, str]]:
         (r.round, client.name, client.status)
         for r in record.rounds
         for client in r.clients
-        if client.status != OK
+        if is_left_out(client)
     ]
 
 

@@ -10,6 +10,8 @@ from airtune.record import ClientRecord, Record
 from airtune.report.numbers import counted, digits, loss, seconds
 
 OK = "ok"
+SAT_OUT = "sat out"
+"""The status of a client that the round did not ask to train."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class ClientSummary:
     flops: float
     times_last: int
     left_out: int
+    sat_out: int
 
 
 def totals(record: Record) -> Totals:
@@ -60,7 +63,7 @@ def totals(record: Record) -> Totals:
     rounds = record.rounds
     losses = [r.eval_loss for r in rounds if r.eval_loss is not None]
     gaps = [r.gap for r in rounds if r.gap is not None]
-    clients = [client for r in rounds for client in r.clients]
+    clients = [client for r in rounds for client in r.clients if client.status != SAT_OUT]
     return Totals(
         rounds=len(rounds),
         virtual_time_s=rounds[-1].elapsed_s if rounds else 0.0,
@@ -92,6 +95,22 @@ def last_client(clients: Sequence[ClientRecord]) -> int | None:
     return max(range(len(clients)), key=lambda k: clients[k].total_s, default=None)
 
 
+def is_left_out(client: ClientRecord) -> bool:
+    """Return whether the client was asked for an update that was then not merged."""
+    return client.status not in (OK, SAT_OUT)
+
+
+def time_split(record: Record) -> tuple[float, float, float]:
+    """Return the mean s a round of download, compute and upload, of whom each round waited for."""
+    waited = [r.clients[k] for r in record.rounds if (k := last_client(r.clients)) is not None]
+    count = len(waited) or 1
+    return (
+        sum(client.downlink_s for client in waited) / count,
+        sum(client.compute_s for client in waited) / count,
+        sum(client.upload_s for client in waited) / count,
+    )
+
+
 def client_summaries(record: Record) -> list[ClientSummary]:
     """Summarise every client, in the run's order."""
     if not record.rounds:
@@ -114,8 +133,11 @@ def client_summaries(record: Record) -> list[ClientSummary]:
 def _client_summary(
     number: int, own: Sequence[ClientRecord], site: Any, times_last: int
 ) -> ClientSummary:
+    # A client that sits out has zeros in its record: they say nothing of the rounds it is in.
+    asked = [client for client in own if client.status != SAT_OUT]
+
     def mean(key: str) -> float:
-        return sum(getattr(client, key) for client in own) / len(own)
+        return sum(getattr(client, key) for client in asked) / len(asked) if asked else 0.0
 
     return ClientSummary(
         number=number,
@@ -133,7 +155,8 @@ def _client_summary(
         uplink_bits=sum(client.uplink_bits for client in own),
         flops=sum(client.flops for client in own),
         times_last=times_last,
-        left_out=sum(client.status != OK for client in own),
+        left_out=sum(is_left_out(client) for client in own),
+        sat_out=len(own) - len(asked),
     )
 
 
@@ -210,6 +233,8 @@ def differences(records: Mapping[str, Record]) -> list[str]:
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, list):
+        values = {str(i): item for i, item in enumerate(values)}
     if not isinstance(values, Mapping):
         return {prefix: values}
     flat: dict[str, Any] = {}

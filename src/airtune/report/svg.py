@@ -8,6 +8,7 @@ light, dark and print each have theirs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,13 @@ class Series:
     quiet: bool = False
     """Thinner and without markers: there for context."""
     unit: str = ""
+    dash: int | None = None
+    """Pattern of the line (1 to 8, 1 is solid); that of its colour where none is given."""
+
+    @property
+    def style(self) -> str:
+        """CSS classes of the line, for the drawing and for its legend."""
+        return f"line s{self.color} " + ("quiet" if self.quiet else f"d{self.dash or self.color}")
 
 
 def axis(low: float, high: float, title: str, *, wanted: int = 5) -> Axis:
@@ -125,8 +133,7 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, *, label_ends: bool = Fals
         at = [(x.at(px), 100 - y.at(py)) for px, py in one.points]
         if len(at) > 1:
             d = "M" + "L".join(f"{px:.3f} {py:.3f}" for px, py in at)
-            kind = "line quiet" if one.quiet else "line"
-            paths += Markup(f'<path class="{kind} s{one.color}" d="{d}"/>')
+            paths += Markup(f'<path class="{one.style}" d="{d}"/>')
         if not one.quiet or len(at) == 1:
             for (px, py), (vx, vy) in zip(at, one.points, strict=True):
                 points += _point(one, px, py, vx, vy, x, y, small=len(at) > 40)
@@ -166,11 +173,58 @@ def _end_labels(one: Series, x: Axis, y: Axis) -> Markup:
     )
 
 
+def end_names(series: Sequence[Series], x: Axis, y: Axis, height: int) -> Markup:
+    """Write each line's name beside its end, moved up or down where names would collide.
+
+    Args:
+        series: the lines.
+        x: the horizontal axis.
+        y: the vertical axis.
+        height: of the plot area in px.
+    """
+    drawn = [one for one in series if one.points]
+    ends = [
+        (x.at(one.points[-1][0]), height * (1 - y.at(one.points[-1][1]) / 100)) for one in drawn
+    ]
+    return Markup("").join(
+        Markup(
+            '<text class="end-name" x="{}%" y="{}" dx="9" dy="4">'
+            '<tspan class="bullet s{}">●</tspan> {}</text>'
+        ).format(f"{at:.3f}", f"{place:.1f}", one.color, one.label)
+        for one, (at, _), place in zip(drawn, ends, spread(ends, height), strict=True)
+    )
+
+
+def spread(ends: Sequence[tuple[float, float]], height: float, step: float = 14) -> list[float]:
+    """Return heights near those of the ends (x in %, y in px), `step` apart where they are close.
+
+    Ends with less than a third of the width between them count as close.
+    """
+    places = [y for _, y in ends]
+    groups: list[list[int]] = []
+    for i in sorted(range(len(ends)), key=lambda i: ends[i][0]):
+        if groups and ends[i][0] - ends[groups[-1][-1]][0] < 100 / 3:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    for group in groups:
+        group.sort(key=lambda i: ends[i][1])
+        for above, i in itertools.pairwise(group):
+            places[i] = max(places[i], places[above] + step)
+        places[group[-1]] = min(places[group[-1]], height)
+        for i, below in reversed(list(itertools.pairwise(group))):
+            places[i] = min(places[i], places[below] - step)
+    return places
+
+
 def legend(entries: Sequence[tuple[str, str]]) -> Markup:
     """Return a legend: pairs of a swatch's CSS classes and its text."""
+    bar = Markup('<li><span class="swatch {}"></span>{}</li>')
+    line = Markup(
+        '<li><svg class="stroke" viewBox="0 0 28 4"><path class="{}" d="M1 2H27"/></svg>{}</li>'
+    )
     items = Markup("").join(
-        Markup('<li><span class="swatch {}"></span>{}</li>').format(kind, text)
-        for kind, text in entries
+        (line if kind.startswith("line ") else bar).format(kind, text) for kind, text in entries
     )
     return Markup('<ul class="legend">{}</ul>').format(items)
 
