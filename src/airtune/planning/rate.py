@@ -45,7 +45,7 @@ def snr_of_share(share: Array) -> Array:
         # u = Γ − 1 − ln Γ: near 1 the logarithm of 1 + (Γ − 1) keeps the digits, near 0 that of Γ.
         u = np.maximum(lack - np.where(gamma < 0.5, np.log(gamma), np.log1p(lack)), 0.0)
         z = np.maximum((1.0 + np.sqrt(2.0 * u) + u) / gamma - 1.0, -2.0 * lack)
-        for _ in range(4):
+        for _ in range(3):
             inverse = 1.0 / (1.0 + z)
             value = np.log1p(z) - gamma * z
             slope = inverse - gamma

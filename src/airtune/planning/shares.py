@@ -144,7 +144,8 @@ def settle(
         if worst > (0.5 if turn < 6 else 1e-3):
             step = 0.0  # far off: let the items follow this price first
         elif spring > 0:
-            step = float(np.clip((used - total) / spring, -3.0, 3.0))
+            # ln Σb is nearer to straight in ln μ than Σb is.
+            step = float(np.clip(np.log(used / total) * used / spring, -6.0, 6.0))
         elif abs(excess) > _EXACT:
             step = _to_next_corner(y, low, high, log_price - log_f, inverse, excess)
         else:
