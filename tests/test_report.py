@@ -303,6 +303,110 @@ def test_a_page_has_every_figure_and_names_every_client(
     assert "nan" not in re.findall(r'(?:x|y|d|width|height|r)="([^"]*)"', html.lower())
 
 
+def figure_of(html: str, id: str) -> str:
+    found = re.search(rf'<figure id="{id}".*?</figure>', html, flags=re.S)
+    assert found is not None
+    return found[0]
+
+
+def share(values: list[float]) -> list[float]:
+    """The values on a scale from the first (0) to the last (1): what a linear axis keeps."""
+    return [(value - values[0]) / (values[-1] - values[0]) for value in values]
+
+
+def lengths(kind: str, key: str, drawing: str) -> list[float]:
+    rects = re.findall(rf'<rect class="{kind}"[^>]*>', drawing)
+    return [float(re.findall(rf'{key}="([0-9.]+)%"', rect)[0]) for rect in rects]
+
+
+def test_lines_run_through_the_recorded_losses(runs: Path) -> None:
+    record = read_record(runs / "bcd")
+    losses = [1.6604, *(r.eval_loss or 0 for r in record.rounds)]
+    ends = [0.0, *(r.elapsed_s for r in record.rounds)]
+    html = render_run(record)
+    both = render_comparison({"a": record, "b": read_record(runs / "none")})
+    for drawing, xs in (
+        (figure_of(html, "loss-over-time"), ends),
+        (figure_of(html, "loss-over-rounds"), list(map(float, range(7)))),
+        (figure_of(both, "losses-over-time"), ends),
+    ):
+        path = re.findall(r'<path class="line s1 d1" d="M([^"]*)"', drawing)[-1]
+        points = [[float(v) for v in point.split()] for point in path.split("L")]
+        assert share([x for x, _ in points]) == pytest.approx(share(xs), abs=1e-3)
+        assert share([y for _, y in points]) == pytest.approx(share(losses), abs=1e-3)
+        assert points[0][1] < points[-1][1], "a falling loss has to fall on the page"
+
+
+def test_bars_are_as_long_as_what_they_show(runs: Path) -> None:
+    record = read_record(runs / "bcd")
+    html = render_run(record)
+    drawing = figure_of(html, "latency")
+    longest = record.rounds[0].round_latency_s
+    unit = lengths("realised", "height", drawing)[0] / longest
+    for kind, values in (
+        ("realised", [r.round_latency_s for r in record.rounds]),
+        ("none", [r.none_latency_s or 0 for r in record.rounds]),
+    ):
+        assert lengths(kind, "height", drawing) == pytest.approx(
+            [unit * value for value in values], abs=0.01
+        )
+    drawing = figure_of(html, "timeline")
+    final = record.rounds[-1].clients
+    unit = lengths("download", "width", drawing)[0] / final[0].downlink_s
+    for kind, values in (
+        ("download", [c.downlink_s for c in final]),
+        ("compute", [c.compute_s for c in final]),
+        ("upload", [c.upload_s for c in final]),
+    ):
+        assert lengths(kind, "width", drawing) == pytest.approx(
+            [unit * value for value in values], abs=0.01
+        )
+    others = read_record(runs / "none")
+    drawing = figure_of(render_comparison({"a": record, "b": others}), "time-splits")
+    splits = [time_split(record), time_split(others)]
+    unit = lengths("download", "width", drawing)[0] / splits[0][0]
+    for phase, kind in enumerate(("download", "compute", "upload")):
+        expected = [unit * split[phase] for split in splits]
+        assert lengths(kind, "width", drawing) == pytest.approx(expected, abs=0.01)
+
+
+def test_heat_maps_are_darkest_where_the_record_is_largest(runs: Path) -> None:
+    record = read_record(runs / "bcd")
+    drawing = figure_of(render_run(record), "bandwidth")
+    values = [c.bandwidth_hz for r in record.rounds for c in r.clients]
+    shades = [float(v) for v in re.findall(r'fill-opacity="([0-9.]+)"', drawing)]
+    expected = [0.04 + 0.96 * value / max(values) for value in values]
+    assert shades == pytest.approx(expected, abs=1e-3)
+
+
+def cells(html: str, id: str) -> list[list[str]]:
+    table = re.search(rf'<table id="{id}".*?</table>', html, flags=re.S)
+    assert table is not None
+    rows = re.findall(r"<tr>(.*?)</tr>", table[0].split("<tbody>")[1], flags=re.S)
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+
+
+def test_tables_hold_the_record(tmp_path: Path) -> None:
+    record = read_record(fake_record.write_run(tmp_path / "run", method="bcd", faults=True))
+    html = render_run(record)
+    for row, r in zip(cells(html, "rounds"), record.rounds, strict=True):
+        numeric = [float(cell.replace(",", "")) for cell in row[:11]]
+        assert numeric == pytest.approx(
+            [
+                r.round, r.round_latency_s, r.predicted_latency_s, r.none_latency_s, r.elapsed_s,
+                r.eval_loss, r.train_loss, r.pruning_loss, r.kappa, r.objective_s, r.lower_bound_s,
+            ],
+            rel=5e-3,
+        )  # fmt: skip
+        assert row[12] == numbers.scaled(sum(c.uplink_bits for c in r.clients), "bit")
+    for k, row in enumerate(cells(html, "clients")):
+        own = [r.clients[k] for r in record.rounds]
+        assert row[1] == own[0].name
+        assert float(row[5]) == pytest.approx(100 * sum(c.pruning for c in own) / 6, rel=0.05)
+        assert float(row[10]) == pytest.approx(sum(c.upload_s for c in own) / 6, rel=5e-3)
+        assert int(row[14]) == sum(c.status != "ok" for c in own)
+
+
 def test_every_drawing_has_a_name_for_those_who_do_not_see_it(runs: Path) -> None:
     for page in (
         write_report(runs / "bcd"),
