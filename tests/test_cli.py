@@ -167,6 +167,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
         (["run", "tiny", "--method", "magic"], "planning.method = 'magic'"),
         (["run", "tiny", "--engine", "slurm"], "local, ray"),
         (["compare", "tiny", "--methods", "exact,magic"], "magic"),
+        (["compare", "tiny", "--methods", "exact"], "two or more"),
         (["report", "absent-folder"], "absent-folder"),
         (["plan", "absent.json"], "absent.json"),
     ],

@@ -48,10 +48,10 @@ def compare(
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     unknown = [name for name in names if name not in METHODS]
-    if unknown or not names or len(set(names)) != len(names):
+    if unknown or len(names) < 2 or len(set(names)) != len(names):
         wrong = unknown[0] if unknown else methods
         raise InputError(
-            f"--methods '{wrong}': give different names of: {', '.join(sorted(METHODS))}"
+            f"--methods '{wrong}': give two or more different names of: {', '.join(sorted(METHODS))}"
         )
     base = load_scenario(scenario, overrides or [])
     folder = out or Path("runs") / f"compare-{base.name}"
