@@ -51,7 +51,8 @@ def compare(
     if unknown or len(names) < 2 or len(set(names)) != len(names):
         wrong = unknown[0] if unknown else methods
         raise InputError(
-            f"--methods '{wrong}': give two or more different names of: {', '.join(sorted(METHODS))}"
+            f"--methods '{wrong}': give two or more different names of: "
+            f"{', '.join(sorted(METHODS))}"
         )
     base = load_scenario(scenario, overrides or [])
     folder = out or Path("runs") / f"compare-{base.name}"
