@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from airtune.observer import Observer
 from airtune.record import RoundRecord
+from airtune.report.summary import is_left_out
 from airtune.scenario import Scenario
 
 
@@ -91,7 +92,7 @@ class Live(Lines):
 def _line(record: RoundRecord, rounds: int) -> str:
     loss = "–" if record.eval_loss is None else f"{record.eval_loss:.4f}"
     last = max(record.clients, key=lambda client: client.total_s).name if record.clients else "–"
-    refused = sum(client.status != "ok" for client in record.clients)
+    refused = sum(is_left_out(client) for client in record.clients)
     return (
         f"round {record.round:>{len(str(rounds))}}/{rounds}  virtual clock "
         f"{record.elapsed_s:9.1f} s (+{record.round_latency_s:.1f} s, last: {last})  "

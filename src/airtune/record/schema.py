@@ -30,7 +30,8 @@ class ClientRecord:
 
     Attributes:
         name: the client's name, unique in the run.
-        status: "ok", or why its update was left out, e.g. "rejected: not finite".
+        status: "ok"; "sat out" where it was not asked; or why its update was left out, e.g.
+            "rejected: not finite".
         asked_pruning: the plan's pruning rate.
         pruning: the realised rate: parameters left out over parameters that may be.
         bandwidth_hz: Hz of the uplink that it was given.
