@@ -31,7 +31,7 @@ _MAX_TIGHTENING = 200
 _LEAST_SHARE = 0.4
 _MAX_PSI = 3.0
 _FIRST_REACH = 3e-3
-_DESCENT_SHARE = 0.02
+_DESCENT_SHARE = 0.05
 _ALL_KEPT = 1e-9
 
 
@@ -354,6 +354,6 @@ def _plan(problem: PlanningProblem, small: Reduced, at: Solved) -> Plan:
     pruning = np.clip(pruning, problem.min_pruning, problem.max_pruning)
     plan = priced(problem, "exact", pruning, band)
     # Near pruning 1 the digits of what is kept are lost; a rounding upwards keeps the deadline.
-    late = plan.total_s > at.deadline_s
+    late = (plan.total_s > at.deadline_s) & (pruning > problem.min_pruning)
     pruning = np.where(late, np.minimum(np.nextafter(pruning, 1.0), problem.max_pruning), pruning)
     return priced(problem, "exact", pruning, band)
