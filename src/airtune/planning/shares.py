@@ -372,7 +372,8 @@ def _at_price(
 
 _POOL: list[ThreadPoolExecutor] = []
 # Threads do not survive a fork: a child process starts its own.
-os.register_at_fork(after_in_child=_POOL.clear)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork either
+    os.register_at_fork(after_in_child=_POOL.clear)
 
 
 def _over_chunks(work: Callable[[slice], object], count: int) -> list:
@@ -380,5 +381,6 @@ def _over_chunks(work: Callable[[slice], object], count: int) -> list:
     if count <= 2 * _CHUNK:
         return [work(slice(None))]
     if not _POOL:
-        _POOL.append(ThreadPoolExecutor(len(os.sched_getaffinity(0))))
+        mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        _POOL.append(ThreadPoolExecutor(mine))
     return list(_POOL[0].map(work, [slice(i, i + _CHUNK) for i in range(0, count, _CHUNK)]))
