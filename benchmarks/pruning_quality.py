@@ -23,7 +23,7 @@ import torch
 from airtune.client import adapted, adapter_values, lora_config, train
 from airtune.data import encode, eval_batches, load_task, local_batches
 from airtune.evaluate import answer_loss
-from airtune.models import load_model
+from airtune.models import load_model, speed_up_attention
 from airtune.pruning import calibrate, choose, cut, gather_adapter, scatter_adapter
 from airtune.pruning.choice import removal_order
 from airtune.randomness import derived_seed, generator
@@ -62,6 +62,7 @@ class Bench:
         section = TaskSection(
             name=args.task, source=args.source, train_examples=400, eval_examples=80
         )
+        speed_up_attention(self.loaded.model, longest=section.max_tokens)
         task = load_task(section, seed=0)
         examples = encode(task.train, self.loaded.tokenizer, section.max_tokens)
         test = encode(task.test, self.loaded.tokenizer, section.max_tokens)[:48]

@@ -46,6 +46,22 @@ def start(loaded: LoadedModel) -> dict[str, torch.Tensor]:
         return adapter_values(peft_model)
 
 
+def test_a_bfloat16_model_computes_its_adapter_in_bfloat16(batches: list[Batch]) -> None:
+    base = load_model(ModelSection(id="tiny", dtype="bfloat16"), seed=0)
+    config = lora_config(SECTION, base.lora_targets)
+    seen = set()
+    with adapted(base.model, config, seed=1) as peft_model:
+        for name, module in peft_model.named_modules():
+            if "lora_A.default" in name or "lora_B.default" in name:
+                module.register_forward_hook(
+                    lambda _, given, result: seen.add((given[0].dtype, result.dtype))
+                )
+        answer_token_loss(peft_model, batches[0]).backward()
+        assert seen == {(torch.bfloat16, torch.bfloat16)}
+        trained = [p for p in peft_model.parameters() if p.requires_grad]
+        assert {p.dtype for p in trained} == {p.grad.dtype for p in trained} == {torch.float32}
+
+
 def test_training_is_the_plain_peft_loop(
     loaded: LoadedModel, batches: list[Batch], start: dict[str, torch.Tensor]
 ) -> None:

@@ -10,7 +10,14 @@ import torch
 
 from airtune.errors import InputError
 from airtune.models import fingerprint_of, shape_of
-from airtune.pruning import calibrate, load_statistics, save_statistics, text_hash
+from airtune.pruning import (
+    Statistics,
+    cached_calibration,
+    calibrate,
+    load_statistics,
+    save_statistics,
+    text_hash,
+)
 from airtune.pruning.calibration import _stream
 from airtune.pruning.layers import blocks_of, output_projection
 from small_models import NAMES, TextBatch, small_model, text_batch
@@ -124,6 +131,42 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     for one, other in zip(statistics.blocks, loaded.blocks, strict=True):
         assert (one.harm, one.replaced_harm) == (other.harm, other.replaced_harm)
         assert torch.equal(one.replacement, other.replacement)
+
+
+def test_what_was_calibrated_once_is_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model("llama")
+
+    def read(folder: Path, seed: int = 0, *, stand_ins: bool = False) -> Statistics:
+        batches = [text_batch(seed=seed)]
+        return cached_calibration(folder, model, shape_of(model), batches, stand_ins=stand_ins)
+
+    first = read(tmp_path)
+    other_text = read(tmp_path, seed=1)
+    assert other_text.text != first.text
+    read(tmp_path, stand_ins=True)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 3
+
+    # A file that was cut off is replaced; then nothing is calibrated any more.
+    broken = next(f for f in files if first.text[:16] in f.name and "plain" in f.name)
+    broken.write_bytes(broken.read_bytes()[:100])
+    read(tmp_path)
+    monkeypatch.setattr("airtune.pruning.cache.calibrate", None)
+    again = read(tmp_path)
+    assert sorted(tmp_path.iterdir()) == files
+    assert again.text == first.text
+    for one, other in zip(first.mlp, again.mlp, strict=True):
+        assert torch.equal(one.factor, other.factor)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    model = small_model("llama")
+    folder = tmp_path / "file"
+    folder.write_text("")
+    with pytest.raises(InputError, match=r"cannot write calibration statistics into .*file"):
+        cached_calibration(folder, model, shape_of(model), [text_batch()], stand_ins=False)
 
 
 def test_statistics_of_another_model_or_text_are_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from airtune.data import (
     collate,
     prompt_tokens,
 )
-from airtune.models import label_logits
+from airtune.models import label_logits, mixed_precision
 
 
 def answer_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
@@ -259,11 +259,11 @@ def _device(model: nn.Module) -> torch.device:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without gradients and dropout; the model's mode is put back afterwards."""
+    """Without gradients and dropout, in the weights' dtype; the mode is put back afterwards."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), mixed_precision(model):
             yield
     finally:
         model.train(training)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import huggingface_hub
 import torch
+from peft.helpers import disable_input_dtype_casting
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor, nn
@@ -46,6 +47,9 @@ SMOLLM2 = "smollm2-135m-instruct"
 TINY = "tiny"
 FINGERPRINT_SAMPLES = 4096
 """Values of each tensor that the fingerprint reads, evenly spaced."""
+
+PLAIN_ATTENTION_TOKENS = 256
+"""Up to this length plain attention trains faster than the fused one; see the log."""
 
 
 class LabelledBatch(Protocol):
@@ -139,9 +143,45 @@ def label_logits(model: nn.Module, batch: LabelledBatch) -> Tensor:
     causal: Any = model
     if hasattr(causal, "get_base_model"):
         causal = causal.get_base_model()
-    hidden = causal.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    wanted = batch.labels[:, 1:] != -100
-    return head_logits(causal, hidden[:, :-1][wanted])
+    with mixed_precision(causal):
+        hidden = causal.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        wanted = batch.labels[:, 1:] != -100
+        return head_logits(causal, hidden[:, :-1][wanted])
+
+
+@contextlib.contextmanager
+def mixed_precision(model: nn.Module) -> Iterator[None]:
+    """Let an adapter of float32 values compute in the dtype of the weights it is put on.
+
+    PEFT alone would turn every layer's input into float32 and multiply there. A float32 model
+    computes as ever.
+    """
+    weight = next(model.parameters())
+    if weight.dtype == torch.float32:
+        yield
+        return
+    with (
+        disable_input_dtype_casting(model),
+        torch.autocast(weight.device.type, weight.dtype),
+    ):
+        yield
+
+
+def speed_up_attention(model: nn.Module, *, longest: int) -> None:
+    """Choose the attention kernel for a model that stays on its device.
+
+    On a CPU the backward pass of PyTorch's fused attention is slow in bfloat16: a plain one is
+    faster for short texts, and slower beyond (see the log).
+
+    Args:
+        model: a causal language model of Transformers.
+        longest: tokens of the longest text.
+    """
+    weight = next(model.parameters())
+    plain = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    if plain and longest <= PLAIN_ATTENTION_TOKENS:
+        causal: Any = model
+        causal.set_attn_implementation("eager")
 
 
 def head_logits(causal: Any, hidden: Tensor) -> Tensor:

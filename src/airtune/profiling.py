@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from airtune.errors import InputError
-from airtune.models import LoadedModel, label_logits
+from airtune.models import LoadedModel, label_logits, speed_up_attention
 from airtune.pruning import Structure, cut
 from airtune.workload import (
     KeptSizes,
@@ -84,6 +84,7 @@ def measure(
             "2 tokens, and 1 repeat"
         )
     shape = loaded.shape
+    speed_up_attention(loaded.model, longest=length)
     batch = _random_batch(shape, rows, length, next(loaded.model.parameters()).device)
     labels = int((batch.labels[:, 1:] != -100).sum())
     runs = []

@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
+from airtune import assets
 from airtune.aggregate import leading, rank_of
 from airtune.client import (
     Adapter,
@@ -32,10 +33,11 @@ from airtune.data import Batch, encode, eval_batches, load_task, local_batches, 
 from airtune.devices import DeviceProfile
 from airtune.evaluate import answer_loss, exact_match, group_losses, label_accuracy
 from airtune.merging import rule_of
-from airtune.models import load_model
+from airtune.models import load_model, speed_up_attention
 from airtune.pruning import (
     Statistics,
     Structure,
+    cached_calibration,
     calibrate,
     choose,
     cost_curve,
@@ -106,6 +108,7 @@ class Worker:
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load_model(scenario.model, seed=scenario.seed)
         self._model, self._tokenizer = loaded.model.to(self._device), loaded.tokenizer
+        speed_up_attention(self._model, longest=scenario.task.max_tokens)
         self.shape, self._fingerprint = loaded.shape, loaded.fingerprint
         self._targets = loaded.lora_targets
         self._rule = rule_of(scenario)
@@ -294,12 +297,16 @@ class Worker:
             wanted = self.scenario.pruning.calibration_examples
             examples = self._train_data[client][:wanted]
             batches = eval_batches(examples, self.scenario.evaluation.batch_size)
-            self._statistics[client] = calibrate(
-                self._model,
-                self.shape,
-                batches,
-                stand_ins=self.scenario.pruning.units == "blocks",
-            )
+            stand_ins = self.scenario.pruning.units == "blocks"
+            if self.scenario.pruning.cache_statistics:
+                folder = assets.cache_dir() / "statistics"
+                self._statistics[client] = cached_calibration(
+                    folder, self._model, self.shape, batches, stand_ins=stand_ins
+                )
+            else:
+                self._statistics[client] = calibrate(
+                    self._model, self.shape, batches, stand_ins=stand_ins
+                )
         return self._statistics[client]
 
     def _most_pruned(self, client: int) -> KeptSizes | None:

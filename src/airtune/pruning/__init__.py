@@ -9,6 +9,7 @@ values, held = scatter_adapter(adapter, structure, shape)
 """
 
 from airtune.pruning.adapter import gather_adapter, scatter_adapter
+from airtune.pruning.cache import cached_calibration
 from airtune.pruning.calibration import calibrate
 from airtune.pruning.choice import choose, cost_curve
 from airtune.pruning.statistics import Statistics, load_statistics, save_statistics, text_hash
@@ -18,6 +19,7 @@ from airtune.pruning.submodel import cut
 __all__ = [
     "Statistics",
     "Structure",
+    "cached_calibration",
     "calibrate",
     "choose",
     "cost_curve",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -153,9 +154,14 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
         "harms": json.dumps([[block.harm, block.replaced_harm] for block in statistics.blocks]),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=header)
-    partial.replace(path)
+    # A name of its own: other processes may be writing the same statistics.
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, partial, metadata=header)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{path}: {error}") from None
 
 
 def load_statistics(path: Path, *, fingerprint: str, text: str) -> Statistics:
