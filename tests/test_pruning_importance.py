@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -134,3 +136,21 @@ def test_order_does_not_depend_on_how_features_are_listed() -> None:
             moment[index][:, index], weight[:, index], width=1, ridge=0.01, chunk=1
         )
         assert [index[u] for u in other.tolist()] == order.tolist()
+
+
+def test_units_of_many_features_are_scored_also_with_threads_chosen_by_hand() -> None:
+    """A batched solve in its place hangs here, on PyTorch 2.13 for CPUs with two cores or more."""
+    program = """
+import torch
+from airtune.pruning.importance import elimination_order
+torch.set_num_threads(2)
+features = torch.randn(1000, 576)
+order = elimination_order(
+    features.T @ features / 1000, torch.randn(576, 576), width=192, ridge=0.03, chunk=1
+)
+print(sorted(order.tolist()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[0, 1, 2]", "")

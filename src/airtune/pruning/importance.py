@@ -95,7 +95,13 @@ def _scores(inverse: Tensor, weight: Tensor, width: int) -> Tensor:
     # A unit that is gone already has a zero block: any regular one does in its place.
     blocks.diagonal(dim1=1, dim2=2).add_((blocks.diagonal(dim1=1, dim2=2) <= 0).to(blocks))
     parts = weight.reshape(weight.shape[0], units, width).permute(1, 2, 0)
-    return (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
+    # One by one: PyTorch 2.13's batched solve never returns once set_num_threads() was called.
+    return torch.stack(
+        [
+            (part * torch.linalg.solve(block, part)).sum()
+            for block, part in zip(blocks, parts, strict=True)
+        ]
+    )
 
 
 def _features(units: Tensor, width: int) -> Tensor:
