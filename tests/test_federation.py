@@ -24,7 +24,10 @@ from airtune.errors import InputError, RunError
 from airtune.evaluate import answer_loss
 from airtune.federation import run
 from airtune.models import load_model
+from airtune.pruning import calibrate
+from airtune.record import RunDescription
 from airtune.scenario import Scenario, load_scenario
+from airtune.worker import Worker
 
 
 def tiny(*overrides: str) -> Scenario:
@@ -65,9 +68,57 @@ def test_the_loss_falls_and_the_record_is_whole(finished: Path) -> None:
     assert last < first - 1.0
 
 
+def test_calibration_passes_before_the_first_round(tmp_path: Path) -> None:
+    def cell_of(folder: str, *overrides: str) -> RunDescription:
+        run(tiny("rounds=1", *overrides), out=tmp_path / folder)
+        record = at.read_record(tmp_path / folder)
+        assert record.description is not None
+        first = record.rounds[0]
+        assert first.elapsed_s == record.description.setup_s + first.round_latency_s
+        return record.description
+
+    own = cell_of("own")
+    worker = Worker(tiny())
+    needed = [client.calibration_flops for client in worker.setting.clients]
+    assert min(needed) > 0
+    assert own.setup_flops == sum(needed)
+    assert own.setup_s == pytest.approx(
+        max(n / site.effective_flops for n, site in zip(needed, own.clients, strict=True))
+    )
+    for name, free in {
+        "shared": "pruning.calibration=shared",
+        "none": "planning.method=none",
+        "unpruned": "pruning.max_pruning=0",
+        "no refit": "pruning.refit=false",
+    }.items():
+        described = cell_of(name, free)
+        assert (described.setup_s, described.setup_flops) == (0, 0), name
+
+
+def test_shared_text_is_read_once_and_is_no_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        read.append(arguments)
+        return calibrate(*arguments, **options)
+
+    monkeypatch.setattr("airtune.worker.calibrate", counting)
+    shared = ["pruning.calibration=shared", "pruning.cost=measured"]
+    worker = Worker(tiny(*shared))
+    clients = worker.setting.clients
+    assert len(read) == 1
+    assert {client.pruning_cost for client in clients} == {clients[0].pruning_cost}
+    assert sum(row.input_ids.shape[0] for row in read[0][2]) == 32
+    own = Worker(tiny("pruning.cost=measured"))
+    assert sum(c.examples for c in clients) == sum(c.examples for c in own.setting.clients) - 32
+    assert len(read) == 1 + len(clients)
+
+
 def test_the_clock_is_the_slowest_clients_counted_time(finished: Path) -> None:
-    elapsed = 0.0
-    for entry in at.read_record(finished).rounds:
+    record = at.read_record(finished)
+    assert record.description is not None
+    elapsed = record.description.setup_s
+    for entry in record.rounds:
         for client in entry.clients:
             assert client.total_s == pytest.approx(
                 client.downlink_s + client.compute_s + client.upload_s

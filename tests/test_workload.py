@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from airtune.data import Batch
 from airtune.errors import InputError
 from airtune.models import label_logits, lora_targets, shape_of
 from airtune.pruning import calibrate, choose, cut
@@ -20,6 +23,7 @@ from airtune.workload import (
     StepTokens,
     adapter_values,
     affine_coefficients,
+    calibration_flops,
     full_sizes,
     memory_bytes,
     payload_bits,
@@ -73,6 +77,36 @@ def test_flops_are_those_of_a_real_step(name: str, pruning: float) -> None:
         # Embedding up (forward only), head's input down (forward and backward).
         limit += 2 * 6 * 20 * shape.head_inputs * shape.hidden * 3
     assert 0 <= besides <= limit
+
+
+@pytest.mark.parametrize(("channels", "hidden", "length"), [(256, 64, 40), (384, 96, 12)])
+def test_calibration_flops_are_those_of_a_real_one(channels: int, hidden: int, length: int) -> None:
+    rows, differentiated = 6, 4
+    config = LlamaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=3,
+        intermediate_size=channels,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=hidden // 4,
+        vocab_size=64,
+        attn_implementation="eager",
+    )
+    model = LlamaForCausalLM(config).requires_grad_(False)
+    shape = shape_of(model)
+    ids = torch.randint(0, 64, (rows, length), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[:, 0] = -100
+
+    def in_place(total: Any, left: Any, right: Any, **_: Any) -> int:
+        return 2 * left[0] * left[1] * right[1]
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as flops:
+        calibrate(model, shape, [Batch(ids, torch.ones_like(ids), labels)], stand_ins=False)
+    counted = calibration_flops(shape, [length] * rows, sensitivity_rows=differentiated)
+    # What the counter passes over: two factorisations and an inverse of every moment.
+    counted -= shape.blocks * sum(4 / 3 * n**3 for n in (channels, hidden))
+    assert flops.get_total_flops() == pytest.approx(counted, rel=0.06)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -134,10 +134,12 @@ def _run_rounds(
     this = Run(scenario, setting, profiles, placement, engine, watch)
     state = restored(directory.load_checkpoint())
     if state is None:
-        state = State(0, 0.0, engine.initial_adapter(), {})
+        adapter = engine.initial_adapter()
         watch.preparing("measuring the untrained model")
-        untrained = engine.evaluate(state.adapter, final=False)
-        directory.describe(description(scenario, setting, profiles, placement, untrained))
+        untrained = engine.evaluate(adapter, final=False)
+        cell = description(scenario, setting, profiles, placement, untrained)
+        directory.describe(cell)
+        state = State(0, cell.setup_s, adapter, {})
     for notice in directory.notices:
         watch.preparing(notice)
     known = directory.description

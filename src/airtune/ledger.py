@@ -140,8 +140,11 @@ def description(
         )
         for k, (name, profile) in enumerate(zip(scenario.client_names, profiles, strict=True))
     )
+    setup_flops = [client.calibration_flops for client in setting.clients]
     return RunDescription(
         clients=clients,
+        setup_s=max(compute_s(f, p) for f, p in zip(setup_flops, profiles, strict=True)),
+        setup_flops=sum(setup_flops),
         initial_eval_loss=untrained.loss,
         initial_metrics=untrained.metrics,
         model_fingerprint=setting.model_fingerprint,

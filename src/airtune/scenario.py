@@ -155,6 +155,10 @@ class PruningSection(Section):
     units: Literal["mixed", "mlp", "attention", "blocks"] = "mixed"
     refit: bool = True
     """Refit the output projections on the client's calibration text after the cut."""
+    calibration: Literal["own", "shared"] = "own"
+    """Whose text: each client's own, which its device reads before the first round and is billed
+    for, or the server's, read beforehand; its statistics then lie on every device beside the
+    base model, and like the base model they are not billed."""
     calibration_examples: PositiveInt = 32
     cost: Literal["linear", "measured"] = "linear"
     """Learning cost of pruning: e(rho) = rho, or the curve of the client's calibration."""

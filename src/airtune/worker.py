@@ -29,11 +29,12 @@ from airtune.client import (
     scatter_moments,
     train,
 )
-from airtune.data import Batch, encode, eval_batches, load_task, local_batches, partition
+from airtune.data import Batch, Encoded, encode, eval_batches, load_task, local_batches, partition
 from airtune.devices import DeviceProfile
 from airtune.evaluate import answer_loss, exact_match, group_losses, label_accuracy
 from airtune.merging import rule_of
 from airtune.models import load_model, speed_up_attention
+from airtune.planning import METHODS
 from airtune.pruning import (
     Statistics,
     Structure,
@@ -45,16 +46,21 @@ from airtune.pruning import (
     gather_adapter,
     whole,
 )
+from airtune.pruning.calibration import SENSITIVITY_ROWS
 from airtune.randomness import derived_seed, generator
 from airtune.scenario import Scenario
 from airtune.workload import (
     KeptSizes,
     ModelShape,
     StepTokens,
+    calibration_flops,
     payload_bits,
     realised_pruning,
     training_flops,
 )
+
+SHARED = -1
+"""In place of a client's index: the statistics of the server's text."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,8 @@ class ClientSetting:
     """How many examples of each label."""
     pruning_cost: tuple[tuple[float, float], ...] | None
     """Measured learning cost of pruning, or None for the linear one."""
+    calibration_flops: float = 0.0
+    """What its device computes before it can prune; 0 where nothing is due."""
     most_pruned: KeptSizes | None = None
     """Its submodel at pruning.max_pruning, where it has been calibrated: the line that planning
     draws through its FLOPs and bits then ends at its own cut."""
@@ -120,6 +128,9 @@ class Worker:
         batch_size, limit = scenario.evaluation.batch_size, scenario.task.max_tokens
         self._task = load_task(scenario.task, seed=scenario.seed, tokenizer=self._tokenizer)
         data = encode(self._task.train, self._tokenizer, limit)
+        shared = scenario.pruning.calibration == "shared"
+        self._shared_texts = data[: scenario.pruning.calibration_examples] if shared else []
+        data = data[len(self._shared_texts) :]
         self._test_batches = eval_batches(
             encode(self._task.test, self._tokenizer, limit), batch_size
         )
@@ -147,6 +158,7 @@ class Worker:
                     examples=len(data),
                     labels=dict(sorted(Counter(example.label for example in data).items())),
                     pruning_cost=self._cost_curve(client) if measured else None,
+                    calibration_flops=self._calibration_flops(client),
                     most_pruned=self._most_pruned(client) if measured else None,
                 )
                 for client, data in enumerate(self._train_data)
@@ -292,22 +304,36 @@ class Worker:
         return structure, cut(self._model, self.shape, structure, refit)
 
     def _calibrated(self, client: int) -> Statistics:
-        """Return the client's calibration statistics, read from its own text once."""
-        if client not in self._statistics:
-            wanted = self.scenario.pruning.calibration_examples
-            examples = self._train_data[client][:wanted]
-            batches = eval_batches(examples, self.scenario.evaluation.batch_size)
+        """Return the statistics that the client is cut by, read from their text once."""
+        owner = SHARED if self._shared_texts else client
+        if owner not in self._statistics:
+            texts = self._calibration_texts(client)
+            batches = eval_batches(texts, self.scenario.evaluation.batch_size)
             stand_ins = self.scenario.pruning.units == "blocks"
             if self.scenario.pruning.cache_statistics:
                 folder = assets.cache_dir() / "statistics"
-                self._statistics[client] = cached_calibration(
+                self._statistics[owner] = cached_calibration(
                     folder, self._model, self.shape, batches, stand_ins=stand_ins
                 )
             else:
-                self._statistics[client] = calibrate(
+                self._statistics[owner] = calibrate(
                     self._model, self.shape, batches, stand_ins=stand_ins
                 )
-        return self._statistics[client]
+        return self._statistics[owner]
+
+    def _calibration_texts(self, client: int) -> list[Encoded]:
+        wanted = self.scenario.pruning.calibration_examples
+        return self._shared_texts or self._train_data[client][:wanted]
+
+    def _calibration_flops(self, client: int) -> float:
+        """Count what the client's device computes before it is first cut, where it is its work."""
+        section = self.scenario.pruning
+        prunes = METHODS[self.scenario.planning.method].prunes and section.max_pruning > 0
+        reads = section.refit or section.cost == "measured"
+        if self._shared_texts or not (prunes and reads):
+            return 0.0
+        lengths = [len(text.input_ids) for text in self._calibration_texts(client)]
+        return calibration_flops(self.shape, lengths, sensitivity_rows=SENSITIVITY_ROWS)
 
     def _most_pruned(self, client: int) -> KeptSizes | None:
         section = self.scenario.pruning

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from airtune.errors import InputError
@@ -25,6 +25,7 @@ __all__ = [
     "StepTokens",
     "adapter_values",
     "affine_coefficients",
+    "calibration_flops",
     "check_rate",
     "full_sizes",
     "kept_parameters",
@@ -168,6 +169,33 @@ def training_flops(
                 width = units * heads_of_group * shape.head_dim
                 total += 12.0 * width * step.rows * step.length**2
             reached = True
+    return total
+
+
+def calibration_flops(shape: ModelShape, lengths: Sequence[int], *, sensitivity_rows: int) -> float:
+    """Count the FLOPs of calibrating on texts of so many tokens.
+
+    T tokens in all, s a text; a sublayer's output projection has n features and d outputs.
+    Once through the blocks: 2T a weight, 4hds² a text for attention scores. Second moments:
+    2Tn². Order, factors and harms: n³/3 + 2n³/3 (factor, inverse), 8n³/7 + 4n²d/3 (elimination,
+    half of what is alive at a time), n³/3 + 2n²d. `sensitivity_rows` of the texts also go forward
+    and backward: twice the work of a pass, and 4 FLOPs an entry of the LM head a token.
+
+    Args:
+        shape: the model.
+        lengths: tokens of each text.
+        sensitivity_rows: how many texts are also differentiated.
+    """
+    width = shape.query_heads * shape.head_dim
+    count = max(1, len(lengths))
+    tokens, squares = sum(lengths), sum(length**2 for length in lengths)
+    through = shape.blocks * 4.0 * width * squares + 2.0 * tokens * shape.block_parameters
+    differentiated = min(1.0, sensitivity_rows / count)
+    total = through * (1 + 2 * differentiated)
+    total += 4.0 * differentiated * tokens * shape.head_inputs * shape.vocab
+    for n in (shape.mlp_channels, width):
+        orders = (4 / 3 + 8 / 7) * n**3 + (4 / 3 + 2) * n**2 * shape.hidden
+        total += shape.blocks * (2.0 * tokens * n**2 + orders)
     return total
 
 

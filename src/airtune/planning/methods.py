@@ -27,6 +27,8 @@ class Method:
     description: str
     source: str
     solve: Callable[[PlanningProblem, float, np.random.Generator], Plan]
+    prunes: bool = True
+    """Also clients whose memory holds the whole model."""
 
 
 METHODS: dict[str, Method] = {
@@ -49,11 +51,13 @@ METHODS: dict[str, Method] = {
         "no pruning, equal bandwidth",
         "baseline",
         lambda problem, tolerance, rng: baselines.none(problem),
+        prunes=False,
     ),
     "bandwidth-only": Method(
         "no pruning, bandwidth planned",
         "baseline",
         lambda problem, tolerance, rng: baselines.bandwidth_only(problem),
+        prunes=False,
     ),
     "pruning-only": Method(
         "equal bandwidth, pruning planned",

@@ -164,6 +164,8 @@ class RunDescription:
         model_fingerprint: names the base model's weights.
         model_parameters: of the base model.
         adapter_values: of the full adapter.
+        setup_s: before the first round, on the virtual clock: the slowest client calibrates.
+        setup_flops: of all clients, before the first round.
     """
 
     clients: tuple[ClientSite, ...]
@@ -172,6 +174,8 @@ class RunDescription:
     model_fingerprint: str = ""
     model_parameters: int | None = None
     adapter_values: int | None = None
+    setup_s: float = 0.0
+    setup_flops: float = 0.0
 
 
 Value = TypeVar("Value", ClientRecord, RoundRecord, ClientSite, RunDescription)

@@ -108,6 +108,8 @@ def _cards(record: Record) -> list[tuple[str, str, str]]:
     if total.none_time_s is not None and total.virtual_time_s and record.method != "none":
         times = numbers.digits(total.none_time_s / total.virtual_time_s, 2)
         remark = f"{numbers.seconds(total.none_time_s)} under none: {times} × as long"
+    if total.setup_s:
+        remark += f"; calibration took the first {numbers.seconds(total.setup_s)}"
     cards.append(("Virtual time", numbers.seconds(total.virtual_time_s), remark))
     if total.final_loss is not None:
         remark = ""
@@ -120,7 +122,8 @@ def _cards(record: Record) -> list[tuple[str, str, str]]:
     cards.append(("Uplink", numbers.scaled(total.uplink_bits, "bit"), remark))
     remark = f"{numbers.scaled(total.downlink_bits / total.rounds, 'bit')} a round, broadcast"
     cards.append(("Downlink", numbers.scaled(total.downlink_bits, "bit"), remark))
-    remark = "fine-tuning, all clients"
+    remark = "calibration and fine-tuning" if total.setup_s else "fine-tuning"
+    remark += ", all clients"
     cards.append(("Compute", numbers.scaled(total.flops, "FLOP"), remark))
     if total.mean_gap is not None:
         remark = f"mean {numbers.gap(total.mean_gap)}"

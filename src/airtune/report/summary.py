@@ -33,6 +33,8 @@ class Totals:
     updates: int
     merged: int
     wall_s: float
+    setup_s: float
+    """Of the virtual time, what passes before the first round."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class ClientSummary:
 
 def totals(record: Record) -> Totals:
     """Add up a run."""
-    rounds = record.rounds
+    rounds, cell = record.rounds, record.description
     losses = [r.eval_loss for r in rounds if r.eval_loss is not None]
     gaps = [r.gap for r in rounds if r.gap is not None]
     clients = [client for r in rounds for client in r.clients if client.status != SAT_OUT]
@@ -69,17 +71,18 @@ def totals(record: Record) -> Totals:
         virtual_time_s=rounds[-1].elapsed_s if rounds else 0.0,
         none_time_s=_sum(r.none_latency_s for r in rounds),
         predicted_time_s=_sum(r.predicted_latency_s for r in rounds),
-        initial_loss=record.description.initial_eval_loss if record.description else None,
+        initial_loss=cell.initial_eval_loss if cell else None,
         final_loss=losses[-1] if losses else None,
         best_loss=min(losses, default=None),
         uplink_bits=sum(r.uplink_bits for r in rounds),
         downlink_bits=sum(r.downlink_bits for r in rounds),
-        flops=sum(r.flops for r in rounds),
+        flops=sum(r.flops for r in rounds) + (cell.setup_flops if cell else 0.0),
         mean_gap=sum(gaps) / len(gaps) if gaps else None,
         worst_gap=max(gaps, default=None),
         updates=len(clients),
         merged=sum(client.status == OK for client in clients),
         wall_s=sum(r.wall_s for r in rounds),
+        setup_s=cell.setup_s if cell else 0.0,
     )
 
 
@@ -173,6 +176,8 @@ def headline(record: Record) -> str:
     if total.rounds < planned:
         count = f"{total.rounds:,} of {counted(planned, 'round')}"
     text = f"{count} in {seconds(total.virtual_time_s)} of virtual time"
+    if total.setup_s:
+        text += f" ({seconds(total.setup_s)} of them calibration before the first)"
     if total.initial_loss is not None and total.final_loss is not None:
         text += f", test loss {loss(total.initial_loss)} → {loss(total.final_loss)}"
     if record.method != "none" and total.none_time_s is not None and total.virtual_time_s > 0:
