@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from airtune.errors import InputError
@@ -243,7 +244,7 @@ class ModelShape:
         """The family's entry in the table of what can be cut."""
         return family_of(self.family)
 
-    @property
+    @cached_property
     def matrices(self) -> tuple[Matrix, ...]:
         """The linear layers of one block, in the order in which they are computed."""
         return tuple(
@@ -262,7 +263,7 @@ class ModelShape:
             multiple *= 2
         return multiple
 
-    @property
+    @cached_property
     def unit_parameters(self) -> dict[str, int]:
         """Weight-matrix entries of one MLP channel (`mlp`) and of one key/value group (`group`)."""
         count = {"mlp": 0, "group": 0}
