@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -88,6 +91,22 @@ def test_cost_curves_are_what_the_planner_wants(units: str) -> None:
         assert all(slope >= 0 for slope in slopes)
         assert all(b >= a - 1e-9 for a, b in itertools.pairwise(slopes))
         assert all(0 <= cost <= rate + 1e-12 for rate, cost in curve)
+
+
+def test_cost_is_the_share_of_what_the_model_knows() -> None:
+    _, shape, statistics = calibrated("llama")
+    everything = sum(float(s.harm[0]) for s in statistics.mlp + statistics.attention)
+    guessing = math.log(shape.vocab)
+
+    def costs(loss: float) -> np.ndarray:
+        known = replace(statistics, loss=loss)
+        return np.array(cost_curve(known, shape, "mixed", max_pruning=0.3))[:, 1]
+
+    of_everything = costs(guessing + 1.0)
+    removed = sum(step.harm for step in removal_order(statistics, shape, "mixed"))
+    assert 0 < of_everything[-1] < removed / everything
+    np.testing.assert_allclose(costs(guessing - everything / 2), 2 * of_everything)
+    np.testing.assert_allclose(costs(guessing - 2 * everything), of_everything)
 
 
 def test_cost_curve_beyond_the_units_is_refused() -> None:

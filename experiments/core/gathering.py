@@ -23,7 +23,9 @@ def summary_of(folder: Path, task: str, method: str, settings: Sequence[str]) ->
     record = read_record(folder)
     rounds = record.rounds
     last = rounds[-1]
-    start = record.description.initial_eval_loss if record.description else None
+    cell = record.description
+    start = cell.initial_eval_loss if cell else None
+    setup_flops = cell.setup_flops if cell else 0.0
     return {
         "task": task,
         "method": method,
@@ -41,7 +43,7 @@ def summary_of(folder: Path, task: str, method: str, settings: Sequence[str]) ->
             "elapsed_s": [0.0, *(one.elapsed_s for one in rounds)],
             "uplink_bits": _running([one.uplink_bits for one in rounds]),
             "downlink_bits": _running([one.downlink_bits for one in rounds]),
-            "flops": _running([one.flops for one in rounds]),
+            "flops": [0.0, *(f + setup_flops for f in _running([o.flops for o in rounds])[1:])],
         },
         "predicted_latency_s": [one.predicted_latency_s for one in rounds],
         "round_latency_s": [one.round_latency_s for one in rounds],

@@ -38,14 +38,25 @@ def _method(
 
 
 _PLAIN_CUT = "pruning.refit=false"
+_MEASURED = ("pruning.cost=measured", "planning.kappa=1.2")
+"""κ: of benchmarks/pruning_quality.py, where half of the blocks cost one client 1.1 e(0.5)."""
+_UNDONE = "planning.kappa=1.0"
+"""Work that is not done is progress that is not made."""
+
+
+def _rival(participation: str) -> Method:
+    """Return a method that leaves the model whole and asks slow clients for less work."""
+    settings = (f"participation.rule={participation}", _UNDONE)
+    return _method("bandwidth-only", "fedit", *settings, tuned_as="fedit")
+
 
 METHODS: dict[str, Method] = {
-    "exact": _method("exact", "fedit", "pruning.cost=measured", kind="joint"),
-    "bcd": _method("bcd", "fedit", "pruning.cost=measured", kind="joint", tuned_as="exact"),
+    "exact": _method("exact", "fedit", *_MEASURED, kind="joint"),
+    "bcd": _method("bcd", "fedit", *_MEASURED, kind="joint", tuned_as="exact"),
     "fedit": _method("none"),
     "bandwidth-only": _method("bandwidth-only", tuned_as="fedit"),
-    "pruning-only": _method("pruning-only"),
-    "uniform": _method("uniform", tuned_as="pruning-only"),
+    "pruning-only": _method("pruning-only", "fedit", *_MEASURED, tuned_as="exact"),
+    "uniform": _method("uniform", "fedit", *_MEASURED, tuned_as="exact"),
     "hetlora": _method("none", "hetlora", unequal_ranks=True),
     "flora": _method("none", "flora", unequal_ranks=True),
     "flexlora": _method("none", "flexlora", unequal_ranks=True),
@@ -53,12 +64,12 @@ METHODS: dict[str, Method] = {
     "heterofl": _method("pruning-only", "heterofl", _PLAIN_CUT),
     "fedmp": _method("pruning-only", "fedmp", _PLAIN_CUT),
     "fedspallm": _method("pruning-only", "fedspallm", _PLAIN_CUT),
-    "partial": _method("bandwidth-only", "fedit", "participation.rule=partial"),
-    "partial-fednova": _method("bandwidth-only", "fedit", "participation.rule=partial-fednova"),
-    "deadline": _method("bandwidth-only", "fedit", "participation.rule=deadline"),
-    "in-turn": _method("bandwidth-only", "fedit", "participation.rule=in-turn"),
+    "partial": _rival("partial"),
+    "partial-fednova": _rival("partial-fednova"),
+    "deadline": _rival("deadline"),
+    "in-turn": _rival("in-turn"),
     "exact-without-refit": _method(
-        "exact", "fedit", "pruning.cost=measured", _PLAIN_CUT, kind="ablation", tuned_as="exact"
+        "exact", "fedit", *_MEASURED, _PLAIN_CUT, kind="ablation", tuned_as="exact"
     ),
     "exact-linear-cost": _method("exact", kind="ablation", tuned_as="exact"),
 }

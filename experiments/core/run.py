@@ -39,9 +39,9 @@ HELD_OUT = 512
 class Search:
     """A small search, stated: learning rates at the scenario's rank, then ranks at the best."""
 
-    learning_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    learning_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
     rank_factors: tuple[float, ...] = (0.5, 2.0)
-    rounds: int = 4
+    rounds: int = 2
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def calibrate(
     was_training = model.training
     model.eval()
     try:
-        gradients, tokens_per_label = _sensitivity(model, shape, batches)
+        gradients, tokens_per_label, loss = _sensitivity(model, shape, batches)
         sublayers: dict[str, list[SublayerStatistics]] = {unit: [] for unit in UNITS}
         blocks = []
         for block, moments, change in _stream(model, shape, batches):
@@ -101,6 +101,7 @@ def calibrate(
         fingerprint=fingerprint_of(model),
         text=text_hash(batches),
         tokens=sum(int(batch.attention_mask.sum()) for batch in batches),
+        loss=loss,
         attention=tuple(sublayers["group"]),
         mlp=tuple(sublayers["mlp"]),
         blocks=tuple(blocks),
@@ -303,8 +304,8 @@ def _recording(model: nn.Module, shape: ModelShape) -> Iterator[list[Any]]:
 
 def _sensitivity(
     model: nn.Module, shape: ModelShape, batches: Sequence[CalibrationBatch]
-) -> tuple[dict[str, list[Tensor]], float]:
-    """Return E[g_d²] of every sublayer's and block's output, and tokens per label.
+) -> tuple[dict[str, list[Tensor]], float, float]:
+    """Return E[g_d²] of every sublayer's and block's output, tokens per label, loss per label.
 
     One text at a time, so that memory stays that of a training step with a single row.
     """
@@ -324,6 +325,7 @@ def _sensitivity(
         for unit, layer in {**layers, "block": block}.items():
             handles.append(layer.register_forward_hook(_square_sum(sums[unit][index])))
     tokens = labels = 0
+    loss = 0.0
     try:
         for row in _rows(batches, SENSITIVITY_ROWS):
             targets = row.labels[:, 1:]
@@ -332,7 +334,9 @@ def _sensitivity(
                 continue
             with torch.enable_grad():
                 logits = label_logits(model, row).float()
-                nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
+                lost = nn.functional.cross_entropy(logits, targets, reduction="sum")
+                lost.backward()
+            loss += float(lost.detach())
             tokens += row.input_ids.shape[1]
             labels += len(targets)
     finally:
@@ -342,7 +346,7 @@ def _sensitivity(
     for unit, means in gradients.items():
         if not all(bool(torch.isfinite(mean).all()) for mean in means):
             raise InputError(f"model: the gradients of its {unit} outputs are not finite")
-    return gradients, tokens / labels
+    return gradients, tokens / labels, loss / labels
 
 
 def _square_sum(total: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -102,8 +103,10 @@ def cost_curve(
 ) -> tuple[tuple[float, float], ...]:
     """Return the learning cost of pruning as (rate, cost): convex, non-decreasing, 0 at 0.
 
-    e(ρ) = harm(ρ) / harm of leaving everything out, with the harm that the calibration expects:
-    the share of the blocks' worth that is lost. Nowhere above the linear cost e(ρ) = ρ.
+    e(ρ) = harm(ρ) / (log V − L), with the harm that the calibration expects, V token kinds and the
+    whole model's loss L: the share that is lost of what the model knows beyond guessing. A model
+    that knows less than guessing is measured against the harm of leaving everything out instead.
+    Nowhere above the linear cost e(ρ) = ρ.
 
     Args:
         statistics: the client's calibration.
@@ -125,8 +128,11 @@ def cost_curve(
     values = np.interp(grid, rates, harms)
     slopes = np.maximum.accumulate(np.maximum(np.diff(values), 0))
     curve = np.concatenate([[0.0], np.cumsum(slopes)])
+    # Harm is a second-order estimate: of everything together it is far too large.
+    known = math.log(shape.vocab) - statistics.loss
     everything = sum(float(s.harm[0]) for s in statistics.mlp + statistics.attention)
-    curve /= max(everything, curve[-1] / max_pruning, np.finfo(float).tiny)
+    scale = min(known, everything) if known > 0 else everything
+    curve /= max(scale, curve[-1] / max_pruning, np.finfo(float).tiny)
     return tuple((float(rate), float(cost)) for rate, cost in zip(grid, curve, strict=True))
 
 

@@ -25,7 +25,7 @@ from airtune.errors import InputError
 from airtune.pruning.importance import ordered_features
 from airtune.workload import ModelShape
 
-FORMAT = "airtune-statistics-1"
+FORMAT = "airtune-statistics-2"
 UNITS = ("group", "mlp")
 
 
@@ -100,6 +100,8 @@ class Statistics:
     text: str
     """SHA-256 of the token ids."""
     tokens: int
+    loss: float
+    """Of the whole model, per answer token of the texts whose gradients were taken."""
     attention: tuple[SublayerStatistics, ...]
     mlp: tuple[SublayerStatistics, ...]
     blocks: tuple[BlockStatistics, ...]
@@ -150,6 +152,7 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
         "fingerprint": statistics.fingerprint,
         "text": statistics.text,
         "tokens": str(statistics.tokens),
+        "loss": repr(statistics.loss),
         "widths": json.dumps({unit: statistics.sublayer(0, unit).width for unit in UNITS}),
         "harms": json.dumps([[block.harm, block.replaced_harm] for block in statistics.blocks]),
     }
@@ -204,6 +207,7 @@ def load_statistics(path: Path, *, fingerprint: str, text: str) -> Statistics:
         fingerprint=fingerprint,
         text=text,
         tokens=int(header["tokens"]),
+        loss=float(header["loss"]),
         attention=attention,
         mlp=mlp,
         blocks=blocks,
