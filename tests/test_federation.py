@@ -24,6 +24,7 @@ from airtune.errors import InputError, RunError
 from airtune.evaluate import answer_loss
 from airtune.federation import run
 from airtune.models import load_model
+from airtune.planning import fitted_kappa
 from airtune.pruning import calibrate
 from airtune.record import RunDescription
 from airtune.scenario import Scenario, load_scenario
@@ -230,6 +231,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_run(
     settings = [
         "rounds=4",
         "task.eval_examples=8",
+        "planning.fit_kappa=true",
         f"training.keep_optimizer={str(keep_optimizer).lower()}",
     ]
     run(load_scenario("tiny", settings), out=tmp_path / "whole")
@@ -304,6 +306,28 @@ def test_whole_resource_blocks_are_handed_out(tmp_path: Path) -> None:
     counts = [client.bandwidth_hz / 180e3 for client in clients]
     assert all(count == pytest.approx(round(count)) for count in counts)
     assert sum(round(count) for count in counts) <= 25
+
+
+def test_kappa_is_fitted_from_the_run_and_used_in_its_next_plan(tmp_path: Path) -> None:
+    fitting = tiny("rounds=4", "planning.fit_kappa=true")
+    run(fitting, out=tmp_path / "whole")
+    record = at.read_record(tmp_path / "whole")
+    first, *later = record.rounds
+    assert first.pruning_loss == 0
+    assert {client.pruning for client in first.clients} == {0.0}
+    assert first.kappa == later[0].kappa == fitting.planning.kappa  # nothing to compare with yet
+    assert later[0].pruning_loss > 0
+    assert record.description is not None
+    losses = [record.description.initial_eval_loss, *(r.eval_loss for r in record.rounds)]
+    for at_round in (2, 3):
+        before = record.rounds[:at_round]
+        expected = fitted_kappa(
+            losses[: at_round + 1],
+            [r.pruning_loss for r in before],
+            prior=fitting.planning.kappa,
+            largest_pruning_loss=fitting.pruning.max_pruning,
+        )
+        assert record.rounds[at_round].kappa == expected
 
 
 def test_measured_cost_curves_and_clients_own_losses_reach_the_record(tmp_path: Path) -> None:

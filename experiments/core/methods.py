@@ -72,6 +72,17 @@ METHODS: dict[str, Method] = {
         "exact", "fedit", *_MEASURED, _PLAIN_CUT, kind="ablation", tuned_as="exact"
     ),
     "exact-linear-cost": _method("exact", kind="ablation", tuned_as="exact"),
+    "exact-fitted-kappa": _method(
+        "exact",
+        "fedit",
+        "pruning.cost=measured",
+        "planning.fit_kappa=true",
+        kind="ablation",
+        tuned_as="exact",
+    ),
+    "exact-guessed-kappa": _method(
+        "exact", "fedit", "pruning.cost=measured", kind="ablation", tuned_as="exact"
+    ),
 }
 
 RANK_SHARES = ((0.5, 1.0), (0.1, 0.5), (0.0, 0.25))

@@ -36,7 +36,7 @@ from airtune.ledger import Outcome, SatOut, State, bill, description, packed, re
 from airtune.merging import rule_of
 from airtune.observer import Observer
 from airtune.participation import Decision, decision_of_round
-from airtune.planning import METHODS, Plan
+from airtune.planning import METHODS, Plan, PlanningProblem, fitted_kappa
 from airtune.planning_inputs import ClientLoad, Link, link_of, problem_of_round
 from airtune.pruning import gather_adapter, scatter_adapter
 from airtune.randomness import generator
@@ -139,7 +139,7 @@ def _run_rounds(
         untrained = engine.evaluate(adapter, final=False)
         cell = description(scenario, setting, profiles, placement, untrained)
         directory.describe(cell)
-        state = State(0, cell.setup_s, adapter, {})
+        state = State(0, cell.setup_s, adapter, {}, (untrained.loss,))
     for notice in directory.notices:
         watch.preparing(notice)
     known = directory.description
@@ -186,6 +186,8 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
 
     # 2. Plan, and what the round would have taken without one.
     problem = problem_of_round(scenario, this.setting.shape, this.profiles, loads, link)
+    if scenario.planning.fit_kappa:
+        problem = _with_fitted_kappa(problem, state)
     decision = decision_of_round(scenario, problem, loads, this.setting.shape, round)
     plan = decision.plan
     unplanned = planning.plan(problem, "none", bound=False)
@@ -248,7 +250,22 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
         clients=clients,
     )
     stacked_bits = sum(u.uplink_bits for u in sound) if rule_of(scenario).restarts else None
-    return State(round, elapsed_s, adapter, moments, stacked_bits), record
+    losses = (*state.losses, record.eval_loss)
+    slowed = (*state.pruning_losses, plan.pruning_loss)
+    return State(round, elapsed_s, adapter, moments, losses, slowed, stacked_bits), record
+
+
+def _with_fitted_kappa(problem: PlanningProblem, state: State) -> PlanningProblem:
+    """Put the run's own κ into the problem; the first round leaves models as whole as they fit."""
+    if not state.pruning_losses:
+        return replace(problem, max_pruning=problem.min_pruning)
+    kappa = fitted_kappa(
+        state.losses,
+        state.pruning_losses,
+        prior=problem.kappa,
+        largest_pruning_loss=problem.pruning_loss(problem.max_pruning),
+    )
+    return replace(problem, kappa=kappa)
 
 
 def _client_work(

@@ -41,6 +41,10 @@ class State:
     elapsed_s: float
     adapter: Adapter
     optimizer_states: dict[int, OptimizerState]
+    losses: tuple[float | None, ...] = ()
+    """Test loss before training and after each round; None where it was not measured."""
+    pruning_losses: tuple[float, ...] = ()
+    """Q of each round."""
     stacked_bits: float | None = None
     """What the last round's updates take together, where clients merge them into their base."""
 
@@ -163,7 +167,12 @@ def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     arrays = {f"adapter/{name}": value.numpy() for name, value in state.adapter.items()}
     for client, moments in state.optimizer_states.items():
         arrays |= {f"optimizer/{client}/{key}": value.numpy() for key, value in moments.items()}
-    return arrays, {"elapsed_s": state.elapsed_s, "stacked_bits": state.stacked_bits}
+    return arrays, {
+        "elapsed_s": state.elapsed_s,
+        "losses": list(state.losses),
+        "pruning_losses": list(state.pruning_losses),
+        "stacked_bits": state.stacked_bits,
+    }
 
 
 def restored(checkpoint: Checkpoint | None) -> State | None:
@@ -181,5 +190,11 @@ def restored(checkpoint: Checkpoint | None) -> State | None:
             moments.setdefault(int(client), {})[entry] = torch.from_numpy(array.copy())
     payload = checkpoint.payload
     return State(
-        checkpoint.round, payload["elapsed_s"], adapter, moments, payload.get("stacked_bits")
+        checkpoint.round,
+        payload["elapsed_s"],
+        adapter,
+        moments,
+        tuple(payload["losses"]),
+        tuple(payload["pruning_losses"]),
+        payload.get("stacked_bits"),
     )

@@ -173,6 +173,9 @@ class PlanningSection(Section):
     """A name from `airtune methods`."""
     kappa: NonNegativeFloat = 0.5
     """How much pruning slows learning: rounds needed grow as 1/(1 - kappa Q)."""
+    fit_kappa: bool = False
+    """Fit kappa to the run's own losses after each round, from the value above; the first round
+    then leaves the model whole, so that there is something to compare with."""
     max_pruning_loss: NonNegativeFloat | None = None
     """Given: minimise the round's latency subject to Q <= this, instead of N(Q) T."""
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-6

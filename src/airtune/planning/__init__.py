@@ -7,6 +7,7 @@ problem and what each method guarantees.
 from __future__ import annotations
 
 from airtune.planning.files import plan_to_json, problem_from_json, problem_to_json
+from airtune.planning.kappa import fitted_kappa
 from airtune.planning.methods import METHODS, Method, plan
 from airtune.planning.problem import Plan, PlanningProblem
 
@@ -15,6 +16,7 @@ __all__ = [
     "Method",
     "Plan",
     "PlanningProblem",
+    "fitted_kappa",
     "plan",
     "plan_to_json",
     "problem_from_json",
