@@ -126,6 +126,20 @@ def test_round_ticks_are_whole_rounds(count: int) -> None:
 # What a record adds up to
 
 
+def test_a_clock_that_real_devices_kept_is_not_called_virtual(runs: Path) -> None:
+    simulated = read_record(runs / "faults")
+    assert totals(simulated).engine_s is None
+    first, *others = simulated.rounds
+    slow = tuple(replace(client, engine_s=float(k)) for k, client in enumerate(first.clients))
+    measured = replace(simulated, rounds=(replace(first, clients=slow), *others))
+    assert totals(measured).engine_s == len(slow) - 1
+    assert "measured on the devices" in headline(measured)
+    page = render_run(measured)
+    assert "Measured time" in page
+    assert "virtual clock: counted" not in page
+    assert "virtual clock: counted" in render_run(simulated)
+
+
 def test_totals_are_the_sums_of_the_record(runs: Path) -> None:
     record = read_record(runs / "faults")
     total = totals(record)

@@ -116,7 +116,14 @@ def _problem(file: str, overrides: list[str], round_number: int) -> PlanningProb
         from airtune.planning_inputs import problem_of_scenario
         from airtune.scenario import load_scenario
 
-        return problem_of_scenario(load_scenario(file, overrides), round=round_number)
+        scenario = load_scenario(file, overrides)
+        if (rule := scenario.participation.rule) != "all":
+            typer.echo(
+                f"airtune: participation.rule = '{rule}' is left to `airtune run`; here every "
+                "client takes part with all of its steps",
+                err=True,
+            )
+        return problem_of_scenario(scenario, round=round_number)
     import json
 
     from airtune.planning import problem_from_json

@@ -34,6 +34,10 @@ def summary_table(record: Record) -> Table:
     bound = ""
     if total.worst_gap is not None:
         bound = f"plan {numbers.gap(total.worst_gap)} from a proven bound; "
+    if total.engine_s is None:
+        real = f"simulated in {numbers.seconds(total.wall_s)}"
+    else:
+        real = f"the engine added {numbers.seconds(total.engine_s)} a round"
     table = Table(
         title=headline(record) + ".",
         title_justify="left",
@@ -43,7 +47,7 @@ def summary_table(record: Record) -> Table:
             f"downlink {numbers.scaled(total.downlink_bits, 'bit')}, "
             f"compute {numbers.scaled(total.flops, 'FLOP')}, "
             f"{bound}"
-            f"simulated in {numbers.seconds(total.wall_s)}"
+            f"{real}"
         ),
         caption_justify="left",
         box=box.SIMPLE_HEAD,

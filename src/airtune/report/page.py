@@ -110,7 +110,8 @@ def _cards(record: Record) -> list[tuple[str, str, str]]:
         remark = f"{numbers.seconds(total.none_time_s)} under none: {times} × as long"
     if total.setup_s:
         remark += f"; calibration took the first {numbers.seconds(total.setup_s)}"
-    cards.append(("Virtual time", numbers.seconds(total.virtual_time_s), remark))
+    clock = "Virtual time" if total.engine_s is None else "Measured time"
+    cards.append((clock, numbers.seconds(total.virtual_time_s), remark))
     if total.final_loss is not None:
         remark = ""
         if total.initial_loss is not None:

@@ -35,6 +35,9 @@ class Totals:
     wall_s: float
     setup_s: float
     """Of the virtual time, what passes before the first round."""
+    engine_s: float | None
+    """Mean s a round that a deployment's machinery added for its slowest client; None where the
+    clock is virtual."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,14 @@ def totals(record: Record) -> Totals:
         merged=sum(client.status == OK for client in clients),
         wall_s=sum(r.wall_s for r in rounds),
         setup_s=cell.setup_s if cell else 0.0,
+        engine_s=_engine_s(record),
     )
+
+
+def _engine_s(record: Record) -> float | None:
+    told = [[c.engine_s for c in r.clients if c.engine_s is not None] for r in record.rounds]
+    longest = [max(each) for each in told if each]
+    return sum(longest) / len(longest) if longest else None
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
@@ -175,7 +185,8 @@ def headline(record: Record) -> str:
     count = counted(total.rounds, "round")
     if total.rounds < planned:
         count = f"{total.rounds:,} of {counted(planned, 'round')}"
-    text = f"{count} in {seconds(total.virtual_time_s)} of virtual time"
+    clock = "virtual time" if total.engine_s is None else "time measured on the devices"
+    text = f"{count} in {seconds(total.virtual_time_s)} of {clock}"
     if total.setup_s:
         text += f" ({seconds(total.setup_s)} of them calibration before the first)"
     if total.initial_loss is not None and total.final_loss is not None:
