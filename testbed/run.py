@@ -4,7 +4,8 @@
 
 Linux only, needs root. Each device and the server run in a network namespace of their own, with
 real Flower processes, TLS and registered keys; `tc` holds every link to the rate that the plan
-gave it. Everything is removed at the end, also after Ctrl-C.
+gave it. Each device has its share of the machine's cores and no more. Everything is removed at
+the end, also after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from compare import comparison, table
 from links import Links
+from quota import Quotas
 from shaper import Shaper
 
 from airtune.channel.trace import Trace, read_trace
@@ -35,6 +37,8 @@ from airtune.scenario import Scenario, load_scenario
 ROOT = Path(__file__).resolve().parents[1]
 CLI = [sys.executable, "-c", "from airtune.cli import main; main()"]
 PORT = 9443
+SHARED_CORES = 0.85
+"""Share of this machine's cores that the devices have between them; the rest is the server's."""
 
 
 def main() -> int:
@@ -46,7 +50,7 @@ def main() -> int:
         out = Path(arguments.out).resolve()
         written = Path(arguments.scenario)
         source = str(written.resolve()) if written.is_file() else arguments.scenario
-        found = run(scenario, source, arguments.set, out, arguments.trace)
+        found = run(scenario, source, arguments.set, out, arguments.trace, arguments.cores)
     except (InputError, RunError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
@@ -64,6 +68,7 @@ def run(
     overrides: Sequence[str],
     out: Path,
     trace: str | None = None,
+    cores: float | None = None,
 ) -> dict[str, object]:
     """Run a scenario over the testbed; return predicted against measured times.
 
@@ -72,12 +77,16 @@ def run(
         RunError: the run failed; its logs are kept in `out`.
     """
     replay = None if trace is None else read_trace(trace)
+    names = scenario.client_names
     started: list[subprocess.Popen[bytes]] = []
-    try:
-        _run(scenario, source, overrides, out, replay, started)
-    finally:
-        for process in started:
-            process.wait()  # the namespaces' end has ended them
+    with Quotas(names, cores or SHARED_CORES * (os.cpu_count() or 1) / len(names)) as quotas:
+        if quotas.missing:
+            print(f"testbed: no CPU quotas ({quotas.missing}): devices slow each other down")
+        try:
+            _run(scenario, source, overrides, out, replay, quotas, started)
+        finally:
+            for process in started:
+                process.wait()  # the namespaces' end has ended them
     return comparison(out / "run.timings.jsonl", out / "run" / "rounds.jsonl")
 
 
@@ -87,6 +96,7 @@ def _run(
     overrides: Sequence[str],
     out: Path,
     replay: Trace | None,
+    quotas: Quotas,
     started: list[subprocess.Popen[bytes]],
 ) -> None:
     names = scenario.client_names
@@ -100,7 +110,8 @@ def _run(
         with Shaper(links, bands, replay):
             _command(out, links, links.server, "deploy", "keys", "server", *addresses)
             serve = ("deploy", "server", "--port", str(PORT))
-            started.append(_start(out, links, links.server, "server", *serve))
+            server = links.inside(links.server, [*CLI, *serve])
+            started.append(_start(out, "server", server))
             _wait(out, "server", "ready on", 120)
             for name in names:
                 _command(out, links, links.server, "deploy", "keys", "device", name)
@@ -109,7 +120,8 @@ def _run(
                 where = f"{links.server_address(name)}:{PORT}"
                 join = ("deploy", "device", "--server", where, "--client", name)
                 how = ("--scenario", source, *settings, "--pace", "none", "--poll", "0.2")
-                started.append(_start(out, links, links.namespace(name), name, *join, *how))
+                device = links.inside(links.namespace(name), [*CLI, *join, *how])
+                started.append(_start(out, name, quotas.within(name, device)))
             for name in names:
                 _wait(out, name, "is ready", 600)
             _command(
@@ -130,12 +142,10 @@ def _command(out: Path, links: Links, namespace: str, *arguments: str, shown: bo
         raise RunError(f"{' '.join(arguments[:3])}: {said[-1]}; logs are in {out}")
 
 
-def _start(
-    out: Path, links: Links, namespace: str, name: str, *arguments: str
-) -> subprocess.Popen[bytes]:
+def _start(out: Path, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
     with (out / f"{name}.log").open("wb") as log:
         return subprocess.Popen(
-            links.inside(namespace, [*CLI, *arguments]),
+            command,
             cwd=out, env=_environment(), stdin=subprocess.DEVNULL,
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
@@ -160,12 +170,20 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers above 0")
+    return value
+
+
 def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scenario", nargs="?", default=str(Path(__file__).parent / "cell.toml"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", default=f"runs/testbed-{time.strftime('%Y%m%d-%H%M%S')}")
     parser.add_argument("--trace", help="a mahimahi trace that modulates the uplinks")
+    parser.add_argument("--cores", type=_positive, help="of this machine, for each device")
     return parser.parse_args()
 
 

@@ -17,8 +17,9 @@ import torch
 from peft import PeftModel
 
 import airtune as at
-from airtune.client import ClientFailure, ClientJob, ClientUpdate
+from airtune.client import ClientFailure, ClientJob, ClientUpdate, Measured
 from airtune.data import encode, eval_batches, load_task
+from airtune.devices import profile_of
 from airtune.engines.local import LocalEngine
 from airtune.errors import InputError, RunError
 from airtune.evaluate import answer_loss
@@ -207,6 +208,33 @@ def test_a_round_without_any_update_ends_the_run_and_keeps_the_record(tmp_path: 
     with pytest.raises(RunError, match="no client's update could be used"):
         run(scenario, out=tmp_path / "broken", engine=Broken)
     assert json.loads((tmp_path / "broken" / "run.json").read_text())["status"] == "failed"
+
+
+def test_the_next_plan_knows_what_a_device_really_took(tmp_path: Path) -> None:
+    scenario = tiny("rounds=3", "planning.method=bandwidth-only")
+    speeds = [profile_of(device).effective_flops for device in scenario.client_devices]
+    ratios: dict[tuple[int, int], float] = {}
+
+    class TwiceAsLong(LocalEngine):
+        """Stands for devices with a clock of their own; the first one fails once."""
+
+        def train(self, jobs: Iterable[ClientJob]) -> Iterator[ClientUpdate | ClientFailure]:
+            for job in jobs:
+                (outcome,) = super().train([job])
+                assert isinstance(outcome, ClientUpdate)
+                assert job.planned is not None
+                named_s = outcome.flops / speeds[job.client]
+                ratios[job.round, job.client] = job.planned.compute_s / named_s
+                if (job.round, job.client) == (2, 0):
+                    yield ClientFailure(job.client, "it went away", after_s=1.0)
+                    continue
+                yield replace(outcome, measured=Measured(0.0, 2 * named_s, 0.1, 0.1))
+
+    run(scenario, out=tmp_path / "run", engine=TwiceAsLong)
+    # Half of what the last plan expected and half of the 2 that it took; nothing from a failure.
+    for (round, client), ratio in ratios.items():
+        expected = {1: 1.0, 2: 1.5, 3: 1.5 if client == 0 else 1.75}[round]
+        assert ratio == pytest.approx(expected), (round, client)
 
 
 class FullDisk(LocalEngine):

@@ -32,7 +32,17 @@ from airtune.devices import DeviceProfile, profile_of
 from airtune.engines import ClientFailure, Engine
 from airtune.engines.local import LocalEngine
 from airtune.errors import InputError, RunError
-from airtune.ledger import Outcome, SatOut, State, bill, description, packed, restored
+from airtune.ledger import (
+    Outcome,
+    SatOut,
+    State,
+    bill,
+    description,
+    kept_speed,
+    packed,
+    restored,
+    speeds_after,
+)
 from airtune.merging import rule_of
 from airtune.observer import Observer
 from airtune.participation import Decision, decision_of_round
@@ -185,7 +195,9 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
     ]
 
     # 2. Plan, and what the round would have taken without one.
-    problem = problem_of_round(scenario, this.setting.shape, this.profiles, loads, link)
+    known = state.speeds or (None,) * len(this.profiles)
+    profiles = tuple(map(kept_speed, this.profiles, known))
+    problem = problem_of_round(scenario, this.setting.shape, profiles, loads, link)
     if scenario.planning.fit_kappa:
         problem = _with_fitted_kappa(problem, state)
     decision = decision_of_round(scenario, problem, loads, this.setting.shape, round)
@@ -219,7 +231,7 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
         for load, count in zip(loads, decision.steps, strict=True)
     ]
     clients = tuple(
-        bill(names[k], this.profiles[k], done[k], plan, k, outcome, status, link)
+        bill(names[k], profiles[k], done[k], plan, k, outcome, status, link)
         for k, (outcome, status) in enumerate(zip(outcomes, statuses, strict=True))
     )
     latency_s = max(client.total_s for client in clients)
@@ -252,7 +264,8 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
     stacked_bits = sum(u.uplink_bits for u in sound) if rule_of(scenario).restarts else None
     losses = (*state.losses, record.eval_loss)
     slowed = (*state.pruning_losses, plan.pruning_loss)
-    return State(round, elapsed_s, adapter, moments, losses, slowed, stacked_bits), record
+    speeds = speeds_after(known, profiles, outcomes)
+    return State(round, elapsed_s, adapter, moments, losses, slowed, speeds, stacked_bits), record
 
 
 def _with_fitted_kappa(problem: PlanningProblem, state: State) -> PlanningProblem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class State:
     """Test loss before training and after each round; None where it was not measured."""
     pruning_losses: tuple[float, ...] = ()
     """Q of each round."""
+    speeds: tuple[float | None, ...] = ()
+    """FLOP/s that real devices have kept in the rounds so far, a client each; None: not known."""
     stacked_bits: float | None = None
     """What the last round's updates take together, where clients merge them into their base."""
 
@@ -115,6 +118,29 @@ def bill(
     )
 
 
+def speeds_after(
+    known: Sequence[float | None], profiles: Sequence[DeviceProfile], outcomes: Sequence[Outcome]
+) -> tuple[float | None, ...]:
+    """Return what each client's next round is planned with, where its clock is real, FLOP/s.
+
+    Half of the time that the last plan expected of an operation and half of what it then took:
+    the machine's load drifts, and one odd round should not be believed.
+    """
+    speeds = list(known)
+    for client, (profile, outcome) in enumerate(zip(profiles, outcomes, strict=True)):
+        if isinstance(outcome, ClientUpdate) and (real := outcome.measured) is not None:
+            took = real.compute_s / outcome.flops
+            speeds[client] = 2.0 / (1.0 / profile.effective_flops + took)
+    return tuple(speeds)
+
+
+def kept_speed(profile: DeviceProfile, speed: float | None) -> DeviceProfile:
+    """Return the profile at the speed that its device has kept in earlier rounds."""
+    if speed is None:
+        return profile
+    return dataclasses.replace(profile, peak_flops=speed, utilisation=1.0)
+
+
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
@@ -171,6 +197,7 @@ def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "elapsed_s": state.elapsed_s,
         "losses": list(state.losses),
         "pruning_losses": list(state.pruning_losses),
+        "speeds": list(state.speeds),
         "stacked_bits": state.stacked_bits,
     }
 
@@ -196,5 +223,6 @@ def restored(checkpoint: Checkpoint | None) -> State | None:
         moments,
         tuple(payload["losses"]),
         tuple(payload["pruning_losses"]),
+        tuple(payload["speeds"]),
         payload.get("stacked_bits"),
     )
