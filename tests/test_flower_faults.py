@@ -66,6 +66,24 @@ def test_device_killed_during_training_and_back(running: Deployment) -> None:
 
 
 @pytest.mark.slow
+def test_device_killed_after_its_update(running: Deployment) -> None:
+    running.start_run("--set=rounds=2", "--devices", "2", "--grace", "120")
+    recorded(running, 1)
+    running.stop(OTHER)  # so that the round is still open when the victim is done
+    timings = running.folder / "run.timings.jsonl"
+
+    def arrived() -> bool:
+        lines = map(json.loads, timings.read_text().splitlines())
+        return any((line["round"], line["client"]) == (2, VICTIM) for line in lines)
+
+    running.wait_until(arrived, "the update of round 2", 120, "run")
+    running.kill(VICTIM)
+    running.go_on(OTHER)
+    assert running.finish() == 0, running.said("run")
+    assert rounds(running)[1] == {VICTIM: "ok", OTHER: "ok"}
+
+
+@pytest.mark.slow
 def test_the_short_lived_process_killed(running: Deployment) -> None:
     running.start_run("--set=rounds=3", "--grace", "90", "--devices", "2")
     recorded(running, 1)
