@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--source", default="../shared/data/gsm8k")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--calibration", type=int, default=32, help="texts to calibrate on")
+    parser.add_argument("--calibration", type=int, default=128, help="texts to calibrate on")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--limit", type=int, default=None, help="run at most so many new cases")
     args = parser.parse_args()

@@ -91,10 +91,22 @@ def test_calibration_passes_before_the_first_round(tmp_path: Path) -> None:
         "shared": "pruning.calibration=shared",
         "none": "planning.method=none",
         "unpruned": "pruning.max_pruning=0",
-        "no refit": "pruning.refit=false",
     }.items():
         described = cell_of(name, free)
         assert (described.setup_s, described.setup_flops) == (0, 0), name
+
+
+def test_a_cut_that_memory_forces_is_calibrated_for_too(tmp_path: Path) -> None:
+    run(
+        tiny("rounds=1", "planning.method=none", "devices.2.memory_bytes=1e6"),
+        out=tmp_path / "run",
+    )
+    record = at.read_record(tmp_path / "run")
+    assert record.description is not None
+    cut = [client.pruning > 0 for client in record.rounds[0].clients]
+    assert cut == [False, False, False, True]
+    needed = Worker(tiny()).setting.clients[3].calibration_flops
+    assert record.description.setup_flops == needed
 
 
 def test_shared_text_is_read_once_and_is_no_clients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +349,7 @@ def test_whole_resource_blocks_are_handed_out(tmp_path: Path) -> None:
 
 
 def test_kappa_is_fitted_from_the_run_and_used_in_its_next_plan(tmp_path: Path) -> None:
-    fitting = tiny("rounds=4", "planning.fit_kappa=true")
+    fitting = tiny("rounds=5", "planning.fit_kappa=true")
     run(fitting, out=tmp_path / "whole")
     record = at.read_record(tmp_path / "whole")
     first, *later = record.rounds
@@ -347,7 +359,7 @@ def test_kappa_is_fitted_from_the_run_and_used_in_its_next_plan(tmp_path: Path) 
     assert later[0].pruning_loss > 0
     assert record.description is not None
     losses = [record.description.initial_eval_loss, *(r.eval_loss for r in record.rounds)]
-    for at_round in (2, 3):
+    for at_round in (2, 3, 4):
         before = record.rounds[:at_round]
         expected = fitted_kappa(
             losses[: at_round + 1],
@@ -356,6 +368,7 @@ def test_kappa_is_fitted_from_the_run_and_used_in_its_next_plan(tmp_path: Path) 
             largest_pruning_loss=fitting.pruning.max_pruning,
         )
         assert record.rounds[at_round].kappa == expected
+    assert record.rounds[-1].kappa != fitting.planning.kappa
 
 
 def test_measured_cost_curves_and_clients_own_losses_reach_the_record(tmp_path: Path) -> None:

@@ -102,11 +102,13 @@ def test_cost_is_the_share_of_what_the_model_knows() -> None:
         known = replace(statistics, loss=loss)
         return np.array(cost_curve(known, shape, "mixed", max_pruning=0.3))[:, 1]
 
-    of_everything = costs(guessing + 1.0)
+    of_everything = costs(guessing - 2 * everything)
     removed = sum(step.harm for step in removal_order(statistics, shape, "mixed"))
     assert 0 < of_everything[-1] < removed / everything
     np.testing.assert_allclose(costs(guessing - everything / 2), 2 * of_everything)
-    np.testing.assert_allclose(costs(guessing - 2 * everything), of_everything)
+    nothing_known = costs(guessing + 1.0)
+    assert nothing_known[-1] == pytest.approx(0.3)
+    np.testing.assert_allclose(nothing_known / nothing_known[-1], of_everything / of_everything[-1])
 
 
 def test_cost_curve_beyond_the_units_is_refused() -> None:

@@ -134,3 +134,16 @@ def test_a_scenario_survives_the_way_through_the_record(name: str) -> None:
 def test_every_key_of_a_builtin_file_is_one_the_schema_has() -> None:
     values = tomllib.loads(builtin_scenarios()["demo"])
     assert set(values) <= set(Scenario.model_fields)
+
+
+def test_fitting_kappa_needs_something_to_begin_from_and_all_clients() -> None:
+    with pytest.raises(InputError, match=r"fit_kappa needs planning\.kappa above 0"):
+        load_scenario("tiny", ["planning.fit_kappa=true", "planning.kappa=0"])
+    with pytest.raises(InputError, match=r"fit_kappa goes with participation\.rule = 'all' only"):
+        load_scenario("tiny", ["planning.fit_kappa=true", "participation.rule=partial"])
+
+
+def test_shared_calibration_text_counts_among_the_examples_needed() -> None:
+    settings = ["pruning.calibration=shared", "pruning.calibration_examples=250"]
+    with pytest.raises(InputError, match=r"pruning\.calibration_examples \(shared\)"):
+        load_scenario("tiny", settings)

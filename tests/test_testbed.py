@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "testbed"))
 
 import links  # noqa: E402
+import quota  # noqa: E402
 import run as testbed  # noqa: E402
 from compare import comparison, table  # noqa: E402
 from shaper import capacity_bps  # noqa: E402
@@ -182,3 +183,40 @@ def test_a_network_that_is_cut_and_restored(allowed: None, tmp_path: Path) -> No
     statuses = [client["status"] for round in recorded for client in round["clients"]]
     assert statuses.count("ok") >= 6
     assert {client["status"] for client in recorded[-1]["clients"]} == {"ok"}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_device_has_its_share_of_the_cores(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota, "ROOT", tmp_path)
+    parent = tmp_path / "cpu" if version == 1 else tmp_path
+    parent.mkdir(exist_ok=True)
+    if version == 1:
+        (parent / "cpu.cfs_quota_us").write_text("-1")
+    with quota.Quotas(["a", "b"], cores=0.4) as quotas:
+        assert quotas.missing == ""
+        group = parent / f"airtune-{os.getpid()}-b"
+        if version == 1:
+            period, share = (group / f"cpu.cfs_{n}_us" for n in ("period", "quota"))
+            assert int(share.read_text()) / int(period.read_text()) == pytest.approx(0.4)
+        else:
+            share_us, period_us = map(int, (group / "cpu.max").read_text().split())
+            assert share_us / period_us == pytest.approx(0.4)
+        said = subprocess.check_output(quotas.within("b", ["echo", "a b"]), text=True)
+        assert said == "a b\n"
+        assert (group / "cgroup.procs").read_text().strip().isdigit()
+        assert quotas.within("unknown", ["echo"]) == ["echo"]
+        for made in parent.glob("airtune-*"):  # a real control group needs no emptying
+            for file in made.iterdir():
+                file.unlink()
+    assert not list(parent.glob("airtune-*"))
+
+
+def test_without_control_groups_the_reason_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota, "ROOT", tmp_path / "absent")
+    with quota.Quotas(["a"], cores=0.4) as quotas:
+        assert "absent" in quotas.missing
+        assert quotas.within("a", ["echo"]) == ["echo"]

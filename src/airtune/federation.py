@@ -38,6 +38,7 @@ from airtune.ledger import (
     State,
     bill,
     description,
+    finite,
     kept_speed,
     packed,
     restored,
@@ -147,9 +148,10 @@ def _run_rounds(
         adapter = engine.initial_adapter()
         watch.preparing("measuring the untrained model")
         untrained = engine.evaluate(adapter, final=False)
-        cell = description(scenario, setting, profiles, placement, untrained)
+        may_be_cut = _may_be_cut(this)
+        cell = description(scenario, setting, profiles, placement, untrained, may_be_cut)
         directory.describe(cell)
-        state = State(0, cell.setup_s, adapter, {}, (untrained.loss,))
+        state = State(0, cell.setup_s, adapter, {}, (finite(untrained.loss),))
     for notice in directory.notices:
         watch.preparing(notice)
     known = directory.description
@@ -179,20 +181,7 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
     scenario, engine = this.scenario, this.engine
 
     # 1. The air and the batches of this round: the same for every method.
-    air = channel.draw(
-        scenario.cell,
-        scenario.client_devices,
-        this.placement,
-        generator(scenario.seed, "fading", round=round),
-        round=round,
-    )
-    link = link_of(scenario, this.setting.shape, air, state.stacked_bits)
-    loads = [
-        ClientLoad(
-            engine.step_tokens(round, k), client.examples, client.pruning_cost, client.most_pruned
-        )
-        for k, client in enumerate(this.setting.clients)
-    ]
+    link, loads = _drawn(this, round, state.stacked_bits)
 
     # 2. Plan, and what the round would have taken without one.
     known = state.speeds or (None,) * len(this.profiles)
@@ -262,10 +251,40 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
         clients=clients,
     )
     stacked_bits = sum(u.uplink_bits for u in sound) if rule_of(scenario).restarts else None
-    losses = (*state.losses, record.eval_loss)
+    losses = (*state.losses, None if record.eval_loss is None else finite(record.eval_loss))
     slowed = (*state.pruning_losses, plan.pruning_loss)
     speeds = speeds_after(known, profiles, outcomes)
     return State(round, elapsed_s, adapter, moments, losses, slowed, speeds, stacked_bits), record
+
+
+def _drawn(this: Run, round: int, stacked_bits: float | None) -> tuple[Link, list[ClientLoad]]:
+    scenario = this.scenario
+    air = channel.draw(
+        scenario.cell,
+        scenario.client_devices,
+        this.placement,
+        generator(scenario.seed, "fading", round=round),
+        round=round,
+    )
+    loads = [
+        ClientLoad(
+            this.engine.step_tokens(round, k),
+            client.examples,
+            client.pruning_cost,
+            client.most_pruned,
+        )
+        for k, client in enumerate(this.setting.clients)
+    ]
+    return link_of(scenario, this.setting.shape, air, stacked_bits), loads
+
+
+def _may_be_cut(this: Run) -> list[bool]:
+    """Whether the method may prune a client, or its memory forces a cut in the first round."""
+    scenario = this.scenario
+    prunes = METHODS[scenario.planning.method].prunes and scenario.pruning.max_pruning > 0
+    link, loads = _drawn(this, 1, None)
+    problem = problem_of_round(scenario, this.setting.shape, this.profiles, loads, link)
+    return [prunes or bool(least > 0) for least in problem.min_pruning]
 
 
 def _with_fitted_kappa(problem: PlanningProblem, state: State) -> PlanningProblem:

@@ -14,6 +14,7 @@ import torch
 from airtune.channel import Placement
 from airtune.client import Adapter, ClientFailure, ClientUpdate, OptimizerState
 from airtune.devices import DeviceProfile, compute_s
+from airtune.errors import InputError
 from airtune.merging import rule_of
 from airtune.planning import Plan
 from airtune.planning_inputs import ClientLoad, Link
@@ -113,7 +114,7 @@ def bill(
         flops=flops,
         examples=load.examples,
         label_tokens=sum(step.label_tokens for step in load.steps),
-        train_loss=_finite(train_loss),
+        train_loss=finite(train_loss),
         status=status,
     )
 
@@ -141,7 +142,8 @@ def kept_speed(profile: DeviceProfile, speed: float | None) -> DeviceProfile:
     return dataclasses.replace(profile, peak_flops=speed, utilisation=1.0)
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """Return the value, or None where it is not a finite number."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -151,8 +153,12 @@ def description(
     profiles: Sequence[DeviceProfile],
     placement: Placement,
     untrained: Evaluation,
+    may_be_cut: Sequence[bool],
 ) -> RunDescription:
-    """Gather what run.json says of the cell, the clients and the start."""
+    """Gather what run.json says of the cell, the clients and the start.
+
+    Clients that may be cut are billed for their calibration.
+    """
     clients = tuple(
         ClientSite(
             name=name,
@@ -170,7 +176,10 @@ def description(
         )
         for k, (name, profile) in enumerate(zip(scenario.client_names, profiles, strict=True))
     )
-    setup_flops = [client.calibration_flops for client in setting.clients]
+    setup_flops = [
+        client.calibration_flops if may else 0.0
+        for client, may in zip(setting.clients, may_be_cut, strict=True)
+    ]
     return RunDescription(
         clients=clients,
         setup_s=max(compute_s(f, p) for f, p in zip(setup_flops, profiles, strict=True)),
@@ -216,6 +225,11 @@ def restored(checkpoint: Checkpoint | None) -> State | None:
             client, _, entry = rest.partition("/")
             moments.setdefault(int(client), {})[entry] = torch.from_numpy(array.copy())
     payload = checkpoint.payload
+    if not {"losses", "pruning_losses", "speeds"} <= payload.keys():
+        raise InputError(
+            f"the checkpoint of round {checkpoint.round} is an earlier version's: it cannot be "
+            "resumed; begin anew with --replace or another --out"
+        )
     return State(
         checkpoint.round,
         payload["elapsed_s"],

@@ -84,7 +84,6 @@ def measure(
             "2 tokens, and 1 repeat"
         )
     shape = loaded.shape
-    speed_up_attention(loaded.model, longest=length)
     batch = _random_batch(shape, rows, length, next(loaded.model.parameters()).device)
     labels = int((batch.labels[:, 1:] != -100).sum())
     runs = []
@@ -92,6 +91,7 @@ def measure(
         check_rate(rate)
         sizes = uniform_sizes(shape, rate)
         submodel = cut(loaded.model, shape, first_units(sizes))
+        speed_up_attention(submodel, longest=length)
         runs.append((sizes, _Step(submodel, loaded.lora_targets, shape, batch, lora_rank)))
     times: list[list[float]] = [[] for _ in runs]
     for repeat in range(repeats + 1):

@@ -154,7 +154,7 @@ class PruningSection(Section):
     """The largest share of the decoder blocks' parameters that a client may leave out."""
     units: Literal["mixed", "mlp", "attention", "blocks"] = "mixed"
     refit: bool = True
-    """Refit the output projections on the client's calibration text after the cut."""
+    """Refit the output projections on the calibration text after the cut."""
     calibration: Literal["own", "shared"] = "own"
     """Whose text: each client's own, which its device reads before the first round and is billed
     for, or the server's, read beforehand; its statistics then lie on every device beside the
@@ -255,12 +255,23 @@ class Scenario(Section):
                     f"devices.{index}.lora_rank = {device.lora_rank} is above "
                     f"training.lora_rank = {self.training.lora_rank}, the server's"
                 )
+        if self.planning.fit_kappa and self.planning.kappa == 0:
+            raise ValueError("planning.fit_kappa needs planning.kappa above 0 to begin from")
+        if self.planning.fit_kappa and self.participation.rule != "all":
+            raise ValueError(
+                "planning.fit_kappa goes with participation.rule = 'all' only: "
+                "what clients leave undone is not what pruning costs"
+            )
         clients = len(self.client_devices)
         need = clients * (self.partition.min_examples + self.task.client_eval_examples)
+        what = "partition.min_examples and task.client_eval_examples"
+        if self.pruning.calibration == "shared":
+            need += self.pruning.calibration_examples
+            what = f"pruning.calibration_examples (shared), {what}"
         if need > self.task.train_examples:
             raise ValueError(
                 f"task.train_examples = {self.task.train_examples} is too few for {clients} "
-                f"clients: partition.min_examples and task.client_eval_examples need {need}"
+                f"clients: {what} need {need}"
             )
         return self
 

@@ -34,7 +34,6 @@ from airtune.devices import DeviceProfile
 from airtune.evaluate import answer_loss, exact_match, group_losses, label_accuracy
 from airtune.merging import rule_of
 from airtune.models import load_model, speed_up_attention
-from airtune.planning import METHODS
 from airtune.pruning import (
     Statistics,
     Structure,
@@ -73,7 +72,7 @@ class ClientSetting:
     pruning_cost: tuple[tuple[float, float], ...] | None
     """Measured learning cost of pruning, or None for the linear one."""
     calibration_flops: float = 0.0
-    """What its device computes before it can prune; 0 where nothing is due."""
+    """What its device computes before it can be cut; 0 where others do it, or before the run."""
     most_pruned: KeptSizes | None = None
     """Its submodel at pruning.max_pruning, where it has been calibrated: the line that planning
     draws through its FLOPs and bits then ends at its own cut."""
@@ -327,10 +326,7 @@ class Worker:
 
     def _calibration_flops(self, client: int) -> float:
         """Count what the client's device computes before it is first cut, where it is its work."""
-        section = self.scenario.pruning
-        prunes = METHODS[self.scenario.planning.method].prunes and section.max_pruning > 0
-        reads = section.refit or section.cost == "measured"
-        if self._shared_texts or not (prunes and reads):
+        if self._shared_texts:
             return 0.0
         lengths = [len(text.input_ids) for text in self._calibration_texts(client)]
         return calibration_flops(self.shape, lengths, sensitivity_rows=SENSITIVITY_ROWS)

@@ -179,7 +179,8 @@ def calibration_flops(shape: ModelShape, lengths: Sequence[int], *, sensitivity_
     Once through the blocks: 2T a weight, 4hds² a text for attention scores. Second moments:
     2Tn². Order, factors and harms: n³/3 + 2n³/3 (factor, inverse), 8n³/7 + 4n²d/3 (elimination,
     half of what is alive at a time), n³/3 + 2n²d. `sensitivity_rows` of the texts also go forward
-    and backward: twice the work of a pass, and 4 FLOPs an entry of the LM head a token.
+    and backward: twice the work of a pass, and 4 FLOPs an entry of the LM head a token. Not
+    counted: stand-ins for whole blocks.
 
     Args:
         shape: the model.

@@ -123,6 +123,11 @@ def _problem(file: str, overrides: list[str], round_number: int) -> PlanningProb
                 "client takes part with all of its steps",
                 err=True,
             )
+        if scenario.pruning.cost == "measured":
+            typer.echo(
+                "airtune: pruning.cost = 'measured' needs the model; here pruning costs its rate",
+                err=True,
+            )
         return problem_of_scenario(scenario, round=round_number)
     import json
 

@@ -102,6 +102,8 @@ class FlowerEngine:
     def setting(self) -> Setting:
         """Wait for the devices, and describe the clients as they describe themselves.
 
+        They calibrate while they rehearse, before the run and on no clock: nothing is billed.
+
         Raises:
             RunError: fewer devices than asked for within the time allowed.
         """
@@ -111,7 +113,9 @@ class FlowerEngine:
         return replace(
             own,
             clients=tuple(
-                client if member is None else _client_setting(member.introduction)
+                replace(client, calibration_flops=0.0)
+                if member is None
+                else _client_setting(member.introduction)
                 for client, member in zip(own.clients, members, strict=True)
             ),
             profiles=tuple(

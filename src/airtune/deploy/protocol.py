@@ -196,7 +196,7 @@ def _fields(body: bytes) -> dict[str, Any]:
     return values
 
 
-_LOCAL_KEYS = ("model.id", "model.gguf_file", "task.source")
+_LOCAL_KEYS = ("model.id", "model.gguf_file", "task.source", "pruning.cache_statistics")
 """Where a file lies may differ from machine to machine; the model's fingerprint must not."""
 
 

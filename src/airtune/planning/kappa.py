@@ -39,11 +39,14 @@ def fitted_kappa(
     so that κ stays where it was until rounds of unlike Q say otherwise.
 
     Args:
-        losses: test loss before training and after each round; None where it was not measured.
+        losses: test loss before training and after each round; None where it was not measured
+            or is not finite. Without the first one there is nothing to fit.
         pruning_losses: Q of each round.
         prior: κ before any round, above 0.
         largest_pruning_loss: the largest Q that a later plan can have.
     """
+    if losses[0] is None or losses[0] <= 0:
+        return prior
     octaves = OCTAVES
     if largest_pruning_loss > 0:
         limit = math.log2(LARGEST_SLOWDOWN / (largest_pruning_loss * prior))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from torch import nn
 
 from airtune.errors import InputError
 from airtune.models import fingerprint_of
-from airtune.pruning.calibration import calibrate
+from airtune.pruning.calibration import ATTENTION_WEIGHT, RIDGE, SENSITIVITY_ROWS, calibrate
 from airtune.pruning.statistics import (
+    FORMAT,
     CalibrationBatch,
     Statistics,
     load_statistics,
@@ -44,7 +46,9 @@ def cached_calibration(
     """
     fingerprint, text = fingerprint_of(model), text_hash(batches)
     kind = "with-stand-ins" if stand_ins else "plain"
-    path = folder / f"{fingerprint[:16]}-{text[:16]}-{kind}.safetensors"
+    constants = repr((FORMAT, RIDGE, ATTENTION_WEIGHT, SENSITIVITY_ROWS))
+    how = hashlib.sha256(constants.encode()).hexdigest()[:8]
+    path = folder / f"{fingerprint[:16]}-{text[:16]}-{how}-{kind}.safetensors"
     if path.is_file():
         try:
             return load_statistics(path, fingerprint=fingerprint, text=text)

@@ -104,9 +104,9 @@ def cost_curve(
     """Return the learning cost of pruning as (rate, cost): convex, non-decreasing, 0 at 0.
 
     e(ρ) = harm(ρ) / (log V − L), with the harm that the calibration expects, V token kinds and the
-    whole model's loss L: the share that is lost of what the model knows beyond guessing. A model
-    that knows less than guessing is measured against the harm of leaving everything out instead.
-    Nowhere above the linear cost e(ρ) = ρ.
+    whole model's loss L: the share that is lost of what the model knows beyond guessing, or of the
+    harm of leaving everything out where that is less. Nowhere above the linear cost e(ρ) = ρ; a
+    model that knows no more than guessing is on that bound at `max_pruning`.
 
     Args:
         statistics: the client's calibration.
@@ -131,7 +131,7 @@ def cost_curve(
     # Harm is a second-order estimate: of everything together it is far too large.
     known = math.log(shape.vocab) - statistics.loss
     everything = sum(float(s.harm[0]) for s in statistics.mlp + statistics.attention)
-    scale = min(known, everything) if known > 0 else everything
+    scale = min(max(known, 0.0), everything)
     curve /= max(scale, curve[-1] / max_pruning, np.finfo(float).tiny)
     return tuple((float(rate), float(cost)) for rate, cost in zip(grid, curve, strict=True))
 

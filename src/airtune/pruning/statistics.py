@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -157,8 +158,10 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
         "harms": json.dumps([[block.harm, block.replaced_harm] for block in statistics.blocks]),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: other processes may be writing the same statistics.
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    # A name of its own: others may be writing the same statistics.
+    handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
     try:
         save_file(tensors, partial, metadata=header)
         partial.replace(path)

@@ -109,7 +109,8 @@ def _cards(record: Record) -> list[tuple[str, str, str]]:
         times = numbers.digits(total.none_time_s / total.virtual_time_s, 2)
         remark = f"{numbers.seconds(total.none_time_s)} under none: {times} × as long"
     if total.setup_s:
-        remark += f"; calibration took the first {numbers.seconds(total.setup_s)}"
+        remark += "; " if remark else ""
+        remark += f"calibration took the first {numbers.seconds(total.setup_s)}"
     clock = "Virtual time" if total.engine_s is None else "Measured time"
     cards.append((clock, numbers.seconds(total.virtual_time_s), remark))
     if total.final_loss is not None:
