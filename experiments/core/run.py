@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import multiprocessing
 import shutil
@@ -272,9 +273,16 @@ def _has_result(job: Job) -> bool:
     path = job.folder / "result.json"
     if not path.is_file():
         return False
-    if json.loads(path.read_text())["settings"] != list(job.settings):
+    found = json.loads(path.read_text())
+    if (found["settings"], found.get("scenario")) != (list(job.settings), scenario_hash(job)):
         raise InputError(f"{path} was made with other settings: give another --out, or remove it")
     return True
+
+
+def scenario_hash(job: Job) -> str:
+    """Name the whole scenario of a job: its file may have changed since a result was made."""
+    values = load_scenario(job.file, job.settings).model_dump(mode="json")
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def perform(job: Job) -> None:
@@ -289,11 +297,14 @@ def perform(job: Job) -> None:
         scenario = load_scenario(job.file, job.settings)
         run(scenario, out=folder, resume=(folder / "run.json").is_file())
         row = summary_of(folder, job.task, job.method, job.settings)
+        row["scenario"] = scenario_hash(job)
         write_durably(job.folder / "result.json", (json.dumps(row) + "\n").encode())
-    except (InputError, RunError) as error:
+    except Exception as error:
         job.folder.mkdir(parents=True, exist_ok=True)
         (job.folder / "error.txt").write_text(f"{error}\n")
-        raise SystemExit(1) from None
+        if isinstance(error, (InputError, RunError)):
+            raise SystemExit(1) from None
+        raise  # a fault of ours: its traceback is wanted
     # The record is the evidence; what only a resumption needs may be gigabytes.
     for part in ("checkpoint", "adapter"):
         shutil.rmtree(folder / part, ignore_errors=True)
