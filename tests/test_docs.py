@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -33,16 +35,21 @@ def test_links_and_pictures_lead_somewhere(document: Path) -> None:
     assert not missing
 
 
-def test_the_readme_says_what_the_committed_records_hold() -> None:
-    specification = importlib.util.spec_from_file_location(
-        "demo_figure", ROOT / "experiments" / "demo" / "figure.py"
-    )
+def module(path: Path) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(path.stem, path)
     assert specification is not None
     assert specification.loader is not None
-    figure = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(figure)
+    loaded = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(loaded)
+    return loaded
+
+
+def test_the_readme_says_what_the_committed_records_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     said = " ".join((ROOT / "README.md").read_text().split())
-    assert figure.sentence(figure.records()) in said
+    core = ROOT / "experiments" / "core"
+    monkeypatch.syspath_prepend(str(core))
+    rows = json.loads((core / "results.json").read_text())
+    assert module(core / "gathering.py").sentence(rows, "gsm8k") in said
 
 
 def test_the_readme_shows_the_plan_commands_true_output() -> None:
