@@ -133,8 +133,9 @@ def sentence(rows: Sequence[dict[str, Any]], task: str) -> str:
         losses.append(target)
     ours_s, theirs_s = np.mean(times, axis=0)
     count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    title = {"gsm8k": "GSM8K", "yahoo": "Yahoo Answers"}.get(task, task)
     return (
-        f"On {task} ({count}), joint planning has FedIT's final test loss of "
+        f"On {title} ({count}), joint planning has FedIT's final test loss of "
         f"{np.mean(losses):.3f} after {ours_s:.0f} s of virtual time instead of {theirs_s:.0f} s "
         f"({1 - ours_s / theirs_s:.0%} less), with {1 - np.mean(bits):.0%} fewer uplink bits."
     )
