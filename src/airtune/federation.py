@@ -251,7 +251,7 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
         clients=clients,
     )
     stacked_bits = sum(u.uplink_bits for u in sound) if rule_of(scenario).restarts else None
-    losses = (*state.losses, None if record.eval_loss is None else finite(record.eval_loss))
+    losses = (*state.losses, finite(record.eval_loss))
     slowed = (*state.pruning_losses, plan.pruning_loss)
     speeds = speeds_after(known, profiles, outcomes)
     return State(round, elapsed_s, adapter, moments, losses, slowed, speeds, stacked_bits), record

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from peft import LoraConfig
@@ -308,16 +308,12 @@ class Worker:
         if owner not in self._statistics:
             texts = self._calibration_texts(client)
             batches = eval_batches(texts, self.scenario.evaluation.batch_size)
-            stand_ins = self.scenario.pruning.units == "blocks"
-            if self.scenario.pruning.cache_statistics:
-                folder = assets.cache_dir() / "statistics"
-                self._statistics[owner] = cached_calibration(
-                    folder, self._model, self.shape, batches, stand_ins=stand_ins
-                )
-            else:
-                self._statistics[owner] = calibrate(
-                    self._model, self.shape, batches, stand_ins=stand_ins
-                )
+            section, read = self.scenario.pruning, calibrate
+            if section.cache_statistics:
+                read = partial(cached_calibration, assets.cache_dir() / "statistics")
+            self._statistics[owner] = read(
+                self._model, self.shape, batches, stand_ins=section.units == "blocks"
+            )
         return self._statistics[owner]
 
     def _calibration_texts(self, client: int) -> list[Encoded]:
