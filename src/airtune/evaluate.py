@@ -22,7 +22,7 @@ from airtune.data import (
     collate,
     prompt_tokens,
 )
-from airtune.models import label_logits, mixed_precision
+from airtune.models import causal_model, head_logits, label_logits, mixed_precision
 
 
 def answer_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
@@ -115,35 +115,36 @@ def choice_scores(
     targets = torch.full((len(choices), width), IGNORED, device=device)
     for row, choice in enumerate(choices):
         targets[row, : len(choice)] = torch.tensor(choice)
-    targets = targets.repeat(len(prompts), 1)
-    causal: Any = model
+    causal = causal_model(model)
     with _evaluating(model):
-        first = causal(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=_positions(mask),
-            use_cache=True,
-            logits_to_keep=1,
+        # The head is applied to rows alone: a slice of (prompts, length, width) would have the
+        # whole head copied for each prompt.
+        first = causal.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True
         )
-        logits = first.logits.repeat_interleave(len(choices), dim=0)
+        logits = head_logits(causal, first.last_hidden_state[:, -1].contiguous())
+        scores = logits.float().log_softmax(dim=1)[:, targets[:, 0]]
         if width > 1:
             cache = first.past_key_values
             cache.batch_repeat_interleave(len(choices))
+            targets = targets.repeat(len(prompts), 1)
             fed = targets[:, :-1]
             wide = torch.cat(
                 [mask.repeat_interleave(len(choices), dim=0), (fed != IGNORED).long()], dim=1
             )
-            rest = causal(
+            rest = causal.base_model(
                 input_ids=fed.clamp(min=0),
                 attention_mask=wide,
                 position_ids=_positions(wide)[:, -fed.shape[1] :],
                 past_key_values=cache,
             )
-            logits = torch.cat([logits, rest.logits], dim=1)
-        losses = cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-    return -losses.view(len(prompts), len(choices), width).sum(dim=2).cpu()
+            wanted = targets[:, 1:] != IGNORED
+            logits = head_logits(causal, rest.last_hidden_state[wanted])
+            losses = cross_entropy(logits.float(), targets[:, 1:][wanted], reduction="none")
+            sums = torch.zeros(len(targets), device=device)
+            sums.index_add_(0, wanted.nonzero()[:, 0], losses)
+            scores = scores - sums.view(scores.shape)
+    return scores.cpu()
 
 
 def exact_match(

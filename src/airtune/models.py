@@ -140,13 +140,17 @@ def label_logits(model: nn.Module, batch: LabelledBatch) -> Tensor:
         model: a causal language model of Transformers, with or without PEFT around it.
         batch: token ids and labels, (rows, length), labels -100 where nothing is predicted.
     """
-    causal: Any = model
-    if hasattr(causal, "get_base_model"):
-        causal = causal.get_base_model()
+    causal = causal_model(model)
     with mixed_precision(causal):
         hidden = causal.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         wanted = batch.labels[:, 1:] != -100
         return head_logits(causal, hidden[:, :-1][wanted])
+
+
+def causal_model(model: nn.Module) -> Any:
+    """Return the model that PEFT was put around, or the model itself."""
+    wrapped: Any = model
+    return wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
 
 
 @contextlib.contextmanager
