@@ -376,3 +376,24 @@ def test_measured_cost_curves_and_clients_own_losses_reach_the_record(tmp_path: 
     entry = run(scenario, out=tmp_path / "run").rounds[0]
     assert entry.metrics["worst_client_loss"] >= entry.metrics["mean_client_loss"] > 0  # type: ignore[operator]
     assert entry.pruning_loss <= 1
+
+
+def test_accuracy_among_choices_is_taken_when_it_is_asked_for(tmp_path: Path) -> None:
+    texts = [f"what {k}?,{('Sports', 'Health')[k % 2]}" for k in range(80)]
+    for name, part in (("train", texts[:70]), ("test", texts[70:])):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "\n".join(part) + "\n")
+    task = [
+        "task.name=yahoo-answers",
+        f"task.source='{tmp_path}'",
+        "task.train_examples=64",
+        "task.eval_examples=8",
+        "task.max_tokens=64",
+    ]
+    for every in (True, False):
+        settings = [*task, f"evaluation.accuracy_every_round={str(every).lower()}"]
+        worker = Worker(tiny(*settings))
+        adapter = worker.initial_adapter()
+        assert ("accuracy" in worker.evaluate(adapter).metrics) is every
+        final = worker.evaluate(adapter, final=True)
+        assert 0 <= final.metrics["accuracy"] <= 1
+        assert final.loss == worker.evaluate(adapter).loss

@@ -42,14 +42,25 @@ def problem(
 
 
 def decided(
-    asked: PlanningProblem, rule: str, method: str = "bandwidth-only", round: int = 1
+    asked: PlanningProblem,
+    rule: str,
+    method: str = "bandwidth-only",
+    round: int = 1,
+    left_out_cost: float = 1.0,
 ) -> Decision:
     def planner(given: PlanningProblem, other: str | None) -> Plan:
         return planning.plan(given, other or method, bound=False)
 
     shares = [np.full(STEPS, 1 / STEPS)] * asked.clients
     return decide(
-        asked, planner, rule=rule, method=method, step_shares=shares, round=round, every_rounds=3
+        asked,
+        planner,
+        rule=rule,
+        method=method,
+        step_shares=shares,
+        round=round,
+        every_rounds=3,
+        left_out_cost=left_out_cost,
     )
 
 
@@ -124,6 +135,23 @@ def test_those_who_stay_are_planned_for_the_objective_of_all() -> None:
         latency, _ = bandwidth_block(asked, fixed, payload)
         objective = latency / (1 - asked.kappa * asked.pruning_loss(pruning))
         assert objective >= made.plan.objective_s * (1 - 1e-6)
+
+
+def test_leaving_out_is_priced_at_its_own_cost() -> None:
+    counts = []
+    for cost in (0.05, 0.5, 1.0):
+        asked = problem(1, kappa=0.95)
+        made = decided(asked, "deadline", "exact", left_out_cost=cost)
+        active = np.array(made.steps) > 0
+        counts.append(int(active.sum()))
+        inside = float(asked.weight[active] @ made.plan.pruning[active])
+        loss = inside + cost * float(asked.weight[~active].sum())
+        assert made.plan.pruning_loss == pytest.approx(loss)
+        assert made.plan.objective_s == pytest.approx(made.plan.round_latency_s / (1 - 0.95 * loss))
+        everyone = decided(asked, "all", "exact").plan.objective_s
+        assert made.plan.objective_s <= everyone * (1 + 1e-9)
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
 
 
 def test_leaving_out_that_costs_nothing_leaves_only_the_fastest() -> None:

@@ -42,6 +42,9 @@ _MEASURED = ("pruning.cost=measured", "planning.kappa=1.2")
 """κ: of benchmarks/pruning_quality.py, where half of the blocks cost one client 1.1 e(0.5)."""
 _UNDONE = "planning.kappa=1.0"
 """Work that is not done is progress that is not made."""
+_OR_OUT = ("participation.rule=deadline", f"participation.left_out_cost={1.0 / 1.2:.4f}")
+"""A plan that prunes may also leave out, at the price that the rivals pay: κ e = 1."""
+_FEW_BITS = "aggregation.uplink_change_bits=4"
 
 
 def _rival(participation: str) -> Method:
@@ -53,8 +56,24 @@ def _rival(participation: str) -> Method:
 METHODS: dict[str, Method] = {
     "exact": _method("exact", "fedit", *_MEASURED, kind="joint"),
     "bcd": _method("bcd", "fedit", *_MEASURED, kind="joint", tuned_as="exact"),
+    "exact-or-out": _method("exact", "fedit", *_MEASURED, *_OR_OUT, kind="joint", tuned_as="exact"),
+    "exact-4-bit": _method("exact", "fedit", *_MEASURED, _FEW_BITS, kind="joint", tuned_as="exact"),
+    "exact-flexlora": _method(
+        "exact", "flexlora", *_MEASURED, kind="joint", unequal_ranks=True, tuned_as="flexlora"
+    ),
+    "exact-combined": _method(
+        "exact",
+        "flexlora",
+        *_MEASURED,
+        *_OR_OUT,
+        _FEW_BITS,
+        kind="joint",
+        unequal_ranks=True,
+        tuned_as="flexlora",
+    ),
     "fedit": _method("none"),
     "bandwidth-only": _method("bandwidth-only", tuned_as="fedit"),
+    "bandwidth-only-4-bit": _method("bandwidth-only", "fedit", _FEW_BITS, tuned_as="fedit"),
     "pruning-only": _method("pruning-only", "fedit", *_MEASURED, tuned_as="exact"),
     "uniform": _method("uniform", "fedit", *_MEASURED, tuned_as="exact"),
     "hetlora": _method("none", "hetlora", unequal_ranks=True),
@@ -62,8 +81,8 @@ METHODS: dict[str, Method] = {
     "flexlora": _method("none", "flexlora", unequal_ranks=True),
     "ffa-lora": _method("none", "ffa-lora"),
     "heterofl": _method("pruning-only", "heterofl", _PLAIN_CUT),
-    "fedmp": _method("pruning-only", "fedmp", _PLAIN_CUT),
-    "fedspallm": _method("pruning-only", "fedspallm", _PLAIN_CUT),
+    "fedmp": _method("pruning-only", "fedmp", _PLAIN_CUT, tuned_as="heterofl"),
+    "fedspallm": _method("pruning-only", "fedspallm", _PLAIN_CUT, tuned_as="heterofl"),
     "partial": _rival("partial"),
     "partial-fednova": _rival("partial-fednova"),
     "deadline": _rival("deadline"),

@@ -83,6 +83,11 @@ def check_deployable(scenario: Scenario) -> None:
     for key, value, allowed in (
         ("aggregation.rule", scenario.aggregation.rule, not (rule.restarts or rule.freezes_a)),
         ("participation.rule", scenario.participation.rule, scenario.participation.rule == "all"),
+        (
+            "aggregation.uplink_change_bits",
+            scenario.aggregation.uplink_change_bits,
+            scenario.aggregation.uplink_change_bits is None,
+        ),
         ("devices.lora_rank", scenario.client_ranks, len(set(scenario.client_ranks)) == 1),
     ):
         if not allowed:

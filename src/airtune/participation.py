@@ -3,7 +3,8 @@
 A slow client can be helped without pruning its model: it does fewer local steps on the whole
 of it, or it sits the round out. Both are planned with the planner's own objective, where work
 that is not done costs like weights that are not trained: e = 1 − (steps done)/(steps), and
-e = 1 for a client that sits out. So each rival has its own best deadline.
+e = `left_out_cost` for a client that sits out. So each rival has its own best deadline, and with
+a planning method that prunes, leaving out is one more thing that the joint plan may choose.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ def decide(
     step_shares: Sequence[Array],
     round: int,
     every_rounds: int,
+    left_out_cost: float = 1.0,
 ) -> Decision:
     """Plan a round under a participation rule.
 
@@ -101,6 +103,7 @@ def decide(
         step_shares: per client, each local step's share of its computing; they sum to 1.
         round: counted from 1.
         every_rounds: of `in-turn`.
+        left_out_cost: e of a client that sits out.
     """
     every = tuple(len(shares) for shares in step_shares)
     if rule == "all":
@@ -109,7 +112,7 @@ def decide(
         return _partial(problem, planner, method, step_shares)
     if rule == "in-turn" and round % every_rounds == 0:
         return Decision(planner(problem, None), every)
-    plan, active = _without_the_slowest(problem, planner)
+    plan, active = _without_the_slowest(problem, planner, left_out_cost)
     return Decision(plan, tuple(n if k in active else 0 for k, n in enumerate(every)))
 
 
@@ -140,6 +143,7 @@ def decision_of_round(
         step_shares=[counts / counts.sum() for counts in flops],
         round=round,
         every_rounds=section.every_rounds,
+        left_out_cost=section.left_out_cost,
     )
 
 
@@ -193,7 +197,9 @@ def _partial(
     return Decision(best, tuple(int(count) for count in steps))
 
 
-def _without_the_slowest(problem: PlanningProblem, planner: Planner) -> tuple[Plan, set[int]]:
+def _without_the_slowest(
+    problem: PlanningProblem, planner: Planner, left_out_cost: float
+) -> tuple[Plan, set[int]]:
     """Leave out the slowest 0, 1, …, K − 1 clients, whichever count has the best objective.
 
     Slowest by computing and sending at equal shares of the band: a deadline on that time, and
@@ -205,7 +211,7 @@ def _without_the_slowest(problem: PlanningProblem, planner: Planner) -> tuple[Pl
     best, best_active = None, set(range(problem.clients))
     for left in range(problem.clients, 0, -1):
         active = np.sort(order[:left])
-        plan = _among(problem, active, planner)
+        plan = _among(problem, active, planner, left_out_cost)
         if plan is not None and (
             best is None or _objective(plan, problem) < _objective(best, problem)
         ):
@@ -214,16 +220,18 @@ def _without_the_slowest(problem: PlanningProblem, planner: Planner) -> tuple[Pl
     return best, best_active
 
 
-def _among(problem: PlanningProblem, active: NDArray[np.intp], planner: Planner) -> Plan | None:
+def _among(
+    problem: PlanningProblem, active: NDArray[np.intp], planner: Planner, left_out_cost: float
+) -> Plan | None:
     """Plan for some of the clients; None where those left out alone cost too much.
 
-    J = T/(1 − κ(w_out + w_in Q')), with Q' the loss among those who stay: their own κ is
-    κ w_in/(1 − κ w_out), which leaves a constant factor.
+    J = T/(1 − κ(e w_out + w_in Q')), with e what leaving out costs and Q' the loss among those
+    who stay: their own κ is κ w_in/(1 − κ e w_out), which leaves a constant factor.
     """
     if len(active) == problem.clients:
         return planner(problem, None)
     inside = float(problem.weight[active].sum())
-    outside = 1.0 - inside
+    outside = left_out_cost * (1.0 - inside)
     limit = problem.max_pruning_loss
     if inside <= 0 or problem.kappa * outside >= 1 or (limit is not None and outside > limit):
         return None

@@ -186,6 +186,19 @@ class AggregationSection(Section):
 
     rule: str = "fedit"
     payload_bits_per_value: Literal[16, 32] = 16
+    uplink_change_bits: Literal[2, 4, 8] | None = None
+    """Given: uplinks carry how the adapter changed, rounded at random to this many bits a value
+    with a 32-bit scale a rank; broadcasts stay as they are."""
+
+    @property
+    def uplink_bits_per_value(self) -> int:
+        """Bits of a value in an uplink message."""
+        return self.uplink_change_bits or self.payload_bits_per_value
+
+    @property
+    def uplink_bits_per_scale(self) -> int:
+        """Bits of each rank's scale in an uplink message, 0 where values travel as they are."""
+        return 32 if self.uplink_change_bits else 0
 
 
 class ParticipationSection(Section):
@@ -195,6 +208,8 @@ class ParticipationSection(Section):
     """A name from `airtune methods`."""
     every_rounds: Annotated[int, Field(ge=2)] = 2
     """`in-turn`: the slowest clients take part in every so manieth round only."""
+    left_out_cost: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """What a client that sits a round out costs in learning, on the scale of e(rho)."""
 
 
 class EvaluationSection(Section):
@@ -202,8 +217,10 @@ class EvaluationSection(Section):
 
     every_rounds: PositiveInt = 1
     batch_size: PositiveInt = 16
+    accuracy_every_round: bool = True
+    """Among the choices of tasks that have them; false: at the end only."""
     generate: bool = False
-    """At the end, also exact match (maths) by generating answers; accuracy is always taken."""
+    """At the end, also exact match (maths) by generating answers."""
     generate_examples: PositiveInt = 32
 
 

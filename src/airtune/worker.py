@@ -34,6 +34,7 @@ from airtune.devices import DeviceProfile
 from airtune.evaluate import answer_loss, exact_match, group_losses, label_accuracy
 from airtune.merging import rule_of
 from airtune.models import load_model, speed_up_attention
+from airtune.precision import rounded_change
 from airtune.pruning import (
     Statistics,
     Structure,
@@ -217,10 +218,11 @@ class Worker:
         moments = None
         if job.optimizer_state is not None:
             moments = gather_moments(job.optimizer_state, structure, self.shape)
+        start_values = gather_adapter(job.adapter, structure, self.shape)
         trained = train(
             submodel,
             self._config(rank),
-            gather_adapter(job.adapter, structure, self.shape),
+            start_values,
             batches,
             section,
             moments,
@@ -230,11 +232,15 @@ class Worker:
             moments = scatter_moments(
                 trained.optimizer_state, job.optimizer_state, job.adapter, structure, self.shape
             )
+        sent, travels = trained.adapter, self.scenario.aggregation
+        if travels.uplink_change_bits is not None:
+            seed = derived_seed(self.scenario.seed, "rounding", round=job.round, client=job.client)
+            sent = rounded_change(start_values, sent, travels.uplink_change_bits, seed=seed)
         sizes, freezes_a = structure.sizes, self._rule.freezes_a
         return ClientUpdate(
             round=job.round,
             client=job.client,
-            adapter=trained.adapter,
+            adapter=sent,
             structure=structure,
             pruning=realised_pruning(self.shape, sizes),
             flops=sum(
@@ -245,7 +251,8 @@ class Worker:
                 self.shape,
                 sizes,
                 lora_rank=rank,
-                bits_per_value=self.scenario.aggregation.payload_bits_per_value,
+                bits_per_value=travels.uplink_bits_per_value,
+                bits_per_scale=travels.uplink_bits_per_scale,
                 freezes_a=freezes_a,
             ),
             examples=len(self._train_data[job.client]),
@@ -271,18 +278,19 @@ class Worker:
                 own = group_losses(model, self._client_test_data, scenario.evaluation.batch_size)
                 metrics["mean_client_loss"] = sum(own) / len(own)
                 metrics["worst_client_loss"] = max(own)
-            if self._task.choices is not None:
+            choices, section = self._task.choices, scenario.evaluation
+            if choices is not None and (final or section.accuracy_every_round):
                 metrics["accuracy"] = label_accuracy(
                     model,
                     self._tokenizer,
                     self._task.test,
-                    self._task.choices,
-                    batch_size=scenario.evaluation.batch_size,
+                    choices,
+                    batch_size=section.batch_size,
                 )
-            elif final and scenario.evaluation.generate:
-                examples = self._task.test[: scenario.evaluation.generate_examples]
+            elif choices is None and final and section.generate:
+                examples = self._task.test[: section.generate_examples]
                 metrics["exact_match"] = exact_match(
-                    model, self._tokenizer, examples, batch_size=scenario.evaluation.batch_size
+                    model, self._tokenizer, examples, batch_size=section.batch_size
                 )
         return Evaluation(loss, metrics)
 

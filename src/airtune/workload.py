@@ -207,14 +207,19 @@ def adapter_values(
 
     Where A is frozen, only the outputs' side (B) is trained and counted.
     """
-    count = 0
+    return lora_rank * sum(_adapter_sides(shape, sizes, freezes_a=freezes_a))
+
+
+def _adapter_sides(shape: ModelShape, sizes: KeptSizes, *, freezes_a: bool) -> list[int]:
+    """Return the length of each trained factor's vectors: inputs (A) and outputs (B) a layer."""
+    found: list[int] = []
     for block in range(shape.blocks):
         for matrix in shape.matrices:
             sides = (matrix.inputs, matrix.outputs)
             lengths = [side.size(sizes.units(block, side.unit)) for side in sides]
             if all(lengths):
-                count += lora_rank * sum(lengths[freezes_a:])
-    return count
+                found += lengths[freezes_a:]
+    return found
 
 
 def payload_bits(
@@ -223,12 +228,17 @@ def payload_bits(
     *,
     lora_rank: int,
     bits_per_value: int,
+    bits_per_scale: int = 0,
     with_unit_indices: bool = True,
     freezes_a: bool = False,
 ) -> float:
-    """Count the bits of an uplink message: adapter values, a bitmap of kept units, a header."""
-    values = adapter_values(shape, sizes, lora_rank=lora_rank, freezes_a=freezes_a)
-    bits = HEADER_BITS + bits_per_value * values
+    """Count the bits of an uplink message: adapter values, a bitmap of kept units, a header.
+
+    Where `bits_per_scale` is given, each rank of A and of B in each layer has a scale.
+    """
+    sides = _adapter_sides(shape, sizes, freezes_a=freezes_a)
+    values, scales = lora_rank * sum(sides), lora_rank * len(sides)
+    bits = HEADER_BITS + bits_per_value * values + bits_per_scale * scales
     if with_unit_indices:
         bits += shape.blocks * (shape.mlp_channels + shape.kv_heads)
     return float(bits)
@@ -301,6 +311,7 @@ def affine_coefficients(
     *,
     lora_rank: int,
     bits_per_value: int,
+    bits_per_scale: int = 0,
     bytes_per_weight: int = 4,
     max_pruning: float = 0.8,
     sizes_at: Callable[[float], KeptSizes] | None = None,
@@ -313,6 +324,7 @@ def affine_coefficients(
         steps: the local steps of the round; FLOPs are summed, memory is the largest.
         lora_rank: of the adapter.
         bits_per_value: of an adapter value on the air.
+        bits_per_scale: of each rank's scale on the air.
         bytes_per_weight: of the base model's dtype.
         max_pruning: the line meets the counts at no pruning and at this rate.
         sizes_at: the submodel at a rate; default: cut to the same share everywhere.
@@ -334,6 +346,7 @@ def affine_coefficients(
                 sizes,
                 lora_rank=lora_rank,
                 bits_per_value=bits_per_value,
+                bits_per_scale=bits_per_scale,
                 freezes_a=freezes_a,
             ),
             memory_bytes(
