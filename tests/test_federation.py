@@ -378,7 +378,7 @@ def test_measured_cost_curves_and_clients_own_losses_reach_the_record(tmp_path: 
     assert entry.pruning_loss <= 1
 
 
-def test_accuracy_among_choices_is_taken_when_it_is_asked_for(tmp_path: Path) -> None:
+def test_metrics_beside_the_loss_are_taken_when_they_are_asked_for(tmp_path: Path) -> None:
     texts = [f"what {k}?,{('Sports', 'Health')[k % 2]}" for k in range(80)]
     for name, part in (("train", texts[:70]), ("test", texts[70:])):
         (tmp_path / f"{name}.csv").write_text("text,label\n" + "\n".join(part) + "\n")
@@ -388,12 +388,15 @@ def test_accuracy_among_choices_is_taken_when_it_is_asked_for(tmp_path: Path) ->
         "task.train_examples=64",
         "task.eval_examples=8",
         "task.max_tokens=64",
+        "task.client_eval_examples=2",
     ]
     for every in (True, False):
-        settings = [*task, f"evaluation.accuracy_every_round={str(every).lower()}"]
+        settings = [*task, f"evaluation.metrics_every_round={str(every).lower()}"]
         worker = Worker(tiny(*settings))
         adapter = worker.initial_adapter()
-        assert ("accuracy" in worker.evaluate(adapter).metrics) is every
+        expected = {"accuracy", "mean_client_loss", "worst_client_loss"}
+        assert set(worker.evaluate(adapter).metrics) == (expected if every else set())
         final = worker.evaluate(adapter, final=True)
+        assert set(final.metrics) == expected
         assert 0 <= final.metrics["accuracy"] <= 1
         assert final.loss == worker.evaluate(adapter).loss

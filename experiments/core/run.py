@@ -280,8 +280,12 @@ def _has_result(job: Job) -> bool:
 
 
 def scenario_hash(job: Job) -> str:
-    """Name the whole scenario of a job: its file may have changed since a result was made."""
-    values = load_scenario(job.file, job.settings).model_dump(mode="json")
+    """Name the whole scenario of a job: its file may have changed since a result was made.
+
+    Without what has its default, so that a new key makes no result another's.
+    """
+    scenario = load_scenario(job.file, job.settings)
+    values = scenario.model_dump(mode="json", exclude_defaults=True)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

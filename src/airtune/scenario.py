@@ -217,8 +217,8 @@ class EvaluationSection(Section):
 
     every_rounds: PositiveInt = 1
     batch_size: PositiveInt = 16
-    accuracy_every_round: bool = True
-    """Among the choices of tasks that have them; false: at the end only."""
+    metrics_every_round: bool = True
+    """Accuracy, and the loss on clients' own held-out text; false: at the end only."""
     generate: bool = False
     """At the end, also exact match (maths) by generating answers."""
     generate_examples: PositiveInt = 32

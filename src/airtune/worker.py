@@ -274,12 +274,13 @@ class Worker:
         with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
             model.eval()
             loss = answer_loss(model, self._test_batches)
-            if scenario.task.client_eval_examples:
-                own = group_losses(model, self._client_test_data, scenario.evaluation.batch_size)
+            choices, section = self._task.choices, scenario.evaluation
+            asked = final or section.metrics_every_round
+            if asked and scenario.task.client_eval_examples:
+                own = group_losses(model, self._client_test_data, section.batch_size)
                 metrics["mean_client_loss"] = sum(own) / len(own)
                 metrics["worst_client_loss"] = max(own)
-            choices, section = self._task.choices, scenario.evaluation
-            if choices is not None and (final or section.accuracy_every_round):
+            if asked and choices is not None:
                 metrics["accuracy"] = label_accuracy(
                     model,
                     self._tokenizer,
