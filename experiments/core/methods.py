@@ -14,7 +14,8 @@ class Method:
 
     Attributes:
         settings: overrides of the scenario.
-        kind: `joint` (ours), `baseline`, or `ablation`; the target loss is a baseline's.
+        kind: `joint` (ours); `baseline`, whose best sets the target loss; `rival`, a baseline with
+            the joint plans' few bits; `ablation`.
         unequal_ranks: slower devices get a lower rank.
         tuned_as: another method whose learning rate and rank it takes; None: its own search.
     """
@@ -47,16 +48,18 @@ _OR_OUT = ("participation.rule=deadline", f"participation.left_out_cost={1.0 / 1
 _FEW_BITS = "aggregation.uplink_change_bits=4"
 
 
-def _rival(participation: str) -> Method:
+def _less_work(participation: str, *more: str, kind: str = "baseline") -> Method:
     """Return a method that leaves the model whole and asks slow clients for less work."""
-    settings = (f"participation.rule={participation}", _UNDONE)
-    return _method("bandwidth-only", "fedit", *settings, tuned_as="fedit")
+    settings = (f"participation.rule={participation}", _UNDONE, *more)
+    return _method("bandwidth-only", "fedit", *settings, kind=kind, tuned_as="fedit")
 
 
 METHODS: dict[str, Method] = {
     "exact": _method("exact", "fedit", *_MEASURED, kind="joint"),
     "bcd": _method("bcd", "fedit", *_MEASURED, kind="joint", tuned_as="exact"),
-    "exact-or-out": _method("exact", "fedit", *_MEASURED, *_OR_OUT, kind="joint", tuned_as="exact"),
+    "exact-or-out": _method(
+        "exact", "fedit", *_MEASURED, *_OR_OUT, "rounds=12", kind="joint", tuned_as="exact"
+    ),
     "exact-4-bit": _method("exact", "fedit", *_MEASURED, _FEW_BITS, kind="joint", tuned_as="exact"),
     "exact-flexlora": _method(
         "exact", "flexlora", *_MEASURED, kind="joint", unequal_ranks=True, tuned_as="flexlora"
@@ -65,28 +68,50 @@ METHODS: dict[str, Method] = {
         "exact",
         "flexlora",
         *_MEASURED,
+        _FEW_BITS,
+        "rounds=9",
+        kind="joint",
+        unequal_ranks=True,
+        tuned_as="flexlora",
+    ),
+    "exact-combined-or-out": _method(
+        "exact",
+        "flexlora",
+        *_MEASURED,
         *_OR_OUT,
         _FEW_BITS,
+        "rounds=12",
         kind="joint",
         unequal_ranks=True,
         tuned_as="flexlora",
     ),
     "fedit": _method("none"),
     "bandwidth-only": _method("bandwidth-only", tuned_as="fedit"),
-    "bandwidth-only-4-bit": _method("bandwidth-only", "fedit", _FEW_BITS, tuned_as="fedit"),
+    "bandwidth-only-4-bit": _method(
+        "bandwidth-only", "fedit", _FEW_BITS, kind="rival", tuned_as="fedit"
+    ),
     "pruning-only": _method("pruning-only", "fedit", *_MEASURED, tuned_as="exact"),
     "uniform": _method("uniform", "fedit", *_MEASURED, tuned_as="exact"),
     "hetlora": _method("none", "hetlora", unequal_ranks=True),
     "flora": _method("none", "flora", unequal_ranks=True),
     "flexlora": _method("none", "flexlora", unequal_ranks=True),
+    "flexlora-4-bit": _method(
+        "bandwidth-only",
+        "flexlora",
+        _FEW_BITS,
+        kind="rival",
+        unequal_ranks=True,
+        tuned_as="flexlora",
+    ),
     "ffa-lora": _method("none", "ffa-lora"),
     "heterofl": _method("pruning-only", "heterofl", _PLAIN_CUT),
     "fedmp": _method("pruning-only", "fedmp", _PLAIN_CUT, tuned_as="heterofl"),
     "fedspallm": _method("pruning-only", "fedspallm", _PLAIN_CUT, tuned_as="heterofl"),
-    "partial": _rival("partial"),
-    "partial-fednova": _rival("partial-fednova"),
-    "deadline": _rival("deadline"),
-    "in-turn": _rival("in-turn"),
+    "partial": _less_work("partial"),
+    "partial-fednova": _less_work("partial-fednova"),
+    "deadline": _less_work("deadline"),
+    "deadline-4-bit": _less_work("deadline", _FEW_BITS, "rounds=12", kind="rival"),
+    "in-turn": _less_work("in-turn"),
     "exact-without-refit": _method(
         "exact", "fedit", *_MEASURED, _PLAIN_CUT, kind="ablation", tuned_as="exact"
     ),
