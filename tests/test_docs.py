@@ -49,7 +49,11 @@ def test_the_readme_says_what_the_committed_records_hold(monkeypatch: pytest.Mon
     core = ROOT / "experiments" / "core"
     monkeypatch.syspath_prepend(str(core))
     rows = json.loads((core / "results.json").read_text())
-    assert module(core / "gathering.py").sentence(rows, "gsm8k") in said
+    gathering = module(core / "gathering.py")
+    tables = (ROOT / "experiments" / "README.md").read_text()
+    for task in dict.fromkeys(row["task"] for row in rows):
+        assert gathering.sentence(rows, task) in said
+        assert gathering.table(rows, task) in tables
 
 
 def test_the_readme_shows_the_plan_commands_true_output() -> None:

@@ -50,7 +50,7 @@ def test_from_search_to_figures_and_nothing_is_done_twice(tmp_path: Path) -> Non
     upto = record.rounds[: reached.round]
     assert fedit["uplink_bits_to_target"] == sum(r.uplink_bits for r in upto)
     assert fedit["flops_to_target"] == sum(r.flops for r in upto)
-    assert len(list((tmp_path / "figures").glob("*.svg"))) == 4
+    assert len(list((tmp_path / "figures").glob("*.svg"))) == 5
 
     # One run is lost: only that one is made again, to the same result.
     before = (tmp_path / "results.json").read_text()

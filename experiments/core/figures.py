@@ -12,9 +12,46 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from gathering import at_end
 from methods import METHODS
 
 Rows = Sequence[dict[str, Any]]
+
+SHOWN = (
+    "exact",
+    "exact-combined",
+    "exact-combined-or-out",
+    "fedit",
+    "bandwidth-only",
+    "flexlora",
+    "deadline",
+    "deadline-4-bit",
+)
+"""Methods with a colour of their own; all others are drawn grey."""
+ABLATION = (
+    "exact",
+    "bcd",
+    "pruning-only",
+    "bandwidth-only",
+    "exact-without-refit",
+    "exact-linear-cost",
+    "exact-guessed-kappa",
+    "exact-fitted-kappa",
+    "exact-or-out",
+    "exact-4-bit",
+    "exact-flexlora",
+)
+"""The joint plan and what is left without, or comes with, one of its parts."""
+TITLES = {
+    "gsm8k": "GSM8K",
+    "yahoo": "Yahoo Answers",
+    "loss": "test loss on the virtual clock",
+    "budget": "who waits for whom",
+    "target": "time to the best baseline's final loss",
+    "ablation": "what each part brings",
+    "prediction": "predicted against realised rounds",
+}
+"""Of tasks and of figures."""
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
@@ -27,12 +64,13 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
             ("loss", loss_against_time),
             ("budget", latency_budget),
             ("target", time_to_target),
+            ("ablation", ablation),
             ("prediction", predicted_against_realised),
         ):
             path = folder / f"{task}-{name}.svg"
             drawn, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
             figure(own, axes)
-            axes.set_title(task)
+            axes.set_title(f"{TITLES.get(task, task)}: {TITLES[name]}")
             drawn.savefig(path, metadata={"Date": None})
             plt.close(drawn)
             paths.append(path)
@@ -46,57 +84,124 @@ def _by_method(rows: Rows) -> dict[str, list[dict[str, Any]]]:
 
 
 def loss_against_time(rows: Rows, axes: Any) -> None:
-    """Test loss on the virtual clock: the mean over seeds, and their range as a band."""
-    for number, (name, own) in enumerate(_by_method(rows).items()):
-        end = min(row["curve"]["elapsed_s"][-1] for row in own)
-        times = np.linspace(0.0, end, 100)
-        losses = [np.interp(times, row["curve"]["elapsed_s"], row["curve"]["loss"]) for row in own]
+    """Test loss on the virtual clock: the mean over seeds, and their range as a band.
+
+    Each seed is another cell, so its clock runs in shares of what FedIT takes there.
+    """
+    units = _units(rows)
+    for name, own in _by_method(rows).items():
+        end = min(at_end(row, "elapsed_s") / units[row["seed"]] for row in own)
+        times = np.linspace(0.0, end, 200)
+        losses = [
+            np.interp(
+                times,
+                np.array(row["curve"]["elapsed_s"]) / units[row["seed"]],
+                row["curve"]["loss"],
+            )
+            for row in own
+        ]
+        mean = np.mean(losses, axis=0)
+        if name not in SHOWN:
+            axes.plot(times, mean, color="0.82", linewidth=0.8, zorder=1)
+            continue
+        colour = f"C{SHOWN.index(name)}"
         joint = METHODS[name].kind == "joint"
-        (line,) = axes.plot(
-            times,
-            np.mean(losses, axis=0),
-            color=f"C{number % 10}",
-            linestyle="-" if number < 10 else "--",
-            linewidth=2.4 if joint else 1.2,
-            label=name,
-        )
+        axes.plot(times, mean, color=colour, linewidth=2.2 if joint else 1.3, label=name)
         low, high = np.min(losses, axis=0), np.max(losses, axis=0)
-        axes.fill_between(times, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
-    axes.set_xlabel("virtual time, s")
+        axes.fill_between(times, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.plot([], [], color="0.82", linewidth=0.8, label="all others")
+    axes.set_xlabel(f"virtual time, {_unit_name(rows)}")
     axes.set_ylabel("test loss per answer token")
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=8)
+
+
+def _units(rows: Rows) -> dict[int, float]:
+    """Return the seconds that are one on each seed's clock: all of FedIT's, where it was run."""
+    fedit = {row["seed"]: at_end(row, "elapsed_s") for row in rows if row["method"] == "fedit"}
+    seeds = {row["seed"] for row in rows}
+    return fedit if seeds == set(fedit) else dict.fromkeys(seeds, 1.0)
+
+
+def _unit_name(rows: Rows) -> str:
+    with_fedit = any(unit != 1.0 for unit in _units(rows).values())
+    return "FedIT's on the same seed = 1" if with_fedit else "s"
 
 
 def latency_budget(rows: Rows, axes: Any) -> None:
     """What a round's mean client does with its time, and how long it waits for the slowest."""
     groups = _by_method(rows)
+    rounds = {row["seed"]: row["rounds"] for row in rows if row["method"] == "fedit"}
+    units = {seed: unit / rounds.get(seed, 1) for seed, unit in _units(rows).items()}
     left = np.zeros(len(groups))
     for phase in ("downlink_s", "compute_s", "upload_s", "waiting_s"):
         seconds = np.array(
-            [np.mean([row["budget_s"][phase] for row in g]) for g in groups.values()]
+            [
+                np.mean([row["budget_s"][phase] / units[row["seed"]] for row in own])
+                for own in groups.values()
+            ]
         )
         label = phase.removesuffix("_s")
         axes.barh(list(groups), seconds, left=left, label=label)
         left += seconds
+    axes.tick_params(axis="y", labelsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("s of a round")
+    axes.set_xlabel(f"mean time of a round, {_unit_name(rows)}")
     axes.legend()
 
 
 def time_to_target(rows: Rows, axes: Any) -> None:
-    """Virtual time to the best baseline's final loss, a point a seed; none where not reached."""
-    groups = _by_method(rows)
+    """Virtual time to the best baseline's final loss, a point a seed that reached it."""
+    units = _units(rows)
+    groups = {
+        name: own
+        for name, own in _by_method(rows).items()
+        if any(row["time_to_target_s"] is not None for row in own)
+    }
     for at, own in enumerate(groups.values()):
-        times = [row["time_to_target_s"] for row in own if row["time_to_target_s"] is not None]
+        times = [
+            row["time_to_target_s"] / units[row["seed"]]
+            for row in own
+            if row["time_to_target_s"] is not None
+        ]
         axes.plot(times, [at] * len(times), "o", color="C0")
         if len(times) < len(own):
-            missing = f"{len(own) - len(times)} of {len(own)} not reached"
+            missing = f"not reached on {len(own) - len(times)} of {len(own)} seeds"
             axes.text(
-                0.99, at, missing, transform=axes.get_yaxis_transform(), ha="right", fontsize=7
+                0.99, at, missing, transform=axes.get_yaxis_transform(), ha="right", fontsize=6
             )
-    axes.set_yticks(range(len(groups)), list(groups))
+    axes.set_yticks(range(len(groups)), list(groups), fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("virtual time to the target loss, s")
+    axes.set_xlim(left=0.0)
+    axes.set_xlabel(f"virtual time to it, {_unit_name(rows)}; methods that never reach it left out")
+
+
+def ablation(rows: Rows, axes: Any) -> None:
+    """What each part of the joint plan brings: time of all rounds, and the loss at their end.
+
+    Points are means over seeds, lines reach over all of them; a loss is that above FedIT's.
+    """
+    units = _units(rows)
+    whole = {row["seed"]: row["final_loss"] for row in rows if row["method"] == "fedit"}
+    for number, name in enumerate(ABLATION):
+        own = [row for row in rows if row["method"] == name and row["seed"] in whole]
+        if not own:
+            continue
+        times = [at_end(row, "elapsed_s") / units[row["seed"]] for row in own]
+        gaps = [row["final_loss"] - whole[row["seed"]] for row in own]
+        time, gap = float(np.mean(times)), float(np.mean(gaps))
+        axes.errorbar(
+            time,
+            gap,
+            xerr=[[time - min(times)], [max(times) - time]],
+            yerr=[[gap - min(gaps)], [max(gaps) - gap]],
+            fmt="os"[number // 10],
+            color=f"C{number % 10}",
+            label=name,
+        )
+    axes.axhline(0.0, color="grey", linewidth=0.8)
+    axes.set_xlabel(f"virtual time of all rounds, {_unit_name(rows)}")
+    axes.set_ylabel("final test loss above FedIT's")
+    axes.legend(fontsize=7)
 
 
 def predicted_against_realised(rows: Rows, axes: Any) -> None:

@@ -114,46 +114,125 @@ def commit() -> str:
     return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
 
 
-def sentence(rows: Sequence[dict[str, Any]], task: str) -> str:
-    """Say how much sooner than FedIT `exact` has FedIT's final loss; the README holds this.
+def table(rows: Sequence[dict[str, Any]], task: str) -> str:
+    """Return one task's methods as a Markdown table: means over seeds, times as ratios.
 
-    Of every seed that both have; a seed in which `exact` never gets there is not passed over.
+    Seconds and bits are of other cells on every seed, so they are given as shares of what FedIT
+    took for all of its rounds, and to the target of what the baseline took that sets it, on
+    the same seed. Means to the target are over the seeds that reached it.
     """
-    runs = {(row["method"], row["seed"]): row for row in rows if row["task"] == task}
-    seeds = sorted(seed for method, seed in runs if method == "exact" and ("fedit", seed) in runs)
-    times, bits, losses = [], [], []
-    for seed in seeds:
-        exact, fedit = (runs[method, seed]["curve"] for method in ("exact", "fedit"))
-        target = fedit["loss"][-1]
-        reached = next((i for i, loss in enumerate(exact["loss"]) if loss <= target), None)
-        if reached is None:
-            return f"On {task}, `exact` does not reach FedIT's final loss on seed {seed}."
-        times.append((exact["elapsed_s"][reached], fedit["elapsed_s"][-1]))
-        bits.append(exact["uplink_bits"][reached] / fedit["uplink_bits"][-1])
-        losses.append(target)
-    ours_s, theirs_s = np.mean(times, axis=0)
-    count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    groups = _of_task(rows, task)
+    fedit, best = groups.get("fedit", {}), _setters(groups)
+    lines = [
+        "| method | seeds | rounds | test loss | worst client | time | uplink | TFLOP "
+        "| target reached | time to it | uplink to it |",
+        "|" + " --- |" * 11,
+    ]
+    for name, own in groups.items():
+        against = [(row, fedit[seed]) for seed, row in own.items() if seed in fedit]
+        reached = [
+            (row, best[seed])
+            for seed, row in own.items()
+            if seed in best and row["time_to_target_s"] is not None
+        ]
+        cells = [
+            f"`{name}`",
+            str(len(own)),
+            str(next(iter(own.values()))["rounds"]),
+            _spread([row["final_loss"] for row in own.values()]),
+            f"{np.mean([row['worst_client_loss'] for row in own.values()]):.3f}",
+            _mean(
+                [at_end(row, "elapsed_s") / at_end(other, "elapsed_s") for row, other in against]
+            ),
+            _mean(
+                [
+                    at_end(row, "uplink_bits") / at_end(other, "uplink_bits")
+                    for row, other in against
+                ]
+            ),
+            f"{np.mean([at_end(row, 'flops') for row in own.values()]) / 1e12:.1f}",
+            f"{len(reached)} of {len(own)}",
+            _mean([row["time_to_target_s"] / other["time_to_target_s"] for row, other in reached]),
+            _mean(
+                [
+                    row["uplink_bits_to_target"] / other["uplink_bits_to_target"]
+                    for row, other in reached
+                ]
+            ),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def sentence(rows: Sequence[dict[str, Any]], task: str) -> str:
+    """Say what joint planning reached on a task, as the README does."""
+    groups = _of_task(rows, task)
+    best = _setters(groups)
+    combined, plain, fedit = (groups[m] for m in ("exact-combined", "exact", "fedit"))
+    reached = {s: row for s, row in combined.items() if row["time_to_target_s"] is not None}
     title = {"gsm8k": "GSM8K", "yahoo": "Yahoo Answers"}.get(task, task)
-    return (
-        f"On {title} ({count}), joint planning has FedIT's final test loss of "
-        f"{np.mean(losses):.3f} after {ours_s:.0f} s of virtual time instead of {theirs_s:.0f} s "
-        f"({1 - ours_s / theirs_s:.0%} less), with {1 - np.mean(bits):.0%} fewer uplink bits."
+    count = "one seed" if len(combined) == 1 else f"{len(combined)} seeds"
+    said = f"On {title} ({count}), joint planning with 4-bit uplinks and ranks by speed "
+    if reached:
+        ratios = [
+            np.mean([row[key] / best[seed][key] for seed, row in reached.items()])
+            for key in ("time_to_target_s", "uplink_bits_to_target")
+        ]
+        on = "" if len(reached) == len(combined) else f" on {len(reached)} of them"
+        said += (
+            f"has the best baseline's final test loss{on} after {ratios[0]:.0%} of its virtual "
+            f"time and with {ratios[1]:.0%} of its uplink bits. "
+        )
+    else:
+        said += "does not reach the best baseline's final test loss. "
+    pairs = [(row, fedit[seed]) for seed, row in plain.items() if seed in fedit]
+    time, bits = (
+        np.mean([at_end(row, key) / at_end(other, key) for row, other in pairs])
+        for key in ("elapsed_s", "uplink_bits")
+    )
+    gap = np.mean([row["final_loss"] - other["final_loss"] for row, other in pairs])
+    return said + (
+        f"Pruning and bands alone take {time:.0%} of FedIT's time for as many rounds, send "
+        f"{bits:.0%} of its bits and end at a test loss {abs(gap):.3f} "
+        f"{'above' if gap > 0 else 'below'} its own."
     )
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return means over seeds as a Markdown table, a task and method a row."""
-    keys = ("time_to_target_s", "uplink_bits_to_target", "final_loss", "worst_client_loss")
-    lines = ["| task | method | seeds | reached | " + " | ".join(keys) + " |"]
-    lines.append("|" + " --- |" * (len(keys) + 4))
-    groups = dict.fromkeys((row["task"], row["method"]) for row in rows)
-    for task, method in groups:
-        own = [row for row in rows if (row["task"], row["method"]) == (task, method)]
-        reached = sum(row["time_to_target_s"] is not None for row in own)
-        cells = []
-        for key in keys:
-            values = [row[key] for row in own]
-            whole = all(value is not None for value in values)
-            cells.append(f"{np.mean(values):.4g}" if whole else "–")
-        lines.append(f"| {task} | {method} | {len(own)} | {reached} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _of_task(rows: Sequence[dict[str, Any]], task: str) -> dict[str, dict[int, dict[str, Any]]]:
+    """Return a task's rows by method and seed, methods in the order of `METHODS`."""
+    groups: dict[str, dict[int, dict[str, Any]]] = {}
+    for name in METHODS:
+        own = {r["seed"]: r for r in rows if (r["task"], r["method"]) == (task, name)}
+        if own:
+            groups[name] = own
+    return groups
+
+
+def _setters(groups: dict[str, dict[int, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
+    """Return for each seed the baseline whose final loss is the target."""
+    best: dict[int, dict[str, Any]] = {}
+    for name, own in groups.items():
+        for seed, row in own.items():
+            if METHODS[name].kind == "baseline":
+                # Of equal losses the sooner: bands change the time and not the training.
+                best[seed] = min(best.get(seed, row), row, key=_end)
+    return best
+
+
+def _end(row: dict[str, Any]) -> tuple[float, float]:
+    return row["final_loss"], at_end(row, "elapsed_s")
+
+
+def at_end(row: dict[str, Any], key: str) -> float:
+    """Return what a curve (`elapsed_s`, `uplink_bits`, …) came to with the last round."""
+    return float(row["curve"][key][-1])
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.2f}" if values else "–"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f}" + (
+        f" ({min(values):.3f}–{max(values):.3f})" if len(values) > 1 else ""
+    )

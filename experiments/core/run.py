@@ -77,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from figures import draw
 
     draw(collected, options.out / "figures")
-    print(table(collected))
+    for task in dict.fromkeys(row["task"] for row in collected):
+        print(f"{task}\n\n{table(collected, task)}\n")
     return 0
 
 
