@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from airtune.pruning import (
 )
 from airtune.pruning.calibration import _stream
 from airtune.pruning.layers import blocks_of, output_projection
+from airtune.pruning.store import FORMAT
 from small_models import NAMES, TextBatch, small_model, text_batch
 
 
@@ -119,7 +121,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     model = small_model("llama")
     shape = shape_of(model)
     statistics = calibrate(model, shape, [text_batch()])
-    path = tmp_path / "folder" / "statistics.safetensors"
+    path = tmp_path / "folder" / "statistics"
     save_statistics(statistics, path)
     loaded = load_statistics(path, fingerprint=fingerprint_of(model), text=statistics.text)
     assert loaded.tokens == statistics.tokens
@@ -149,9 +151,14 @@ def test_what_was_calibrated_once_is_read_back(
     files = sorted(tmp_path.iterdir())
     assert len(files) == 3
 
-    # A file that was cut off is replaced; then nothing is calibrated any more.
-    broken = next(f for f in files if first.text[:16] in f.name and "plain" in f.name)
-    broken.write_bytes(broken.read_bytes()[:100])
+    # What was cut off or lost is made anew; then nothing is calibrated any more.
+    plain = next(f for f in files if first.text[:16] in f.name and "plain" in f.name)
+    block = plain / "block-001.safetensors"
+    cut_off = block.read_bytes()[:-1]
+    block.unlink()  # not in place: `first` has it mapped
+    block.write_bytes(cut_off)
+    read(tmp_path)
+    block.unlink()
     read(tmp_path)
     monkeypatch.setattr("airtune.pruning.cache.calibrate", None)
     again = read(tmp_path)
@@ -159,6 +166,60 @@ def test_what_was_calibrated_once_is_read_back(
     assert again.text == first.text
     for one, other in zip(first.mlp, again.mlp, strict=True):
         assert torch.equal(one.factor, other.factor)
+
+
+def test_a_cached_block_is_mapped_from_its_file_and_not_held(tmp_path: Path) -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        pytest.skip("no /proc/self/maps on this system")
+    model = small_model("llama")
+    shape, batches = shape_of(model), [text_batch()]
+
+    def file_of(tensor: torch.Tensor) -> str | None:
+        for line in maps.read_text().splitlines():
+            span, *_, name = line.split(maxsplit=5)
+            begin, end = (int(part, 16) for part in span.split("-"))
+            if begin <= tensor.data_ptr() < end:
+                return name if name.endswith(".safetensors") else None
+        return None
+
+    made = cached_calibration(tmp_path, model, shape, batches, stand_ins=True)
+    read = cached_calibration(tmp_path, model, shape, batches, stand_ins=True)
+    for statistics in (made, read):
+        for index, (sublayer, whole) in enumerate(
+            zip(statistics.mlp, statistics.blocks, strict=True)
+        ):
+            for tensor in (sublayer.factor, sublayer.harm, whole.replacement):
+                if tensor.numel():
+                    assert f"block-{index:03}" in str(file_of(tensor))
+    plain = calibrate(model, shape, batches)
+    assert file_of(plain.mlp[0].factor) is None
+    # Nothing but the three blocks and their header, and nothing half-written beside it.
+    (folder,) = tmp_path.iterdir()
+    assert sorted(p.name for p in folder.iterdir()) == [
+        *(f"block-{index:03}.safetensors" for index in range(shape.blocks)),
+        "statistics.json",
+    ]
+
+
+def test_of_two_that_write_the_same_statistics_both_have_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model("llama")
+    shape, batches = shape_of(model), [text_batch()]
+    first = None
+
+    def overtaken(*args, **kwargs):
+        nonlocal first
+        monkeypatch.setattr("airtune.pruning.cache.calibrate", calibrate)
+        first = cached_calibration(tmp_path, model, shape, batches, stand_ins=True)
+        return calibrate(*args, **kwargs)
+
+    monkeypatch.setattr("airtune.pruning.cache.calibrate", overtaken)
+    second = cached_calibration(tmp_path, model, shape, batches, stand_ins=True)
+    assert first is not None
+    assert torch.equal(first.mlp[0].factor, second.mlp[0].factor)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -173,7 +234,7 @@ def test_statistics_of_another_model_or_text_are_refused(tmp_path: Path) -> None
     model = small_model("llama")
     batch = text_batch()
     statistics = calibrate(model, shape_of(model), [batch])
-    path = tmp_path / "statistics.safetensors"
+    path = tmp_path / "statistics"
     save_statistics(statistics, path)
     right = {"fingerprint": fingerprint_of(model), "text": text_hash([batch])}
     load_statistics(path, **right)
@@ -185,18 +246,21 @@ def test_statistics_of_another_model_or_text_are_refused(tmp_path: Path) -> None
 
 
 def test_broken_files_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "statistics.safetensors"
     keys = {"fingerprint": "a", "text": "b"}
+    header = tmp_path / "statistics.json"
     with pytest.raises(InputError, match="cannot read"):
-        load_statistics(path, **keys)
-    path.write_bytes(b"\0" * 40)
-    with pytest.raises(InputError, match="cannot read"):
-        load_statistics(path, **keys)
-    from safetensors.torch import save_file
-
-    save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(InputError, match="not calibration statistics"):
-        load_statistics(path, **keys)
+        load_statistics(tmp_path, **keys)
+    for broken in ("", "{", "[]", '{"format": "other"}'):
+        header.write_text(broken)
+        with pytest.raises(InputError, match=r"cannot read|not calibration statistics"):
+            load_statistics(tmp_path, **keys)
+    whole = {"format": FORMAT, **keys, "tokens": 1, "loss": 1.0, "blocks": 1}
+    header.write_text(json.dumps(whole))
+    for block in (None, b"", b"\0" * 40):
+        if block is not None:
+            (tmp_path / "block-000.safetensors").write_bytes(block)
+        with pytest.raises(InputError, match="cannot read"):
+            load_statistics(tmp_path, **keys)
 
 
 @pytest.mark.parametrize(

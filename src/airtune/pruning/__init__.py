@@ -12,7 +12,8 @@ from airtune.pruning.adapter import gather_adapter, scatter_adapter
 from airtune.pruning.cache import cached_calibration
 from airtune.pruning.calibration import calibrate
 from airtune.pruning.choice import choose, cost_curve
-from airtune.pruning.statistics import Statistics, load_statistics, save_statistics, text_hash
+from airtune.pruning.statistics import Statistics, text_hash
+from airtune.pruning.store import load_statistics, save_statistics
 from airtune.pruning.structure import Structure, whole
 from airtune.pruning.submodel import cut
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +13,8 @@ from torch import nn
 from airtune.errors import InputError
 from airtune.models import fingerprint_of
 from airtune.pruning.calibration import ATTENTION_WEIGHT, RIDGE, SENSITIVITY_ROWS, calibrate
-from airtune.pruning.statistics import (
-    FORMAT,
-    CalibrationBatch,
-    Statistics,
-    load_statistics,
-    save_statistics,
-    text_hash,
-)
+from airtune.pruning.statistics import Block, CalibrationBatch, Statistics, text_hash
+from airtune.pruning.store import FORMAT, load_statistics, save_block, save_header
 from airtune.workload import ModelShape
 
 
@@ -32,10 +28,11 @@ def cached_calibration(
 ) -> Statistics:
     """Return `calibrate`'s statistics, from the folder where it has those of this model and text.
 
-    A file that cannot be read is written anew.
+    Otherwise each block's are written as soon as they are known, and only mapped from then on, so
+    that memory stays one block's statistics above the model. What cannot be read is made anew.
 
     Args:
-        folder: where the files lie; made where there is none.
+        folder: where they lie, a folder each; made where there is none.
         model: a causal language model, frozen.
         shape: of the model.
         batches: the text, with labels at its answers.
@@ -48,18 +45,38 @@ def cached_calibration(
     kind = "with-stand-ins" if stand_ins else "plain"
     constants = repr((FORMAT, RIDGE, ATTENTION_WEIGHT, SENSITIVITY_ROWS))
     how = hashlib.sha256(constants.encode()).hexdigest()[:8]
-    path = folder / f"{fingerprint[:16]}-{text[:16]}-{how}-{kind}.safetensors"
-    if path.is_file():
+    path = folder / f"{fingerprint[:16]}-{text[:16]}-{how}-{kind}"
+    if path.is_dir():
         try:
             return load_statistics(path, fingerprint=fingerprint, text=text)
         except InputError:
-            pass  # cut off by a full disk, or of an older format
-    statistics = calibrate(model, shape, batches, stand_ins=stand_ins)
+            shutil.rmtree(path, ignore_errors=True)  # a block is missing, or cut off
     try:
-        save_statistics(statistics, path)
+        folder.mkdir(parents=True, exist_ok=True)
+        # A name of its own: others may be writing the same statistics.
+        partial = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=folder))
+        try:
+
+            def written(index: int, block: Block) -> Block:
+                return save_block(block, index, partial)
+
+            statistics = calibrate(model, shape, batches, stand_ins=stand_ins, kept=written)
+            save_header(statistics, partial)
+            _move(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise InputError(
             f"cannot write calibration statistics into {folder}: {error.strerror or error}; make "
             "room there, set AIRTUNE_CACHE to another folder or pruning.cache_statistics = false"
         ) from None
     return statistics
+
+
+def _move(partial: Path, path: Path) -> None:
+    """Put a finished folder in its place; one that another process put there first stays."""
+    try:
+        partial.rename(path)
+    except OSError:
+        if not path.is_dir():
+            raise

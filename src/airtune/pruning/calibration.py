@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from airtune.pruning.layers import blocks_of, output_projection, weight_of
 from airtune.pruning.reconstruct import regress
 from airtune.pruning.statistics import (
     UNITS,
+    Block,
     BlockStatistics,
     CalibrationBatch,
     Statistics,
@@ -49,6 +50,7 @@ def calibrate(
     *,
     min_rows: int = 1,
     stand_ins: bool = True,
+    kept: Callable[[int, Block], Block] = lambda _, block: block,
 ) -> Statistics:
     """Return the statistics of a model on calibration text.
 
@@ -59,6 +61,8 @@ def calibrate(
         min_rows: how many texts there must be, e.g. one batch.
         stand_ins: also what can replace whole blocks (SmolLM2-135M: 53 MB); without, a block
             that is left out is simply gone.
+        kept: given each block's index and statistics as soon as they are known, returns what is
+            kept of them, e.g. the same from a file.
 
     Raises:
         InputError: the text is empty, too short or without labels, or the model's activations
@@ -76,35 +80,32 @@ def calibrate(
     model.eval()
     try:
         gradients, tokens_per_label, loss = _sensitivity(model, shape, batches)
-        sublayers: dict[str, list[SublayerStatistics]] = {unit: [] for unit in UNITS}
-        blocks = []
-        for block, moments, change in _stream(model, shape, batches):
-            folds = stand_ins and block > 0 and _folds(model, shape)
-            before = sublayers["mlp"][-1] if folds else None
-            blocks.append(_replacement(change, before, gradients["block"][block], tokens_per_label))
+        blocks: list[Block] = []
+        for index, moments, change in _stream(model, shape, batches):
+            folds = stand_ins and index > 0 and _folds(model, shape)
+            before = blocks[-1].mlp if folds else None
+            whole = _replacement(change, before, gradients["block"][index], tokens_per_label)
+            sublayers = {}
             for unit in UNITS:
                 matrix = output_projection(shape, unit)
-                sublayers[unit].append(
-                    _summarise(
-                        *moments[unit],
-                        weight=weight_of(blocks_of(model, shape)[block].get_submodule(matrix.name)),
-                        gradient=gradients[unit][block],
-                        width=sum(matrix.inputs.widths),
-                        chunk=max(1, shape.mlp_channels // 24) if unit == "mlp" else 1,
-                        tokens_per_label=tokens_per_label
-                        * (ATTENTION_WEIGHT if unit == "group" else 1.0),
-                    )
+                sublayers[unit] = _summarise(
+                    *moments[unit],
+                    weight=weight_of(blocks_of(model, shape)[index].get_submodule(matrix.name)),
+                    gradient=gradients[unit][index],
+                    width=sum(matrix.inputs.widths),
+                    chunk=max(1, shape.mlp_channels // 24) if unit == "mlp" else 1,
+                    tokens_per_label=tokens_per_label
+                    * (ATTENTION_WEIGHT if unit == "group" else 1.0),
                 )
+            blocks.append(kept(index, Block(sublayers["group"], sublayers["mlp"], whole)))
     finally:
         model.train(was_training)
-    return Statistics(
+    return Statistics.of(
+        blocks,
         fingerprint=fingerprint_of(model),
         text=text_hash(batches),
         tokens=sum(int(batch.attention_mask.sum()) for batch in batches),
         loss=loss,
-        attention=tuple(sublayers["group"]),
-        mlp=tuple(sublayers["mlp"]),
-        blocks=tuple(blocks),
     )
 
 

@@ -8,25 +8,18 @@ Cholesky factor of the ordered covariance in half precision, and the harm of eve
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from airtune.errors import InputError
 from airtune.pruning.importance import ordered_features
 from airtune.workload import ModelShape
 
-FORMAT = "airtune-statistics-2"
 UNITS = ("group", "mlp")
 
 
@@ -93,6 +86,15 @@ class BlockStatistics:
 
 
 @dataclass(frozen=True)
+class Block:
+    """All that is kept of one block."""
+
+    attention: SublayerStatistics
+    mlp: SublayerStatistics
+    whole: BlockStatistics
+
+
+@dataclass(frozen=True)
 class Statistics:
     """The calibration of one model on one text."""
 
@@ -106,6 +108,25 @@ class Statistics:
     attention: tuple[SublayerStatistics, ...]
     mlp: tuple[SublayerStatistics, ...]
     blocks: tuple[BlockStatistics, ...]
+
+    @classmethod
+    def of(
+        cls, blocks: Sequence[Block], *, fingerprint: str, text: str, tokens: int, loss: float
+    ) -> Statistics:
+        """Put the blocks of a model together, in their order."""
+        return cls(
+            fingerprint=fingerprint,
+            text=text,
+            tokens=tokens,
+            loss=loss,
+            attention=tuple(block.attention for block in blocks),
+            mlp=tuple(block.mlp for block in blocks),
+            blocks=tuple(block.whole for block in blocks),
+        )
+
+    def block(self, index: int) -> Block:
+        """Return all that is kept of one block."""
+        return Block(self.attention[index], self.mlp[index], self.blocks[index])
 
     def sublayer(self, block: int, unit: str) -> SublayerStatistics:
         """Return the part of a block that holds units of a kind (`mlp` or `group`)."""
@@ -132,100 +153,3 @@ def text_hash(batches: Sequence[CalibrationBatch]) -> str:
             digest.update(f"{tuple(part.shape)}".encode())
             digest.update(part.detach().cpu().to(torch.int64).contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-_SUBLAYER_TENSORS = ("order", "factor", "scale", "mean", "harm")
-_BLOCK_TENSORS = ("replacement", "constant")
-
-
-def save_statistics(statistics: Statistics, path: Path) -> None:
-    """Write statistics as safetensors, with the hashes of model and text in its header."""
-    tensors = {}
-    for index, block in enumerate(statistics.blocks):
-        for key in _BLOCK_TENSORS:
-            tensors[f"block.{index}.{key}"] = getattr(block, key).contiguous()
-        for unit in UNITS:
-            for key in _SUBLAYER_TENSORS:
-                value = getattr(statistics.sublayer(index, unit), key)
-                tensors[f"{unit}.{index}.{key}"] = value.contiguous()
-    header = {
-        "format": FORMAT,
-        "fingerprint": statistics.fingerprint,
-        "text": statistics.text,
-        "tokens": str(statistics.tokens),
-        "loss": repr(statistics.loss),
-        "widths": json.dumps({unit: statistics.sublayer(0, unit).width for unit in UNITS}),
-        "harms": json.dumps([[block.harm, block.replaced_harm] for block in statistics.blocks]),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: others may be writing the same statistics.
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        save_file(tensors, partial, metadata=header)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{path}: {error}") from None
-
-
-def load_statistics(path: Path, *, fingerprint: str, text: str) -> Statistics:
-    """Read statistics back, for the very model and text that they were taken from.
-
-    Raises:
-        InputError: no such file, not statistics, or those of another model or other text.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            _check_header(header, path, fingerprint=fingerprint, text=text)
-            widths, harms = json.loads(header["widths"]), json.loads(header["harms"])
-
-            def tensors(prefix: str, keys: tuple[str, ...]) -> dict[str, Tensor]:
-                return {key: file.get_tensor(f"{prefix}.{key}") for key in keys}
-
-            attention, mlp = (
-                tuple(
-                    SublayerStatistics(
-                        width=widths[unit], **tensors(f"{unit}.{index}", _SUBLAYER_TENSORS)
-                    )
-                    for index in range(len(harms))
-                )
-                for unit in UNITS
-            )
-            blocks = tuple(
-                BlockStatistics(
-                    harm=harm,
-                    replaced_harm=replaced,
-                    **tensors(f"block.{index}", _BLOCK_TENSORS),
-                )
-                for index, (harm, replaced) in enumerate(harms)
-            )
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: cannot read calibration statistics: {error}") from None
-    return Statistics(
-        fingerprint=fingerprint,
-        text=text,
-        tokens=int(header["tokens"]),
-        loss=float(header["loss"]),
-        attention=attention,
-        mlp=mlp,
-        blocks=blocks,
-    )
-
-
-def _check_header(header: dict[str, str], path: Path, *, fingerprint: str, text: str) -> None:
-    if header.get("format") != FORMAT:
-        raise InputError(f"{path}: not calibration statistics ({FORMAT})")
-    for key, name, wanted in (
-        ("fingerprint", "another model", fingerprint),
-        ("text", "other text", text),
-    ):
-        if header[key] != wanted:
-            raise InputError(
-                f"{path}: statistics of {name} ({key} {header[key][:12]}…, wanted "
-                f"{wanted[:12]}…): calibrate anew"
-            )
