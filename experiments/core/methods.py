@@ -80,7 +80,7 @@ METHODS: dict[str, Method] = {
         *_MEASURED,
         *_OR_OUT,
         _FEW_BITS,
-        "rounds=12",
+        "rounds=20",
         kind="joint",
         unequal_ranks=True,
         tuned_as="flexlora",
