@@ -30,19 +30,6 @@ _RELAXED = {"none": "pruning-only", "bandwidth-only": "exact"}
 Planner = Callable[[PlanningProblem, str | None], Plan]
 """Plans a problem by the scenario's method, or by another one."""
 
-_SHARES = (
-    "weight",
-    "snr_hz",
-    "downlink_s",
-    "compute_fixed_s",
-    "compute_full_s",
-    "payload_fixed_bits",
-    "payload_full_bits",
-    "min_pruning",
-    "max_pruning",
-    "max_spectral_efficiency",
-)
-
 
 @dataclass(frozen=True)
 class Decision:
@@ -235,14 +222,10 @@ def _among(
     limit = problem.max_pruning_loss
     if inside <= 0 or problem.kappa * outside >= 1 or (limit is not None and outside > limit):
         return None
-    costs = problem.pruning_cost
-    smaller = replace(
-        problem,
-        names=tuple(problem.names[k] for k in active),
+    smaller = problem.of_clients(
+        active,
         kappa=problem.kappa * inside / (1.0 - problem.kappa * outside),
-        pruning_cost=None if costs is None else tuple(costs[k] for k in active),
         max_pruning_loss=None if limit is None else (limit - outside) / inside,
-        **{field: getattr(problem, field)[active] for field in _SHARES},
     )
     plan = planner(smaller, None)
     loss = outside + inside * plan.pruning_loss

@@ -9,19 +9,8 @@ from typing import Any
 import numpy as np
 
 from airtune.errors import InputError
-from airtune.planning.problem import Plan, PlanningProblem
+from airtune.planning.problem import PER_CLIENT, Plan, PlanningProblem
 
-_CLIENT_FIELDS = (
-    "weight",
-    "snr_hz",
-    "downlink_s",
-    "compute_fixed_s",
-    "compute_full_s",
-    "payload_fixed_bits",
-    "payload_full_bits",
-    "min_pruning",
-    "max_pruning",
-)
 _OPTIONAL_CLIENT_FIELDS = ("max_spectral_efficiency", "pruning_cost")
 _PLAN_CLIENT_FIELDS = (
     "pruning",
@@ -52,15 +41,15 @@ def problem_from_json(source: str | Mapping[str, Any]) -> PlanningProblem:
         raise InputError(f"clients: {_shown(clients)} is not allowed; allowed: a list of clients")
     limit = document.get("max_pruning_loss")
     names = []
-    rows: dict[str, list[float]] = {field: [] for field in _CLIENT_FIELDS}
+    rows: dict[str, list[float]] = {field: [] for field in PER_CLIENT}
     efficiency: list[float] = []
     curves: list[Any] = []
     for number, client in enumerate(clients):
         name = _client_name(number, client)
         where = f"client {name!r}"
-        _check_keys(where, client, ("name", *_CLIENT_FIELDS), _OPTIONAL_CLIENT_FIELDS)
+        _check_keys(where, client, ("name", *PER_CLIENT), _OPTIONAL_CLIENT_FIELDS)
         names.append(name)
-        for field in _CLIENT_FIELDS:
+        for field in PER_CLIENT:
             rows[field].append(_number(f"{where}: {field}", client[field]))
         cap = client.get("max_spectral_efficiency")
         efficiency.append(
@@ -86,7 +75,7 @@ def problem_to_json(problem: PlanningProblem) -> dict[str, Any]:
     document["clients"] = clients = []
     for k, name in enumerate(problem.names):
         client: dict[str, Any] = {"name": name}
-        client.update({field: float(getattr(problem, field)[k]) for field in _CLIENT_FIELDS})
+        client.update({field: float(getattr(problem, field)[k]) for field in PER_CLIENT})
         if np.isfinite(problem.efficiency[k]):
             client["max_spectral_efficiency"] = float(problem.efficiency[k])
         curve = None if problem.pruning_cost is None else problem.pruning_cost[k]

@@ -5,8 +5,10 @@ The symbols, and why the costs are affine, are in docs/planning.md. SI units thr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ MIN_PROGRESS = 1e-9
 # A bound on Q may lie so much below the least Q, relatively, by rounding.
 _LOSS_SLACK = 1e-9
 
-_PER_CLIENT = (
+PER_CLIENT = (
     "weight",
     "snr_hz",
     "downlink_s",
@@ -36,6 +38,7 @@ _PER_CLIENT = (
     "min_pruning",
     "max_pruning",
 )
+"""Fields that every client must have, a number each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +90,7 @@ class PlanningProblem:
         _check_number("kappa", self.kappa)
         if self.max_pruning_loss is not None:
             _check_number("max_pruning_loss", self.max_pruning_loss)
-        for field in _PER_CLIENT:
+        for field in PER_CLIENT:
             _set(self, field, _client_array(self.names, field, getattr(self, field)))
         efficiency = self.max_spectral_efficiency
         if efficiency is None:
@@ -106,6 +109,28 @@ class PlanningProblem:
     def clients(self) -> int:
         """K, the number of clients."""
         return len(self.names)
+
+    def of_clients(
+        self, index: NDArray[np.intp], names: Sequence[str] | None = None, **changes: Any
+    ) -> PlanningProblem:
+        """Return the problem of some of the clients, in the order of `index`, weights normalised.
+
+        Args:
+            index: which clients; one that is there twice needs `names`.
+            names: theirs; default: as they are called here.
+            changes: further fields that are different.
+        """
+        curves = self.pruning_cost
+        return replace(
+            self,
+            names=tuple(names or (self.names[k] for k in index)),
+            pruning_cost=None if curves is None else tuple(curves[k] for k in index),
+            **{
+                field: getattr(self, field)[index]
+                for field in (*PER_CLIENT, "max_spectral_efficiency")
+            },
+            **changes,
+        )
 
     @cached_property
     def pieces(self) -> Pieces:

@@ -132,22 +132,4 @@ def _with_clients(problem: PlanningProblem, count: int) -> PlanningProblem:
         problem.names[k] if again == 0 else f"{problem.names[k]}#{again + 1}"
         for k, again in zip(index, rounds, strict=True)
     )
-    curves = problem.pruning_cost
-    fields = (
-        "weight",
-        "snr_hz",
-        "downlink_s",
-        "compute_fixed_s",
-        "compute_full_s",
-        "payload_fixed_bits",
-        "payload_full_bits",
-        "min_pruning",
-        "max_pruning",
-        "max_spectral_efficiency",
-    )
-    return replace(
-        problem,
-        names=names,
-        pruning_cost=None if curves is None else tuple(curves[k] for k in index),
-        **{field: getattr(problem, field)[index] for field in fields},
-    )
+    return problem.of_clients(index, names)
