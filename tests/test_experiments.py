@@ -77,6 +77,22 @@ def test_what_the_user_can_mend_is_named(tmp_path: Path) -> None:
         assert "Traceback" not in refused.stderr
 
 
+def test_a_candidate_is_judged_at_a_common_time_and_not_while_it_diverges(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(CORE))
+    from run import best_candidate
+
+    def row(losses: list[float], end_s: float) -> dict[str, object]:
+        return {"curve": {"elapsed_s": [0.0, end_s / 2, end_s], "loss": losses}}
+
+    found = {"soon": row([5.0, 2.0, 1.0], 10.0), "late": row([5.0, 1.0, 0.5], 40.0)}
+    assert best_candidate(found) == "soon"
+    found["low at once, then lost"] = row([5.0, 0.2, 3.0], 10.0)
+    assert best_candidate(found) == "soon"
+    assert best_candidate({"lost": row([5.0, 0.2, 3.0], 10.0)}) == "lost"
+
+
 @pytest.mark.parametrize("path", sorted(CORE.glob("*.toml")), ids=lambda path: path.name)
 def test_every_method_is_a_valid_scenario(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(CORE))

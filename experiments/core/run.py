@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import itertools
 import json
 import multiprocessing
 import shutil
@@ -28,7 +29,7 @@ from methods import METHODS, rank_settings
 from airtune.errors import InputError, RunError
 from airtune.randomness import generator
 from airtune.record.files import write_durably
-from airtune.scenario import load_scenario
+from airtune.scenario import Scenario, load_scenario
 
 HERE = Path(__file__).parent
 SEARCH_SEED = 1000
@@ -38,10 +39,10 @@ HELD_OUT = 512
 
 @dataclass(frozen=True)
 class Search:
-    """A small search, stated: learning rates at the scenario's rank, then ranks at the best."""
+    """A small search, stated: every learning rate at every multiple of the scenario's rank."""
 
     learning_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
-    rank_factors: tuple[float, ...] = (0.5, 2.0)
+    rank_factors: tuple[float, ...] = (0.5, 1.0)
     rounds: int = 2
 
 
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
         names = _known(options.methods)
-        search = Search((1e-2,), (0.5,), 1) if options.smoke else Search()
+        search = Search((1e-2,), (0.5, 1.0), 1) if options.smoke else Search()
         rows = []
         for task, source in _tasks(options).items():
             rows += _task(task, source, names, search, options)
@@ -93,6 +94,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--no-search", action="store_true", help="the scenarios' rate and rank")
+    parser.add_argument("--tuned", action="store_true", help="the rates and ranks of search/*.json")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     return parser.parse_args(arguments)
 
@@ -127,8 +129,9 @@ def _task(
     task: str, source: Path | None, names: list[str], search: Search, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     chosen: dict[str, list[str]] = {}
-    if not options.no_search:
-        # One after the other: each method's ranks are searched at its best learning rate.
+    if options.tuned:
+        chosen = _tuned(task, names, options)
+    elif not options.no_search:
         searched = dict.fromkeys(METHODS[name].tuned_as or name for name in names)
         held = None if source is None else _search_data(task, source, options.out / "data" / task)
         chosen = _searched(task, held, list(searched), search, options)
@@ -166,50 +169,62 @@ def _searched(
 ) -> dict[str, list[str]]:
     """Choose each method's learning rate and rank on held-out training data."""
     base = load_scenario(HERE / f"{task}.toml", options.set)
-    rank, scale = base.training.lora_rank, base.training.lora_alpha / base.training.lora_rank
+    ranks = [max(1, round(base.training.lora_rank * factor)) for factor in search.rank_factors]
+    pairs = list(itertools.product(search.learning_rates, ranks))
     shared = [f"seed={SEARCH_SEED}", f"rounds={search.rounds}", "evaluation.generate=false"]
-
-    def tuning(rate: float, rank: int) -> list[str]:
-        lora = [f"training.lora_rank={rank}", f"training.lora_alpha={float(scale * rank)!r}"]
-        return [f"training.learning_rate={rate!r}", *lora]
-
-    def tried(wanted: dict[str, list[tuple[float, int]]]) -> dict[str, dict[Any, dict[str, Any]]]:
-        pairs = [(name, pair) for name in names for pair in wanted[name]]
-        root = options.out / "search" / task
-        jobs = [
-            _job(
-                task,
-                name,
-                source,
-                [*shared, *tuning(*pair)],
-                root / name / f"rate-{pair[0]!r}-rank-{pair[1]}",
-                options,
-            )
-            for name, pair in pairs
-        ]
-        found: dict[str, dict[Any, dict[str, Any]]] = {name: {} for name in names}
-        for (name, pair), row in zip(pairs, _results(jobs, options.jobs), strict=True):
-            found[name][pair] = row
-        return found
-
-    first = tried({name: [(rate, rank) for rate in search.learning_rates] for name in names})
-    ranks = [max(1, round(rank * factor)) for factor in search.rank_factors]
-    second = tried({name: [(_best(first[name])[0], r) for r in ranks] for name in names})
-    best = {name: _best({**first[name], **second[name]}) for name in names}
-    write_durably(
-        options.out / "search" / f"{task}.json", (json.dumps(best, indent=1) + "\n").encode()
-    )
-    return {name: tuning(*pair) for name, pair in best.items()}
+    root = options.out / "search" / task
+    candidates = [(name, pair) for name in names for pair in pairs]
+    jobs = [
+        _job(
+            task,
+            name,
+            source,
+            [*shared, *_tuning(base, *pair)],
+            root / name / f"rate-{pair[0]!r}-rank-{pair[1]}",
+            options,
+        )
+        for name, pair in candidates
+    ]
+    found: dict[str, dict[Any, dict[str, Any]]] = {name: {} for name in names}
+    for (name, pair), row in zip(candidates, _results(jobs, options.jobs), strict=True):
+        found[name][pair] = row
+    best = {name: best_candidate(found[name]) for name in names}
+    write_durably(root.parent / f"{task}.json", (json.dumps(best, indent=1) + "\n").encode())
+    return {name: _tuning(base, *pair) for name, pair in best.items()}
 
 
-def _best(found: dict[Any, dict[str, Any]]) -> Any:
-    """Return the candidate with the lowest held-out loss at a time that all have reached."""
+def _tuned(task: str, names: list[str], options: argparse.Namespace) -> dict[str, list[str]]:
+    """Take the choices that an earlier search left beside this file."""
+    path = HERE / "search" / f"{task}.json"
+    if not path.is_file():
+        raise InputError(f"--tuned: {path} is not there: leave --tuned out to search")
+    best = json.loads(path.read_text())
+    missing = sorted({METHODS[name].tuned_as or name for name in names} - set(best))
+    if missing:
+        raise InputError(f"--tuned: {path} has no choice for {', '.join(missing)}")
+    base = load_scenario(HERE / f"{task}.toml", options.set)
+    return {name: _tuning(base, *pair) for name, pair in best.items()}
+
+
+def _tuning(base: Scenario, rate: float, rank: int) -> list[str]:
+    alpha = float(base.training.lora_alpha / base.training.lora_rank * rank)
+    lora = [f"training.lora_rank={rank}", f"training.lora_alpha={alpha!r}"]
+    return [f"training.learning_rate={rate!r}", *lora]
+
+
+def best_candidate(found: dict[Any, dict[str, Any]]) -> Any:
+    """Return the candidate with the lowest held-out loss at a time that all have reached.
+
+    One whose loss rose in its last round is unstable: it is taken only where all are.
+    """
     common = min(row["curve"]["elapsed_s"][-1] for row in found.values())
 
-    def loss(row: dict[str, Any]) -> float:
-        return float(np.interp(common, row["curve"]["elapsed_s"], row["curve"]["loss"]))
+    def key(pair: Any) -> tuple[bool, float]:
+        curve = found[pair]["curve"]
+        unstable = curve["loss"][-1] > curve["loss"][-2]
+        return unstable, float(np.interp(common, curve["elapsed_s"], curve["loss"]))
 
-    return min(found, key=lambda pair: loss(found[pair]))
+    return min(found, key=key)
 
 
 def _search_data(task: str, source: Path, folder: Path) -> Path:
