@@ -80,7 +80,7 @@ METHODS: dict[str, Method] = {
         *_MEASURED,
         *_OR_OUT,
         _FEW_BITS,
-        "rounds=20",
+        "rounds=18",
         kind="joint",
         unequal_ranks=True,
         tuned_as="flexlora",
