@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +18,12 @@ from airtune.pruning import (
     cached_calibration,
     calibrate,
     load_statistics,
-    save_statistics,
     text_hash,
 )
 from airtune.pruning.calibration import _stream
 from airtune.pruning.layers import blocks_of, output_projection
-from airtune.pruning.store import FORMAT
+from airtune.pruning.statistics import Block
+from airtune.pruning.store import FORMAT, save_block, save_header
 from small_models import NAMES, TextBatch, small_model, text_batch
 
 
@@ -120,9 +122,14 @@ def test_expected_harm_is_near_the_loss_really_lost() -> None:
 def test_saved_and_loaded(tmp_path: Path) -> None:
     model = small_model("llama")
     shape = shape_of(model)
-    statistics = calibrate(model, shape, [text_batch()])
-    path = tmp_path / "folder" / "statistics"
-    save_statistics(statistics, path)
+    path = tmp_path
+
+    def held_too(index: int, block: Block) -> Block:
+        save_block(block, index, path)
+        return block
+
+    statistics = calibrate(model, shape, [text_batch()], kept=held_too)
+    save_header(statistics, path)
     loaded = load_statistics(path, fingerprint=fingerprint_of(model), text=statistics.text)
     assert loaded.tokens == statistics.tokens
     for unit in ("mlp", "group"):
@@ -222,6 +229,19 @@ def test_of_two_that_write_the_same_statistics_both_have_them(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_what_a_killed_calibration_left_is_swept_after_a_day(tmp_path: Path) -> None:
+    old, new = tmp_path / ".old.partial", tmp_path / ".new.partial"
+    for partial in (old, new):
+        partial.mkdir()
+        (partial / "block-000.safetensors").write_bytes(b"0")
+    yesterday = time.time() - 90_000
+    os.utime(old, (yesterday, yesterday))
+    model = small_model("llama")
+    cached_calibration(tmp_path, model, shape_of(model), [text_batch()], stand_ins=False)
+    assert not old.exists()
+    assert new.exists()
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     model = small_model("llama")
     folder = tmp_path / "file"
@@ -233,9 +253,8 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_statistics_of_another_model_or_text_are_refused(tmp_path: Path) -> None:
     model = small_model("llama")
     batch = text_batch()
-    statistics = calibrate(model, shape_of(model), [batch])
-    path = tmp_path / "statistics"
-    save_statistics(statistics, path)
+    cached_calibration(tmp_path, model, shape_of(model), [batch], stand_ins=True)
+    (path,) = tmp_path.iterdir()
     right = {"fingerprint": fingerprint_of(model), "text": text_hash([batch])}
     load_statistics(path, **right)
     other = fingerprint_of(small_model("llama", seed=1))

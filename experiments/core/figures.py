@@ -117,21 +117,26 @@ def loss_against_time(rows: Rows, axes: Any) -> None:
 
 def _units(rows: Rows) -> dict[int, float]:
     """Return the seconds that are one on each seed's clock: all of FedIT's, where it was run."""
-    fedit = {row["seed"]: at_end(row, "elapsed_s") for row in rows if row["method"] == "fedit"}
-    seeds = {row["seed"] for row in rows}
-    return fedit if seeds == set(fedit) else dict.fromkeys(seeds, 1.0)
+    if not _with_fedit(rows):
+        return {row["seed"]: 1.0 for row in rows}
+    return {row["seed"]: at_end(row, "elapsed_s") for row in rows if row["method"] == "fedit"}
+
+
+def _with_fedit(rows: Rows) -> bool:
+    return {row["seed"] for row in rows} == {r["seed"] for r in rows if r["method"] == "fedit"}
 
 
 def _unit_name(rows: Rows) -> str:
-    with_fedit = any(unit != 1.0 for unit in _units(rows).values())
-    return "FedIT's on the same seed = 1" if with_fedit else "s"
+    return "FedIT's on the same seed = 1" if _with_fedit(rows) else "s"
 
 
 def latency_budget(rows: Rows, axes: Any) -> None:
     """What a round's mean client does with its time, and how long it waits for the slowest."""
     groups = _by_method(rows)
-    rounds = {row["seed"]: row["rounds"] for row in rows if row["method"] == "fedit"}
-    units = {seed: unit / rounds.get(seed, 1) for seed, unit in _units(rows).items()}
+    units = _units(rows)
+    if _with_fedit(rows):
+        rounds = {row["seed"]: row["rounds"] for row in rows if row["method"] == "fedit"}
+        units = {seed: unit / rounds[seed] for seed, unit in units.items()}
     left = np.zeros(len(groups))
     for phase in ("downlink_s", "compute_s", "upload_s", "waiting_s"):
         seconds = np.array(

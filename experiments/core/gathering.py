@@ -140,7 +140,7 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
             str(len(own)),
             str(next(iter(own.values()))["rounds"]),
             _spread([row["final_loss"] for row in own.values()]),
-            f"{np.mean([row['worst_client_loss'] for row in own.values()]):.3f}",
+            _mean([row["worst_client_loss"] for row in own.values()], 3),
             _mean(
                 [at_end(row, "elapsed_s") / at_end(other, "elapsed_s") for row, other in against]
             ),
@@ -228,8 +228,9 @@ def at_end(row: dict[str, Any], key: str) -> float:
     return float(row["curve"][key][-1])
 
 
-def _mean(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.2f}" if values else "–"
+def _mean(values: Sequence[float | None], digits: int = 2) -> str:
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.{digits}f}" if known and len(known) == len(values) else "–"
 
 
 def _spread(values: Sequence[float]) -> str:

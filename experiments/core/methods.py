@@ -17,12 +17,16 @@ class Method:
         kind: `joint` (ours); `baseline`, whose best sets the target loss; `rival`, a baseline with
             the joint plans' few bits; `ablation`.
         unequal_ranks: slower devices get a lower rank.
+        rounds_factor: rounds, as a multiple of the scenario's: plans whose rounds are short are
+            followed for longer, to be seen at the times and losses of the others. Baselines, which
+            set the target, all have the scenario's rounds.
         tuned_as: another method whose learning rate and rank it takes; None: its own search.
     """
 
     settings: tuple[str, ...]
     kind: str = "baseline"
     unequal_ranks: bool = False
+    rounds_factor: float = 1.0
     tuned_as: str | None = None
 
 
@@ -32,10 +36,11 @@ def _method(
     *more: str,
     kind: str = "baseline",
     unequal_ranks: bool = False,
+    rounds_factor: float = 1.0,
     tuned_as: str | None = None,
 ) -> Method:
     settings = (f"planning.method={planning}", f"aggregation.rule={rule}", *more)
-    return Method(settings, kind, unequal_ranks, tuned_as)
+    return Method(settings, kind, unequal_ranks, rounds_factor, tuned_as)
 
 
 _PLAIN_CUT = "pruning.refit=false"
@@ -48,17 +53,26 @@ _OR_OUT = ("participation.rule=deadline", f"participation.left_out_cost={1.0 / 1
 _FEW_BITS = "aggregation.uplink_change_bits=4"
 
 
-def _less_work(participation: str, *more: str, kind: str = "baseline") -> Method:
+def _less_work(
+    participation: str, *more: str, kind: str = "baseline", rounds_factor: float = 1.0
+) -> Method:
     """Return a method that leaves the model whole and asks slow clients for less work."""
     settings = (f"participation.rule={participation}", _UNDONE, *more)
-    return _method("bandwidth-only", "fedit", *settings, kind=kind, tuned_as="fedit")
+    return _method(
+        "bandwidth-only",
+        "fedit",
+        *settings,
+        kind=kind,
+        rounds_factor=rounds_factor,
+        tuned_as="fedit",
+    )
 
 
 METHODS: dict[str, Method] = {
     "exact": _method("exact", "fedit", *_MEASURED, kind="joint"),
     "bcd": _method("bcd", "fedit", *_MEASURED, kind="joint", tuned_as="exact"),
     "exact-or-out": _method(
-        "exact", "fedit", *_MEASURED, *_OR_OUT, "rounds=12", kind="joint", tuned_as="exact"
+        "exact", "fedit", *_MEASURED, *_OR_OUT, kind="joint", rounds_factor=2.0, tuned_as="exact"
     ),
     "exact-4-bit": _method("exact", "fedit", *_MEASURED, _FEW_BITS, kind="joint", tuned_as="exact"),
     "exact-flexlora": _method(
@@ -69,9 +83,9 @@ METHODS: dict[str, Method] = {
         "flexlora",
         *_MEASURED,
         _FEW_BITS,
-        "rounds=9",
         kind="joint",
         unequal_ranks=True,
+        rounds_factor=1.5,
         tuned_as="flexlora",
     ),
     "exact-combined-or-out": _method(
@@ -80,9 +94,9 @@ METHODS: dict[str, Method] = {
         *_MEASURED,
         *_OR_OUT,
         _FEW_BITS,
-        "rounds=18",
         kind="joint",
         unequal_ranks=True,
+        rounds_factor=3.0,
         tuned_as="flexlora",
     ),
     "fedit": _method("none"),
@@ -110,7 +124,7 @@ METHODS: dict[str, Method] = {
     "partial": _less_work("partial"),
     "partial-fednova": _less_work("partial-fednova"),
     "deadline": _less_work("deadline"),
-    "deadline-4-bit": _less_work("deadline", _FEW_BITS, "rounds=12", kind="rival"),
+    "deadline-4-bit": _less_work("deadline", _FEW_BITS, kind="rival", rounds_factor=2.0),
     "in-turn": _less_work("in-turn"),
     "exact-without-refit": _method(
         "exact", "fedit", *_MEASURED, _PLAIN_CUT, kind="ablation", tuned_as="exact"

@@ -154,7 +154,11 @@ def _job(
 ) -> Job:
     file = HERE / f"{task}.toml"
     method = METHODS[name]
-    given = [*options.set, *method.settings, *settings]
+    given = [*options.set, *method.settings]
+    if method.rounds_factor != 1.0:
+        rounds = load_scenario(file, options.set).rounds * method.rounds_factor
+        given.append(f"rounds={max(1, round(rounds))}")
+    given += settings
     if method.unequal_ranks:
         scenario = load_scenario(file, given)
         given += rank_settings(scenario, scenario.training.lora_rank)
@@ -296,9 +300,10 @@ def _has_result(job: Job) -> bool:
 
 
 def scenario_hash(job: Job) -> str:
-    """Name the whole scenario of a job: its file may have changed since a result was made.
+    """Name all that a job's file and settings say: the file may have changed since a result.
 
-    Without what has its default, so that a new key makes no result another's.
+    What is left to its default is not part of it, so that a new key makes no result another's;
+    a default that changes is the commit's, as any code is.
     """
     scenario = load_scenario(job.file, job.settings)
     values = scenario.model_dump(mode="json", exclude_defaults=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from airtune.errors import InputError
 from airtune.planning import Plan, PlanningProblem
 from airtune.planning.problem import Array, priced
 from airtune.planning_inputs import ClientLoad, plan_of_round
@@ -210,7 +211,7 @@ def _without_the_slowest(
 def _among(
     problem: PlanningProblem, active: NDArray[np.intp], planner: Planner, left_out_cost: float
 ) -> Plan | None:
-    """Plan for some of the clients; None where those left out alone cost too much.
+    """Plan for some of the clients; None where leaving out the others costs too much.
 
     J = T/(1 − κ(e w_out + w_in Q')), with e what leaving out costs and Q' the loss among those
     who stay: their own κ is κ w_in/(1 − κ e w_out), which leaves a constant factor.
@@ -222,11 +223,14 @@ def _among(
     limit = problem.max_pruning_loss
     if inside <= 0 or problem.kappa * outside >= 1 or (limit is not None and outside > limit):
         return None
-    smaller = problem.of_clients(
-        active,
-        kappa=problem.kappa * inside / (1.0 - problem.kappa * outside),
-        max_pruning_loss=None if limit is None else (limit - outside) / inside,
-    )
+    try:
+        smaller = problem.of_clients(
+            active,
+            kappa=problem.kappa * inside / (1.0 - problem.kappa * outside),
+            max_pruning_loss=None if limit is None else (limit - outside) / inside,
+        )
+    except InputError:  # κQ of those who stay can reach 1, or their least loss is too much
+        return None
     plan = planner(smaller, None)
     loss = outside + inside * plan.pruning_loss
 

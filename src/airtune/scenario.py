@@ -188,7 +188,8 @@ class AggregationSection(Section):
     payload_bits_per_value: Literal[16, 32] = 16
     uplink_change_bits: Literal[2, 4, 8] | None = None
     """Given: uplinks carry how the adapter changed, rounded at random to this many bits a value
-    with a 32-bit scale a rank; broadcasts stay as they are."""
+    with a 32-bit scale for each rank of A and of B in each layer; broadcasts stay as they are,
+    except that flora's hands on what clients sent."""
 
     @property
     def uplink_bits_per_value(self) -> int:
@@ -218,7 +219,8 @@ class EvaluationSection(Section):
     every_rounds: PositiveInt = 1
     batch_size: PositiveInt = 16
     metrics_every_round: bool = True
-    """Accuracy, and the loss on clients' own held-out text; false: at the end only."""
+    """Accuracy, and the loss on clients' own held-out text; false: at the end only, and not of
+    the untrained model."""
     generate: bool = False
     """At the end, also exact match (maths) by generating answers."""
     generate_examples: PositiveInt = 32

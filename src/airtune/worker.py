@@ -266,8 +266,8 @@ class Worker:
 
         Args:
             adapter: the full model's.
-            final: also measure what is too slow for every round: exact match by generation,
-                where the scenario asks for it.
+            final: also measure what may be left to the end: exact match by generation, and with
+                `evaluation.metrics_every_round = false` everything but the loss.
         """
         scenario = self.scenario
         metrics: dict[str, float] = {}

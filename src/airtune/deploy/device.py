@@ -38,6 +38,7 @@ from airtune.deploy.protocol import (
 )
 from airtune.devices import profile_of
 from airtune.errors import InputError, RunError
+from airtune.merging import check_deployable
 from airtune.pruning import gather_adapter
 from airtune.scenario import Scenario
 from airtune.worker import Worker
@@ -70,6 +71,7 @@ class Device:
                 f"client '{client}' is not in scenario '{scenario.name}': its clients are "
                 f"{', '.join(scenario.client_names)}"
             )
+        check_deployable(scenario)
         if privacy is not None:
             dp.require_private_scenario(scenario)
         self._scenario, self._client, self._pacer = scenario, client, pacer

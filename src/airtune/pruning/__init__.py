@@ -13,7 +13,7 @@ from airtune.pruning.cache import cached_calibration
 from airtune.pruning.calibration import calibrate
 from airtune.pruning.choice import choose, cost_curve
 from airtune.pruning.statistics import Statistics, text_hash
-from airtune.pruning.store import load_statistics, save_statistics
+from airtune.pruning.store import load_statistics
 from airtune.pruning.structure import Structure, whole
 from airtune.pruning.submodel import cut
 
@@ -27,7 +27,6 @@ __all__ = [
     "cut",
     "gather_adapter",
     "load_statistics",
-    "save_statistics",
     "scatter_adapter",
     "text_hash",
     "whole",

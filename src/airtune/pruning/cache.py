@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from airtune.pruning.statistics import Block, CalibrationBatch, Statistics, text
 from airtune.pruning.store import FORMAT, load_statistics, save_block, save_header
 from airtune.workload import ModelShape
 
+ABANDONED_S = 86_400.0
+"""Half-written statistics in which nothing was written for so long are nobody's any more."""
+
 
 def cached_calibration(
     folder: Path,
@@ -28,8 +32,8 @@ def cached_calibration(
 ) -> Statistics:
     """Return `calibrate`'s statistics, from the folder where it has those of this model and text.
 
-    Otherwise each block's are written as soon as they are known, and only mapped from then on, so
-    that memory stays one block's statistics above the model. What cannot be read is made anew.
+    Otherwise each block's are written as soon as they are known, and only mapped from then on: what
+    is kept does not add up in memory. What cannot be read is made anew.
 
     Args:
         folder: where they lie, a folder each; made where there is none.
@@ -53,6 +57,7 @@ def cached_calibration(
             shutil.rmtree(path, ignore_errors=True)  # a block is missing, or cut off
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
         # A name of its own: others may be writing the same statistics.
         partial = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=folder))
         try:
@@ -71,6 +76,16 @@ def cached_calibration(
             "room there, set AIRTUNE_CACHE to another folder or pruning.cache_statistics = false"
         ) from None
     return statistics
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what calibrations left that were killed: nobody writes for a day on end."""
+    for partial in folder.glob(".*.partial"):
+        try:
+            if time.time() - partial.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(partial, ignore_errors=True)
+        except OSError:
+            continue  # somebody else's sweep, or move, was sooner
 
 
 def _move(partial: Path, path: Path) -> None:

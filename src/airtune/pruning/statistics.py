@@ -124,10 +124,6 @@ class Statistics:
             blocks=tuple(block.whole for block in blocks),
         )
 
-    def block(self, index: int) -> Block:
-        """Return all that is kept of one block."""
-        return Block(self.attention[index], self.mlp[index], self.blocks[index])
-
     def sublayer(self, block: int, unit: str) -> SublayerStatistics:
         """Return the part of a block that holds units of a kind (`mlp` or `group`)."""
         return (self.mlp if unit == "mlp" else self.attention)[block]

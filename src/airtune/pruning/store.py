@@ -64,18 +64,6 @@ def save_header(statistics: Statistics, folder: Path) -> None:
     os.replace(partial, folder / _HEADER)
 
 
-def save_statistics(statistics: Statistics, folder: Path) -> None:
-    """Write statistics into a folder, which is made where there is none.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(len(statistics.blocks)):
-        save_block(statistics.block(index), index, folder)
-    save_header(statistics, folder)
-
-
 def load_statistics(folder: Path, *, fingerprint: str, text: str) -> Statistics:
     """Map statistics from their folder, for the very model and text that they were taken from.
 
