@@ -164,7 +164,7 @@ def main() -> None:
         "steps": args.steps,
         "calibration_examples": args.calibration,
     }
-    # The benchmark goes on where it stopped, perhaps elsewhere: what a case was made with is its own.
+    # It goes on where it stopped, perhaps elsewhere: what a case was made with is its own.
     made_with = {
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,

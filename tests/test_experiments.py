@@ -77,6 +77,61 @@ def test_what_the_user_can_mend_is_named(tmp_path: Path) -> None:
         assert "Traceback" not in refused.stderr
 
 
+def test_results_and_table_say_who_reached_the_target_and_when(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(CORE))
+    from gathering import collect, sentence, table
+
+    def run(method: str, losses: list[float], round_s: float, bits: float) -> dict[str, object]:
+        count = range(len(losses))
+        return {
+            "task": "gsm8k",
+            "method": method,
+            "seed": 0,
+            "rounds": len(losses) - 1,
+            "final_loss": losses[-1],
+            "worst_client_loss": None if method == "bcd" else 2.0,
+            "curve": {
+                "loss": losses,
+                "elapsed_s": [round_s * k for k in count],
+                "uplink_bits": [bits * k for k in count],
+                "downlink_bits": [0.0 for k in count],
+                "flops": [1e12 * k for k in count],
+            },
+        }
+
+    rows = collect(
+        [
+            run("fedit", [3.0, 2.0, 1.0], 10.0, 8.0),
+            # The same losses in less time: of equals the sooner sets the target.
+            run("bandwidth-only", [3.0, 2.0, 1.0], 5.0, 8.0),
+            run("flexlora", [3.0, 2.0, 1.5], 10.0, 4.0),
+            # Lower, but no baseline: it sets no target.
+            run("flexlora-4-bit", [3.0, 2.0, 0.5], 10.0, 1.0),
+            run("exact", [3.0, 2.0, 1.1], 5.0, 7.0),
+            run("exact-combined", [3.0, 1.5, 0.9, 0.4], 2.0, 2.0),
+            run("bcd", [3.0, 2.0, 1.1], 6.0, 7.0),
+        ]
+    )
+    by_method = {row["method"]: row for row in rows}
+    assert {row["target_loss"] for row in rows} == {1.0}
+    assert by_method["exact-combined"]["time_to_target_s"] == 4.0
+    assert by_method["exact-combined"]["uplink_bits_to_target"] == 4.0
+    assert by_method["exact"]["time_to_target_s"] is None
+    lines = {line.split("`")[1]: line for line in table(rows, "gsm8k").splitlines() if "`" in line}
+    assert (
+        "| 1 | 3 | 0.400 | 2.000 | 0.30 | 0.38 | 3.0 | 1 of 1 | 0.40 | 0.25 |"
+        in (lines["exact-combined"])
+    )
+    assert "| 2 | 1.100 | – | 0.60 |" in lines["bcd"]
+    assert "0 of 1 | – | –" in lines["exact"]
+    said = sentence(rows, "gsm8k")
+    assert "after 40% of its virtual time and with 25% of its uplink bits" in said
+    assert "50% of FedIT's time" in said
+    assert "0.100 above" in said
+
+
 def test_a_candidate_is_judged_at_a_common_time_and_not_while_it_diverges(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -154,6 +154,19 @@ def test_leaving_out_is_priced_at_its_own_cost() -> None:
     assert counts[0] < counts[-1]
 
 
+def test_those_who_cannot_be_left_out_are_not() -> None:
+    # With kappa above 1 nearly everyone has to stay: what is left cannot reach 1 either.
+    curves = tuple(np.array([[0.0, 0.0], [0.7, 0.2]]) for _ in range(5))
+    made = decided(problem(kappa=1.2, pruning_cost=curves), "deadline", "exact")
+    assert any(made.steps)
+    assert made.plan.objective_s > 0
+    # A bound that those who stay cannot keep, because memory has them pruned.
+    least = problem(min_pruning=np.full(5, 0.2), max_pruning_loss=0.4)
+    for cost in (0.5, 1.0):
+        plan = decided(least, "deadline", left_out_cost=cost).plan
+        assert plan.pruning_loss <= 0.4 * (1 + 1e-9)
+
+
 def test_leaving_out_that_costs_nothing_leaves_only_the_fastest() -> None:
     assert sum(count > 0 for count in decided(problem(kappa=0.0), "deadline").steps) == 1
     assert decided(problem(kappa=0.0), "partial").plan.round_latency_s < (

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from airtune.deploy.device import Device
+from airtune.deploy.pacing import TokenBucket
 from airtune.errors import InputError
 from airtune.federation import run
-from airtune.merging import check_deployable
+from airtune.merging import MERGING, check_deployable
 from airtune.precision import rounded_change
 from airtune.scenario import load_scenario
 from airtune.worker import Worker
@@ -96,6 +98,44 @@ def test_a_run_is_billed_for_few_bits_and_still_learns(tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, abs=0.1)
 
 
-def test_real_devices_refuse_it() -> None:
-    with pytest.raises(InputError, match=r"aggregation\.uplink_change_bits = 4 runs in simulation"):
-        check_deployable(load_scenario("tiny", ["aggregation.uplink_change_bits=4"]))
+@pytest.mark.parametrize("rule", list(MERGING))
+def test_every_rule_goes_with_few_bits_and_pruning(rule: str, tmp_path: Path) -> None:
+    settings = [
+        "rounds=2",
+        "task.eval_examples=8",
+        "planning.method=uniform",
+        "planning.kappa=0.05",
+        "aggregation.uplink_change_bits=2",
+        f"aggregation.rule={rule}",
+    ]
+    record = run(load_scenario("tiny", settings), out=tmp_path / "run")
+    for entry in record.rounds:
+        assert all(client.status == "ok" for client in entry.clients)
+        assert min(client.pruning for client in entry.clients) > 0.1
+    if MERGING[rule].restarts:  # the broadcast hands on what came in
+        first, second = record.rounds
+        assert second.clients[0].downlink_bits == sum(c.uplink_bits for c in first.clients)
+
+
+def test_every_client_and_round_rounds_by_its_own_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    def seen(before, after, bits, *, seed):
+        seeds.append(seed)
+        return rounded_change(before, after, bits, seed=seed)
+
+    monkeypatch.setattr("airtune.worker.rounded_change", seen)
+    settings = ["rounds=2", "task.eval_examples=8", "aggregation.uplink_change_bits=4"]
+    run(load_scenario("tiny", settings), out=tmp_path / "run")
+    assert len(seeds) == len(set(seeds)) == 8
+
+
+def test_real_devices_refuse_it(tmp_path: Path) -> None:
+    scenario = load_scenario("tiny", ["aggregation.uplink_change_bits=4"])
+    refusal = r"aggregation\.uplink_change_bits = 4 runs in simulation"
+    with pytest.raises(InputError, match=refusal):
+        check_deployable(scenario)
+    with pytest.raises(InputError, match=refusal):
+        Device(scenario, scenario.client_names[0], TokenBucket(), tmp_path)
