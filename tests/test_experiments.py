@@ -128,6 +128,7 @@ def test_results_and_table_say_who_reached_the_target_and_when(
     assert "0 of 1 | – | –" in lines["exact"]
     said = sentence(rows, "gsm8k")
     assert "after 40% of its virtual time and with 25% of its uplink bits" in said
+    assert "`flexlora-4-bit` has the best baseline's final test loss after 200%" in said
     assert "50% of FedIT's time" in said
     assert "0.100 above" in said
 

@@ -122,7 +122,7 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
     the same seed. Means to the target are over the seeds that reached it.
     """
     groups = _of_task(rows, task)
-    fedit, best = groups.get("fedit", {}), _setters(groups)
+    fedit = groups.get("fedit", {})
     lines = [
         "| method | seeds | rounds | test loss | worst client | time | uplink | TFLOP "
         "| target reached | time to it | uplink to it |",
@@ -130,11 +130,7 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
     ]
     for name, own in groups.items():
         against = [(row, fedit[seed]) for seed, row in own.items() if seed in fedit]
-        reached = [
-            (row, best[seed])
-            for seed, row in own.items()
-            if seed in best and row["time_to_target_s"] is not None
-        ]
+        times = _reached(groups, name)
         cells = [
             f"`{name}`",
             str(len(own)),
@@ -151,40 +147,30 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
                 ]
             ),
             f"{np.mean([at_end(row, 'flops') for row in own.values()]) / 1e12:.1f}",
-            f"{len(reached)} of {len(own)}",
-            _mean([row["time_to_target_s"] / other["time_to_target_s"] for row, other in reached]),
-            _mean(
-                [
-                    row["uplink_bits_to_target"] / other["uplink_bits_to_target"]
-                    for row, other in reached
-                ]
-            ),
+            f"{len(times)} of {len(own)}",
+            _mean(times),
+            _mean(_reached(groups, name, "uplink_bits_to_target")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def sentence(rows: Sequence[dict[str, Any]], task: str) -> str:
-    """Say what joint planning reached on a task, as the README does."""
+    """Say what joint planning reached on a task, and its best rival, as the README does."""
     groups = _of_task(rows, task)
-    best = _setters(groups)
-    combined, plain, fedit = (groups[m] for m in ("exact-combined", "exact", "fedit"))
-    reached = {s: row for s, row in combined.items() if row["time_to_target_s"] is not None}
+    combined = groups["exact-combined"]
     title = {"gsm8k": "GSM8K", "yahoo": "Yahoo Answers"}.get(task, task)
     count = "one seed" if len(combined) == 1 else f"{len(combined)} seeds"
-    said = f"On {title} ({count}), joint planning with 4-bit uplinks and ranks by speed "
-    if reached:
-        ratios = [
-            np.mean([row[key] / best[seed][key] for seed, row in reached.items()])
-            for key in ("time_to_target_s", "uplink_bits_to_target")
-        ]
-        on = "" if len(reached) == len(combined) else f" on {len(reached)} of them"
-        said += (
-            f"has the best baseline's final test loss{on} after {ratios[0]:.0%} of its virtual "
-            f"time and with {ratios[1]:.0%} of its uplink bits. "
-        )
-    else:
-        said += "does not reach the best baseline's final test loss. "
+    said = (
+        f"On {title} ({count}), joint planning with 4-bit uplinks and ranks by speed "
+        f"{_to_target(groups, 'exact-combined')}. "
+    )
+    rivals = [name for name in groups if METHODS[name].kind == "rival"]
+    if rivals:
+        sums = {name: _reached(groups, name) for name in rivals}
+        best = min(rivals, key=lambda name: (-len(sums[name]), np.mean(sums[name] or [np.inf])))
+        said += f"With as few bits and whole models, `{best}` {_to_target(groups, best)}. "
+    plain, fedit = groups["exact"], groups["fedit"]
     pairs = [(row, fedit[seed]) for seed, row in plain.items() if seed in fedit]
     time, bits = (
         np.mean([at_end(row, key) / at_end(other, key) for row, other in pairs])
@@ -192,10 +178,34 @@ def sentence(rows: Sequence[dict[str, Any]], task: str) -> str:
     )
     gap = np.mean([row["final_loss"] - other["final_loss"] for row, other in pairs])
     return said + (
-        f"Pruning and bands alone take {time:.0%} of FedIT's time for as many rounds, send "
-        f"{bits:.0%} of its bits and end at a test loss {abs(gap):.3f} "
+        f"Pruning and bands alone (`exact`) take {time:.0%} of FedIT's time for as many rounds, "
+        f"send {bits:.0%} of its bits and end at a test loss {abs(gap):.3f} "
         f"{'above' if gap > 0 else 'below'} its own."
     )
+
+
+def _to_target(groups: dict[str, dict[int, dict[str, Any]]], name: str) -> str:
+    times = _reached(groups, name)
+    if not times:
+        return "does not reach the best baseline's final test loss"
+    bits = _reached(groups, name, "uplink_bits_to_target")
+    some = "" if len(times) == len(groups[name]) else f" on {len(times)} of them"
+    return (
+        f"has the best baseline's final test loss{some} after {np.mean(times):.0%} of its virtual "
+        f"time and with {np.mean(bits):.0%} of its uplink bits"
+    )
+
+
+def _reached(
+    groups: dict[str, dict[int, dict[str, Any]]], name: str, key: str = "time_to_target_s"
+) -> list[float]:
+    """Return, for each seed that reached the target, what it took as a share of who sets it."""
+    best = _setters(groups)
+    return [
+        row[key] / best[seed][key]
+        for seed, row in groups[name].items()
+        if seed in best and row[key] is not None
+    ]
 
 
 def _of_task(rows: Sequence[dict[str, Any]], task: str) -> dict[str, dict[int, dict[str, Any]]]:
