@@ -133,20 +133,22 @@ def test_results_and_table_say_who_reached_the_target_and_when(
     assert "0.100 above" in said
 
 
-def test_a_candidate_is_judged_at_a_common_time_and_not_while_it_diverges(
+def test_a_candidate_is_judged_over_a_common_time_and_not_by_one_lucky_round(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(CORE))
     from run import best_candidate
 
     def row(losses: list[float], end_s: float) -> dict[str, object]:
-        return {"curve": {"elapsed_s": [0.0, end_s / 2, end_s], "loss": losses}}
+        times = [end_s * k / (len(losses) - 1) for k in range(len(losses))]
+        return {"curve": {"elapsed_s": times, "loss": losses}}
 
-    found = {"soon": row([5.0, 2.0, 1.0], 10.0), "late": row([5.0, 1.0, 0.5], 40.0)}
+    found = {"soon": row([5.0, 2.0, 1.0, 0.9, 0.8], 10.0), "late": row([5.0, 1.0, 0.5], 40.0)}
     assert best_candidate(found) == "soon"
-    found["low at once, then lost"] = row([5.0, 0.2, 3.0], 10.0)
+    found["swings"] = row([5.0, 0.2, 3.0, 2.0, 0.1], 10.0)
     assert best_candidate(found) == "soon"
-    assert best_candidate({"lost": row([5.0, 0.2, 3.0], 10.0)}) == "lost"
+    found["lower"] = row([5.0, 2.0, 0.8, 0.8, 0.7], 10.0)
+    assert best_candidate(found) == "lower"
 
 
 @pytest.mark.parametrize("path", sorted(CORE.glob("*.toml")), ids=lambda path: path.name)
