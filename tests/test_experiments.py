@@ -121,13 +121,14 @@ def test_results_and_table_say_who_reached_the_target_and_when(
     assert by_method["exact"]["time_to_target_s"] is None
     lines = {line.split("`")[1]: line for line in table(rows, "gsm8k").splitlines() if "`" in line}
     assert (
-        "| 1 | 3 | 0.400 | 2.000 | 0.30 | 0.38 | 3.0 | 1 of 1 | 0.40 | 0.25 |"
+        "| 1 | 3 | 0.400 | -0.600 | 2.000 | 0.30 | 0.38 | 3.0 | 1 of 1 | 0.40 | 0.25 |"
         in (lines["exact-combined"])
     )
-    assert "| 2 | 1.100 | – | 0.60 |" in lines["bcd"]
+    assert "| 2 | 1.100 | +0.100 | – | 0.60 |" in lines["bcd"]
     assert "0 of 1 | – | –" in lines["exact"]
     said = sentence(rows, "gsm8k")
-    assert "after 40% of its virtual time and with 25% of its uplink bits" in said
+    assert "(`exact-combined`) has the best baseline's final test loss after 40% of its" in said
+    assert "with 25% of its uplink bits" in said
     assert "`flexlora-4-bit` has the best baseline's final test loss after 200%" in said
     assert "50% of FedIT's time" in said
     assert "0.100 above" in said

@@ -123,11 +123,11 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
     """
     groups = _of_task(rows, task)
     fedit = groups.get("fedit", {})
-    lines = [
-        "| method | seeds | rounds | test loss | worst client | time | uplink | TFLOP "
-        "| target reached | time to it | uplink to it |",
-        "|" + " --- |" * 11,
-    ]
+    scored = any(row.get("accuracy") is not None for own in groups.values() for row in own.values())
+    heads = ["method", "seeds", "rounds", "test loss", "above FedIT's", "worst client"]
+    heads += ["accuracy"] * scored
+    heads += ["time", "uplink", "TFLOP", "target reached", "time to it", "uplink to it"]
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for name, own in groups.items():
         against = [(row, fedit[seed]) for seed, row in own.items() if seed in fedit]
         times = _reached(groups, name)
@@ -135,18 +135,15 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
             f"`{name}`",
             str(len(own)),
             str(next(iter(own.values()))["rounds"]),
-            _spread([row["final_loss"] for row in own.values()]),
+            _mean([row["final_loss"] for row in own.values()], 3),
+            _spread([row["final_loss"] - other["final_loss"] for row, other in against]),
             _mean([row["worst_client_loss"] for row in own.values()], 3),
-            _mean(
-                [at_end(row, "elapsed_s") / at_end(other, "elapsed_s") for row, other in against]
+            *([_mean([row.get("accuracy") for row in own.values()])] * scored),
+            *(
+                _mean([at_end(row, key) / at_end(other, key) for row, other in against])
+                for key in ("elapsed_s", "uplink_bits")
             ),
-            _mean(
-                [
-                    at_end(row, "uplink_bits") / at_end(other, "uplink_bits")
-                    for row, other in against
-                ]
-            ),
-            f"{np.mean([at_end(row, 'flops') for row in own.values()]) / 1e12:.1f}",
+            _mean([at_end(row, "flops") / 1e12 for row in own.values()], 1),
             f"{len(times)} of {len(own)}",
             _mean(times),
             _mean(_reached(groups, name, "uplink_bits_to_target")),
@@ -156,20 +153,15 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
 
 
 def sentence(rows: Sequence[dict[str, Any]], task: str) -> str:
-    """Say what joint planning reached on a task, and its best rival, as the README does."""
+    """Say what the best joint plan and its best rival reached on a task, as the README does."""
     groups = _of_task(rows, task)
-    combined = groups["exact-combined"]
+    seeds = len(groups["exact"])
     title = {"gsm8k": "GSM8K", "yahoo": "Yahoo Answers"}.get(task, task)
-    count = "one seed" if len(combined) == 1 else f"{len(combined)} seeds"
-    said = (
-        f"On {title} ({count}), joint planning with 4-bit uplinks and ranks by speed "
-        f"{_to_target(groups, 'exact-combined')}. "
-    )
-    rivals = [name for name in groups if METHODS[name].kind == "rival"]
-    if rivals:
-        sums = {name: _reached(groups, name) for name in rivals}
-        best = min(rivals, key=lambda name: (-len(sums[name]), np.mean(sums[name] or [np.inf])))
-        said += f"With as few bits and whole models, `{best}` {_to_target(groups, best)}. "
+    said = f"On {title} ({'one seed' if seeds == 1 else f'{seeds} seeds'}), "
+    joint = _soonest(groups, "joint")
+    said += f"the joint plan that is soonest there (`{joint}`) {_to_target(groups, joint)}. "
+    if rival := _soonest(groups, "rival"):
+        said += f"Of its rivals with whole models, `{rival}` {_to_target(groups, rival)}. "
     plain, fedit = groups["exact"], groups["fedit"]
     pairs = [(row, fedit[seed]) for seed, row in plain.items() if seed in fedit]
     time, bits = (
@@ -182,6 +174,12 @@ def sentence(rows: Sequence[dict[str, Any]], task: str) -> str:
         f"send {bits:.0%} of its bits and end at a test loss {abs(gap):.3f} "
         f"{'above' if gap > 0 else 'below'} its own."
     )
+
+
+def _soonest(groups: dict[str, dict[int, dict[str, Any]]], kind: str) -> str | None:
+    """Return who of a kind reached the target on the most seeds, and of those the soonest."""
+    times = {name: _reached(groups, name) for name in groups if METHODS[name].kind == kind}
+    return min(times, key=lambda n: (-len(times[n]), np.mean(times[n] or [np.inf])), default=None)
 
 
 def _to_target(groups: dict[str, dict[int, dict[str, Any]]], name: str) -> str:
@@ -244,6 +242,6 @@ def _mean(values: Sequence[float | None], digits: int = 2) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.3f}" + (
-        f" ({min(values):.3f}–{max(values):.3f})" if len(values) > 1 else ""
-    )
+    if len(values) < 2:
+        return "".join(f"{value:+.3f}" for value in values) or "–"
+    return f"{np.mean(values):+.3f} ({min(values):+.3f} to {max(values):+.3f})"
