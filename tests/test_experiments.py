@@ -89,6 +89,7 @@ def test_results_and_table_say_who_reached_the_target_and_when(
             "task": "gsm8k",
             "method": method,
             "seed": 0,
+            "settings": ["seed=0", 'task.source="/home/somebody"'],
             "rounds": len(losses) - 1,
             "final_loss": losses[-1],
             "worst_client_loss": None if method == "bcd" else 2.0,
@@ -116,6 +117,7 @@ def test_results_and_table_say_who_reached_the_target_and_when(
     )
     by_method = {row["method"]: row for row in rows}
     assert {row["target_loss"] for row in rows} == {1.0}
+    assert all(row["settings"] == ["seed=0"] for row in rows)
     assert by_method["exact-combined"]["time_to_target_s"] == 4.0
     assert by_method["exact-combined"]["uplink_bits_to_target"] == 4.0
     assert by_method["exact"]["time_to_target_s"] is None

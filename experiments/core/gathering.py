@@ -93,7 +93,9 @@ def collect(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             else curve[key][reached]
             for key in ("elapsed_s", "uplink_bits", "downlink_bits", "flops")
         }
-        rows.append({**run, "target_loss": target, **taken})
+        # Where the data lay is nobody's business.
+        settings = [text for text in run["settings"] if not text.startswith("task.source=")]
+        rows.append({**run, "settings": settings, "target_loss": target, **taken})
     return rows
 
 
