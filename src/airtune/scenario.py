@@ -187,9 +187,8 @@ class AggregationSection(Section):
     rule: str = "fedit"
     payload_bits_per_value: Literal[16, 32] = 16
     uplink_change_bits: Literal[2, 4, 8] | None = None
-    """Given: uplinks carry how the adapter changed, rounded at random to this many bits a value
-    with a 32-bit scale for each rank of A and of B in each layer; broadcasts stay as they are,
-    except that flora's hands on what clients sent."""
+    """Given: uplinks carry the adapter's change, rounded at random to this many bits a value, with
+    a 32-bit scale for each rank of A and B in each layer; only flora's broadcast follows suit."""
 
     @property
     def uplink_bits_per_value(self) -> int:
@@ -219,8 +218,7 @@ class EvaluationSection(Section):
     every_rounds: PositiveInt = 1
     batch_size: PositiveInt = 16
     metrics_every_round: bool = True
-    """Accuracy, and the loss on clients' own held-out text; false: at the end only, and not of
-    the untrained model."""
+    """Accuracy, and the loss on clients' own held-out text; false: at the end only."""
     generate: bool = False
     """At the end, also exact match (maths) by generating answers."""
     generate_examples: PositiveInt = 32
