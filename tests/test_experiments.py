@@ -140,7 +140,7 @@ def test_a_candidate_is_judged_over_a_common_time_and_not_by_one_lucky_round(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(CORE))
-    from run import best_candidate
+    from gathering import best_candidate
 
     def row(losses: list[float], end_s: float) -> dict[str, object]:
         times = [end_s * k / (len(losses) - 1) for k in range(len(losses))]

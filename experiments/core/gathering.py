@@ -99,6 +99,21 @@ def collect(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def best_candidate(found: dict[Any, dict[str, Any]]) -> Any:
+    """Return the candidate with the lowest held-out loss in the second half of a common time.
+
+    A mean over time, because clients of few labels make the loss swing from round to round.
+    """
+    common = min(row["curve"]["elapsed_s"][-1] for row in found.values())
+    times = np.linspace(common / 2, common, 101)
+
+    def loss(pair: Any) -> float:
+        curve = found[pair]["curve"]
+        return float(np.interp(times, curve["elapsed_s"], curve["loss"]).mean())
+
+    return min(found, key=loss)
+
+
 def write_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Write results.json, one run a line."""
     lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)

@@ -22,8 +22,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from gathering import collect, summary_of, table, write_results
+from gathering import best_candidate, collect, summary_of, table, write_results
 from methods import METHODS, rank_settings
 
 from airtune.errors import InputError, RunError
@@ -214,21 +213,6 @@ def _tuning(base: Scenario, rate: float, rank: int) -> list[str]:
     alpha = float(base.training.lora_alpha / base.training.lora_rank * rank)
     lora = [f"training.lora_rank={rank}", f"training.lora_alpha={alpha!r}"]
     return [f"training.learning_rate={rate!r}", *lora]
-
-
-def best_candidate(found: dict[Any, dict[str, Any]]) -> Any:
-    """Return the candidate with the lowest held-out loss in the second half of a common time.
-
-    A mean over time, because clients of few labels make the loss swing from round to round.
-    """
-    common = min(row["curve"]["elapsed_s"][-1] for row in found.values())
-    times = np.linspace(common / 2, common, 101)
-
-    def loss(pair: Any) -> float:
-        curve = found[pair]["curve"]
-        return float(np.interp(times, curve["elapsed_s"], curve["loss"]).mean())
-
-    return min(found, key=loss)
 
 
 def _search_data(task: str, source: Path, folder: Path) -> Path:
