@@ -112,6 +112,7 @@ def test_results_and_table_say_who_reached_the_target_and_when(
             run("flexlora-4-bit", [3.0, 2.0, 0.5], 10.0, 1.0),
             run("exact", [3.0, 2.0, 1.1], 5.0, 7.0),
             run("exact-combined", [3.0, 1.5, 0.9, 0.4], 2.0, 2.0),
+            run("deadline-4-bit", [3.0, 0.9, 1.3], 5.0, 8.0),
             run("bcd", [3.0, 2.0, 1.1], 6.0, 7.0),
         ]
     )
@@ -131,7 +132,9 @@ def test_results_and_table_say_who_reached_the_target_and_when(
     said = sentence(rows, "gsm8k")
     assert "(`exact-combined`) has the best baseline's final test loss after 40% of its" in said
     assert "with 25% of its uplink bits" in said
-    assert "`flexlora-4-bit` has the best baseline's final test loss after 200%" in said
+    assert "`deadline-4-bit` has the best baseline's final test loss after 50%" in said
+    assert "and rises again, to 1.300 at its end" in said
+    assert said.count("rises again") == 1
     assert "50% of FedIT's time" in said
     assert "0.100 above" in said
 

@@ -205,9 +205,15 @@ def _to_target(groups: dict[str, dict[int, dict[str, Any]]], name: str) -> str:
         return "does not reach the best baseline's final test loss"
     bits = _reached(groups, name, "uplink_bits_to_target")
     some = "" if len(times) == len(groups[name]) else f" on {len(times)} of them"
+    later = [
+        row["final_loss"]
+        for row in groups[name].values()
+        if row["time_to_target_s"] is not None and row["final_loss"] > row["target_loss"]
+    ]
+    rises = f", and rises again, to {max(later):.3f} at its end" if later else ""
     return (
         f"has the best baseline's final test loss{some} after {np.mean(times):.0%} of its virtual "
-        f"time and with {np.mean(bits):.0%} of its uplink bits"
+        f"time and with {np.mean(bits):.0%} of its uplink bits{rises}"
     )
 
 
