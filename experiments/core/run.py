@@ -38,7 +38,10 @@ HELD_OUT = 512
 
 @dataclass(frozen=True)
 class Search:
-    """A small search, stated: every learning rate at every multiple of the scenario's rank."""
+    """A small search, stated: every learning rate at every multiple of the scenario's rank.
+
+    `rounds` are for a method that has the scenario's; one that has more is searched with more.
+    """
 
     learning_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
     rank_factors: tuple[float, ...] = (0.5,)
@@ -155,8 +158,7 @@ def _job(
     method = METHODS[name]
     given = [*options.set, *method.settings]
     if method.rounds_factor != 1.0:
-        rounds = load_scenario(file, options.set).rounds * method.rounds_factor
-        given.append(f"rounds={max(1, round(rounds))}")
+        given.append(f"rounds={_rounds(name, load_scenario(file, options.set).rounds)}")
     given += settings
     if method.unequal_ranks:
         scenario = load_scenario(file, given)
@@ -167,6 +169,10 @@ def _job(
     return Job(task, name, file, tuple(given), folder, options.threads)
 
 
+def _rounds(name: str, rounds: int) -> int:
+    return max(1, round(rounds * METHODS[name].rounds_factor))
+
+
 def _searched(
     task: str, source: Path | None, names: list[str], search: Search, options: argparse.Namespace
 ) -> dict[str, list[str]]:
@@ -174,7 +180,6 @@ def _searched(
     base = load_scenario(HERE / f"{task}.toml", options.set)
     ranks = [max(1, round(base.training.lora_rank * factor)) for factor in search.rank_factors]
     pairs = list(itertools.product(search.learning_rates, ranks))
-    shared = [f"seed={SEARCH_SEED}", f"rounds={search.rounds}", "evaluation.generate=false"]
     root = options.out / "search" / task
     candidates = [(name, pair) for name in names for pair in pairs]
     jobs = [
@@ -182,7 +187,12 @@ def _searched(
             task,
             name,
             source,
-            [*shared, *_tuning(base, *pair)],
+            [
+                f"seed={SEARCH_SEED}",
+                f"rounds={_rounds(name, search.rounds)}",
+                "evaluation.generate=false",
+                *_tuning(base, *pair),
+            ],
             root / name / f"rate-{pair[0]!r}-rank-{pair[1]}",
             options,
         )
