@@ -139,6 +139,43 @@ def test_results_and_table_say_who_reached_the_target_and_when(
     assert "0.100 above" in said
 
 
+def test_one_baseline_sets_the_target_of_all_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CORE))
+    from gathering import collect, table
+
+    def run(method: str, seed: int, losses: list[float]) -> dict[str, object]:
+        steps = [10.0 * k for k in range(len(losses))]
+        keys = ("elapsed_s", "uplink_bits", "downlink_bits", "flops")
+        return {
+            "task": "gsm8k",
+            "method": method,
+            "seed": seed,
+            "settings": [],
+            "rounds": len(losses) - 1,
+            "final_loss": losses[-1],
+            "worst_client_loss": None,
+            "curve": {"loss": losses, **dict.fromkeys(keys, steps)},
+        }
+
+    rows = collect(
+        [
+            run("fedit", 0, [3.0, 1.0]),
+            run("fedit", 1, [3.0, 1.3]),
+            # Luckier on seed 0, worse in mean.
+            run("flexlora", 0, [3.0, 0.5]),
+            run("flexlora", 1, [3.0, 2.0]),
+            # The lowest of all, but not run on every seed.
+            run("flora", 0, [3.0, 0.1]),
+            run("exact", 0, [3.0, 0.9]),
+            run("exact", 1, [3.0, 1.4]),
+        ]
+    )
+    assert {(row["seed"], row["target_loss"]) for row in rows} == {(0, 1.0), (1, 1.3)}
+    lines = {line.split("`")[1]: line for line in table(rows, "gsm8k").splitlines() if "`" in line}
+    assert "1 of 2 | 1.00 | 1.00 |" in lines["exact"]
+    assert "2 of 2 | 1.00 | 1.00 |" in lines["fedit"]
+
+
 def test_a_candidate_is_judged_over_a_common_time_and_not_by_one_lucky_round(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

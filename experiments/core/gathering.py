@@ -70,19 +70,17 @@ def _budget(record: Record) -> dict[str, float]:
 def collect(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add to each run the target and what reaching it took.
 
-    The target, a task and seed each: the lowest final loss of the baselines, which all share
-    that seed's draws. It is reached with the first round whose loss is not above it; None where
-    no round is.
+    The target, a task and seed each: the final loss, on that seed, of the task's best baseline.
+    It is reached with the first round whose loss is not above it; None where no round is.
     """
+    targets = {
+        (row["task"], seed): row["final_loss"]
+        for task in dict.fromkeys(run["task"] for run in runs)
+        for seed, row in _best_baseline(_of_task(runs, task)).items()
+    }
     rows = []
     for run in sorted(runs, key=lambda r: (r["task"], list(METHODS).index(r["method"]), r["seed"])):
-        rivals = [
-            other["final_loss"]
-            for other in runs
-            if (other["task"], other["seed"]) == (run["task"], run["seed"])
-            and METHODS[other["method"]].kind == "baseline"
-        ]
-        target = min(rivals, default=None)
+        target = targets.get((run["task"], run["seed"]))
         curve = run["curve"]
         reached = None
         if target is not None:
@@ -135,8 +133,8 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
     """Return one task's methods as a Markdown table: means over seeds, times as ratios.
 
     Seconds and bits are of other cells on every seed, so they are given as shares of what FedIT
-    took for all of its rounds, and to the target of what the baseline took that sets it, on
-    the same seed. Means to the target are over the seeds that reached it.
+    took for all of its rounds, and to the target of what the best baseline took, on the same
+    seed. Means to the target are over the seeds that reached it.
     """
     groups = _of_task(rows, task)
     fedit = groups.get("fedit", {})
@@ -220,8 +218,8 @@ def _to_target(groups: dict[str, dict[int, dict[str, Any]]], name: str) -> str:
 def _reached(
     groups: dict[str, dict[int, dict[str, Any]]], name: str, key: str = "time_to_target_s"
 ) -> list[float]:
-    """Return, for each seed that reached the target, what it took as a share of who sets it."""
-    best = _setters(groups)
+    """Return, for each seed that reached the target, its share of what the best baseline took."""
+    best = _best_baseline(groups)
     return [
         row[key] / best[seed][key]
         for seed, row in groups[name].items()
@@ -239,19 +237,24 @@ def _of_task(rows: Sequence[dict[str, Any]], task: str) -> dict[str, dict[int, d
     return groups
 
 
-def _setters(groups: dict[str, dict[int, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
-    """Return for each seed the baseline whose final loss is the target."""
-    best: dict[int, dict[str, Any]] = {}
-    for name, own in groups.items():
-        for seed, row in own.items():
-            if METHODS[name].kind == "baseline":
-                # Of equal losses the sooner: bands change the time and not the training.
-                best[seed] = min(best.get(seed, row), row, key=_end)
-    return best
+def _best_baseline(groups: dict[str, dict[int, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
+    """Return the runs, by seed, of the baseline with the lowest mean final loss.
 
+    One baseline for all seeds: the lowest of each seed would be the luckiest of many noisy ends.
+    Only baselines with as many seeds as any other are compared.
+    """
+    baselines = [own for name, own in groups.items() if METHODS[name].kind == "baseline"]
+    most = max((len(own) for own in baselines), default=0)
 
-def _end(row: dict[str, Any]) -> tuple[float, float]:
-    return row["final_loss"], at_end(row, "elapsed_s")
+    def end(own: dict[int, dict[str, Any]]) -> tuple[float, float]:
+        rows = own.values()
+        # Of equal losses the sooner: bands change the time and not the training.
+        return (
+            float(np.mean([row["final_loss"] for row in rows])),
+            float(np.mean([at_end(row, "elapsed_s") for row in rows])),
+        )
+
+    return min((own for own in baselines if len(own) == most), key=end, default={})
 
 
 def at_end(row: dict[str, Any], key: str) -> float:
