@@ -302,6 +302,22 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_run(
     assert lines(folder) == lines(tmp_path / "whole")
 
 
+def test_a_linear_schedule_ends_at_a_fraction_of_the_learning_rate(tmp_path: Path) -> None:
+    def losses(name: str, *settings: str) -> list[float]:
+        given = ["rounds=2", "task.eval_examples=8", *settings]
+        run(load_scenario("tiny", given), out=tmp_path / name)
+        return [one["eval_loss"] for one in lines(tmp_path / name)]
+
+    constant = losses("constant")
+    linear = losses("linear", "training.learning_rate_schedule=linear")
+    assert linear[0] == constant[0]
+    assert linear[1] != constant[1]
+
+    section = load_scenario("tiny", ["training.learning_rate_schedule=linear"]).training
+    rates = [section.in_round(number, 4).learning_rate for number in (1, 2, 3, 4, 5)]
+    assert rates == pytest.approx([section.learning_rate * k / 4 for k in (4, 3, 2, 1, 1)])
+
+
 def lines_so_far(folder: Path) -> list[str]:
     return (folder / "rounds.jsonl").read_text().splitlines()
 

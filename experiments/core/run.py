@@ -43,7 +43,7 @@ class Search:
     `rounds` are for a method that has the scenario's; one that has more is searched with more.
     """
 
-    learning_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    learning_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
     rank_factors: tuple[float, ...] = (0.5,)
     rounds: int = 4
 

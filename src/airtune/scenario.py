@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from airtune.errors import InputError
+from airtune.overrides import apply_override, resolve_paths
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -139,12 +140,22 @@ class TrainingSection(Section):
     local_steps: PositiveInt = 4
     batch_size: PositiveInt = 4
     learning_rate: PositiveFloat = 1e-3
+    learning_rate_schedule: Literal["constant", "linear"] = "constant"
+    """Over the rounds. AdamW's steps do not shrink with the gradient, so at a constant rate the
+    loss of clients of few labels swings to the end; linear: the last of R rounds has 1/R of it."""
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     lora_rank: PositiveInt = 8
     lora_alpha: PositiveFloat = 16.0
     keep_optimizer: bool = False
     """Clients keep AdamW's moments from round to round instead of starting afresh."""
+
+    def in_round(self, round: int, rounds: int) -> TrainingSection:
+        """Return the settings of one round, counted from 1, of so many: its own learning rate."""
+        if self.learning_rate_schedule == "constant":
+            return self
+        left = max(1, rounds - round + 1) / rounds
+        return self.model_copy(update={"learning_rate": self.learning_rate * left})
 
 
 class PruningSection(Section):
@@ -315,9 +326,9 @@ def load_scenario(source: str | Path, overrides: Sequence[str] = ()) -> Scenario
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{source}: not valid TOML: {error}") from None
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
     if folder is not None:
-        _resolve_paths(values, folder)
+        resolve_paths(values, folder)
     return scenario_from_dict(values, where=str(source))
 
 
@@ -342,49 +353,6 @@ def _read(source: str | Path) -> tuple[str, Path | None]:
             f"cannot read scenario '{source}': {reason}; give a TOML file or one of the "
             f"built-in scenarios: {', '.join(builtin)}"
         ) from None
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise InputError(f"--set '{override}': write key.path=value, e.g. cell.radius_m=400")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # an unquoted string, as a shell user writes it
-    table: Any = values
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        if isinstance(table, list):
-            if not part.isdigit() or int(part) >= len(table):
-                raise InputError(f"--set '{override}': '{part}' is not an index below {len(table)}")
-            index: Any = int(part)
-        elif isinstance(table, dict):
-            index = part
-            if not last:
-                table.setdefault(part, {})
-        else:
-            raise InputError(f"--set '{override}': '{'.'.join(parts[:depth])}' is not a table")
-        if last:
-            table[index] = value
-        else:
-            table = table[index]
-
-
-def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    def resolve(table: Any, key: str) -> None:
-        if isinstance(table, dict) and isinstance(table.get(key), str):
-            candidate = folder / table[key]
-            if candidate.exists():
-                table[key] = str(candidate.resolve())
-
-    resolve(values.get("task"), "source")
-    resolve(values.get("model"), "id")
-    devices = values.get("devices")
-    for device in devices if isinstance(devices, list) else []:
-        for key in ("profile", "uplink_trace", "downlink_trace"):
-            resolve(device, key)
 
 
 def _explain(error: ErrorDetails) -> str:

@@ -224,7 +224,7 @@ class Worker:
             self._config(rank),
             start_values,
             batches,
-            section,
+            section.in_round(job.round, self.scenario.rounds),
             moments,
             freezes_a=self._rule.freezes_a,
         )
