@@ -137,6 +137,9 @@ def test_results_and_table_say_who_reached_the_target_and_when(
     assert said.count("rises again") == 1
     assert "50% of FedIT's time" in said
     assert "0.100 above" in said
+    slow = [row for row in rows if row["method"] in ("fedit", "exact")]
+    assert "no joint plan reaches the best baseline's" in sentence(slow, "gsm8k")
+    assert "rivals" not in sentence(slow, "gsm8k")
 
 
 def test_one_baseline_sets_the_target_of_all_seeds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,14 +167,19 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
     return "\n".join(lines)
 
 
+_TARGET = "the best baseline's final test loss"
+
+
 def sentence(rows: Sequence[dict[str, Any]], task: str) -> str:
     """Say what the best joint plan and its best rival reached on a task, as the README does."""
     groups = _of_task(rows, task)
     seeds = len(groups["exact"])
     title = {"gsm8k": "GSM8K", "yahoo": "Yahoo Answers"}.get(task, task)
     said = f"On {title} ({'one seed' if seeds == 1 else f'{seeds} seeds'}), "
-    joint = _soonest(groups, "joint")
-    said += f"the joint plan that is soonest there (`{joint}`) {_to_target(groups, joint)}. "
+    if joint := _soonest(groups, "joint"):
+        said += f"the joint plan that is soonest there (`{joint}`) {_to_target(groups, joint)}. "
+    else:
+        said += f"no joint plan reaches {_TARGET}. "
     if rival := _soonest(groups, "rival"):
         said += f"Of its rivals with whole models, `{rival}` {_to_target(groups, rival)}. "
     plain, fedit = groups["exact"], groups["fedit"]
@@ -194,13 +199,12 @@ def sentence(rows: Sequence[dict[str, Any]], task: str) -> str:
 def _soonest(groups: dict[str, dict[int, dict[str, Any]]], kind: str) -> str | None:
     """Return who of a kind reached the target on the most seeds, and of those the soonest."""
     times = {name: _reached(groups, name) for name in groups if METHODS[name].kind == kind}
-    return min(times, key=lambda n: (-len(times[n]), np.mean(times[n] or [np.inf])), default=None)
+    there = [name for name, own in times.items() if own]
+    return min(there, key=lambda name: (-len(times[name]), np.mean(times[name])), default=None)
 
 
 def _to_target(groups: dict[str, dict[int, dict[str, Any]]], name: str) -> str:
     times = _reached(groups, name)
-    if not times:
-        return "does not reach the best baseline's final test loss"
     bits = _reached(groups, name, "uplink_bits_to_target")
     some = "" if len(times) == len(groups[name]) else f" on {len(times)} of them"
     later = [
@@ -210,7 +214,7 @@ def _to_target(groups: dict[str, dict[int, dict[str, Any]]], name: str) -> str:
     ]
     rises = f", and rises again, to {max(later):.3f} at its end" if later else ""
     return (
-        f"has the best baseline's final test loss{some} after {np.mean(times):.0%} of its virtual "
+        f"has {_TARGET}{some} after {np.mean(times):.0%} of its virtual "
         f"time and with {np.mean(bits):.0%} of its uplink bits{rises}"
     )
 
