@@ -135,7 +135,12 @@ def test_results_and_table_say_who_reached_the_target_and_when(
     assert "`deadline-4-bit` has the best baseline's final test loss after 50%" in said
     assert "and rises again, to 1.300 at its end" in said
     assert said.count("rises again") == 1
-    assert "50% of FedIT's time" in said
+    assert (
+        "FedIT's own final loss is reached after 20% of FedIT's time and with 25% of its bits "
+        "(`exact-combined`) and after 25% of FedIT's time and with 50% of its bits "
+        "(`deadline-4-bit`)"
+    ) in said
+    assert "50% of FedIT's time for as many rounds" in said
     assert "0.100 above" in said
     slow = [row for row in rows if row["method"] in ("fedit", "exact")]
     assert "no joint plan reaches the best baseline's" in sentence(slow, "gsm8k")

@@ -84,7 +84,7 @@ def collect(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         curve = run["curve"]
         reached = None
         if target is not None:
-            reached = next((i for i, loss in enumerate(curve["loss"]) if loss <= target), None)
+            reached = _first_at(run, target)
         taken = {
             f"{key}_to_target" if key != "elapsed_s" else "time_to_target_s": None
             if reached is None
@@ -182,6 +182,14 @@ def sentence(rows: Sequence[dict[str, Any]], task: str) -> str:
         said += f"no joint plan reaches {_TARGET}. "
     if rival := _soonest(groups, "rival"):
         said += f"Of its rivals with whole models, `{rival}` {_to_target(groups, rival)}. "
+    there = [_soonest_at_fedits(groups, kind) for kind in ("joint", "rival")]
+    if any(there):
+        said += "FedIT's own final loss is reached "
+        said += " and ".join(
+            f"after {time:.0%} of FedIT's time and with {bits:.0%} of its bits (`{name}`)"
+            for name, time, bits in filter(None, there)
+        )
+        said += ". "
     plain, fedit = groups["exact"], groups["fedit"]
     pairs = [(row, fedit[seed]) for seed, row in plain.items() if seed in fedit]
     time, bits = (
@@ -201,6 +209,38 @@ def _soonest(groups: dict[str, dict[int, dict[str, Any]]], kind: str) -> str | N
     times = {name: _reached(groups, name) for name in groups if METHODS[name].kind == kind}
     there = [name for name, own in times.items() if own]
     return min(there, key=lambda name: (-len(times[name]), np.mean(times[name])), default=None)
+
+
+def _soonest_at_fedits(
+    groups: dict[str, dict[int, dict[str, Any]]], kind: str
+) -> tuple[str, float, float] | None:
+    """Return who of a kind is soonest at FedIT's final loss, of those that get there on its seeds.
+
+    With what it took, as shares of what FedIT took to that loss: time, uplink bits.
+    """
+    fedit = groups["fedit"]
+    found = []
+    for name, own in groups.items():
+        if METHODS[name].kind != kind or own.keys() != fedit.keys():
+            continue
+        times, bits = [], []
+        for seed, other in fedit.items():
+            mine, its = (_first_at(row, other["final_loss"]) for row in (own[seed], other))
+            if mine is not None and its is not None:
+                times.append(
+                    own[seed]["curve"]["elapsed_s"][mine] / other["curve"]["elapsed_s"][its]
+                )
+                bits.append(
+                    own[seed]["curve"]["uplink_bits"][mine] / other["curve"]["uplink_bits"][its]
+                )
+        if len(times) == len(fedit):
+            found.append((name, float(np.mean(times)), float(np.mean(bits))))
+    return min(found, key=lambda one: one[1], default=None)
+
+
+def _first_at(row: dict[str, Any], loss: float) -> int | None:
+    """Return the first round whose loss is not above this, 0 for the start; None if none is."""
+    return next((i for i, own in enumerate(row["curve"]["loss"]) if own <= loss), None)
 
 
 def _to_target(groups: dict[str, dict[int, dict[str, Any]]], name: str) -> str:
