@@ -112,6 +112,8 @@ def loss_against_time(rows: Rows, axes: Any) -> None:
     axes.plot([], [], color="0.82", linewidth=0.8, label="all others")
     axes.set_xlabel(f"virtual time, {_unit_name(rows)}")
     axes.set_ylabel("test loss per answer token")
+    if max(row["curve"]["loss"][0] for row in rows) > 10 * min(row["final_loss"] for row in rows):
+        axes.set_yscale("log")
     axes.legend(fontsize=8)
 
 
@@ -176,7 +178,8 @@ def time_to_target(rows: Rows, axes: Any) -> None:
             )
     axes.set_yticks(range(len(groups)), list(groups), fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlim(left=0.0)
+    # Room on the right for what the text there says.
+    axes.set_xlim(0.0, 1.3 * axes.get_xlim()[1])
     axes.set_xlabel(f"virtual time to it, {_unit_name(rows)}; methods that never reach it left out")
 
 
