@@ -147,6 +147,8 @@ def test_an_interrupted_testbed_leaves_nothing(allowed: None, tmp_path: Path) ->
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "testbed" / "run.py"), "tiny", "--out", str(tmp_path / "out")],
         stderr=subprocess.PIPE, text=True,
+        # What a shell starts in the background inherits that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (tmp_path / "out" / "server.log").exists() and time.monotonic() < deadline:
