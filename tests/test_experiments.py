@@ -28,8 +28,8 @@ FIELDS = (
 )
 
 
-def core(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(CORE / "run.py"), "--out", str(out), *arguments]
+def core(out: Path, *arguments: str, driver: str = "run.py") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(CORE / driver), "--out", str(out), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
@@ -182,6 +182,56 @@ def test_one_baseline_sets_the_target_of_all_seeds(monkeypatch: pytest.MonkeyPat
     lines = {line.split("`")[1]: line for line in table(rows, "gsm8k").splitlines() if "`" in line}
     assert "1 of 2 | 1.00 | 1.00 |" in lines["exact"]
     assert "2 of 2 | 1.00 | 1.00 |" in lines["fedit"]
+
+
+def test_other_cells_are_run_and_compared_with_fedit_in_the_same_cell(tmp_path: Path) -> None:
+    asked = ("--smoke", "--cells", "twice the clients")
+    made = core(tmp_path, *asked, driver="cells.py")
+    assert made.returncode == 0, made.stderr
+    rows = json.loads((tmp_path / "cells.json").read_text())
+    assert {row["cell"] for row in rows} == {"twice the clients"}
+    runs = {row["method"]: row for row in rows}
+    # FedIT is the only baseline here, so that its own end is everybody's target.
+    assert {row["target_loss"] for row in rows} == {runs["fedit"]["final_loss"]}
+    folder = tmp_path / "twice-the-clients" / "smoke" / "exact" / "seed-0" / "run"
+    assert len(read_record(folder).rounds[0].clients) == 8
+    assert (tmp_path / "cells.svg").is_file()
+    refused = core(tmp_path, "--smoke", "--cells", "the moon", driver="cells.py")
+    assert (refused.returncode, "the moon" in refused.stderr) == (2, True)
+    assert "twice the clients" in refused.stderr
+
+
+def test_shares_of_other_cells_are_of_fedits_own_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CORE))
+    from cells import table
+
+    def run(
+        cell: str, method: str, seed: int, loss: float, time: float | None
+    ) -> dict[str, object]:
+        return {
+            "cell": cell,
+            "method": method,
+            "seed": seed,
+            "final_loss": loss,
+            "time_to_target_s": time,
+            "uplink_bits_to_target": None if time is None else time / 2,
+            "curve": {"elapsed_s": [0.0, 5.0, 10.0 if method == "fedit" else 6.0]},
+        }
+
+    lines = table(
+        [
+            run("far", "fedit", 0, 1.0, 10.0),
+            run("far", "fedit", 1, 2.0, 8.0),
+            run("far", "exact", 0, 1.5, 2.0),
+            run("far", "exact", 1, 1.9, 4.0),
+            run("near", "fedit", 0, 1.0, 10.0),
+            run("near", "exact", 0, 1.1, None),
+        ]
+    ).splitlines()
+    assert lines[2:] == [
+        "| far | `exact` | +0.200 | 0.60 | 0.35 | 0.35 |",
+        "| near | `exact` | +0.100 | 0.60 | – | – |",
+    ]
 
 
 def test_a_candidate_is_judged_over_a_common_time_and_not_by_one_lucky_round(
