@@ -314,8 +314,25 @@ def test_a_linear_schedule_ends_at_a_fraction_of_the_learning_rate(tmp_path: Pat
     assert linear[1] != constant[1]
 
     section = load_scenario("tiny", ["training.learning_rate_schedule=linear"]).training
-    rates = [section.in_round(number, 4).learning_rate for number in (1, 2, 3, 4, 5)]
-    assert rates == pytest.approx([section.learning_rate * k / 4 for k in (4, 3, 2, 1, 1)])
+    rates = [section.in_round(number, 4).learning_rate for number in (1, 2, 3, 4)]
+    assert rates == pytest.approx([section.learning_rate * k / 4 for k in (4, 3, 2, 1)])
+
+
+def test_kappa_is_fitted_with_the_learning_rate_of_each_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paces = []
+
+    def fitted(losses: object, pruning_losses: object, **given: Any) -> float:
+        paces.append(given["paces"])
+        return float(given["prior"])
+
+    monkeypatch.setattr("airtune.federation.fitted_kappa", fitted)
+    falls = "training.learning_rate_schedule=linear"
+    given = ["rounds=4", "planning.fit_kappa=true", falls, "task.eval_examples=8"]
+    run(load_scenario("tiny", given), out=tmp_path / "run")
+    # The first round is before any loss.
+    assert paces == [pytest.approx([1.0, 0.75, 0.5][:count]) for count in (1, 2, 3)]
 
 
 def lines_so_far(folder: Path) -> list[str]:

@@ -12,9 +12,18 @@ from airtune.planning.kappa import LARGEST_SLOWDOWN
 
 
 def losses_under(
-    kappa: float, pruning_losses: list[float], *, end: float, half_rounds: float, noise: float = 0.0
+    kappa: float,
+    pruning_losses: list[float],
+    *,
+    end: float,
+    half_rounds: float,
+    noise: float = 0.0,
+    paces: list[float] | None = None,
 ) -> list[float]:
-    counted = np.concatenate([[0.0], np.cumsum(1 - kappa * np.array(pruning_losses))])
+    learnt = 1 - kappa * np.array(pruning_losses)
+    if paces is not None:
+        learnt *= np.array(paces)
+    counted = np.concatenate([[0.0], np.cumsum(learnt)])
     rng = np.random.default_rng(0)
     losses = end + (1.5 - end) / (1 + counted / half_rounds)
     return [float(loss) for loss in losses + noise * rng.standard_normal(len(losses))]
@@ -38,6 +47,20 @@ def test_noisy_losses_show_it_too() -> None:
     losses = losses_under(2.0, UNLIKE, end=0.7, half_rounds=1.0, noise=0.005)
     kappa = fitted_kappa(losses, UNLIKE, prior=0.5, largest_pruning_loss=0.36)
     assert 1.2 < kappa < 2.6
+
+
+def test_a_learning_rate_that_falls_is_not_taken_for_a_lower_kappa() -> None:
+    pruning_losses = [0.0] + [0.2] * 5
+    paces = [1 - k / 6 for k in range(6)]
+    losses = losses_under(1.2, pruning_losses, end=0.5, half_rounds=1.0, paces=paces)
+
+    def fitted(given: list[float] | None) -> float:
+        return fitted_kappa(
+            losses, pruning_losses, prior=1.2, largest_pruning_loss=0.4, paces=given
+        )
+
+    assert fitted(paces) == pytest.approx(1.2, rel=0.06)
+    assert fitted(None) < 0.8
 
 
 def test_alike_rounds_and_no_rounds_leave_it_where_it_was() -> None:

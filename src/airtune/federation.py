@@ -188,7 +188,7 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
     profiles = tuple(map(kept_speed, this.profiles, known))
     problem = problem_of_round(scenario, this.setting.shape, profiles, loads, link)
     if scenario.planning.fit_kappa:
-        problem = _with_fitted_kappa(problem, state)
+        problem = _with_fitted_kappa(problem, state, scenario)
     decision = decision_of_round(scenario, problem, loads, this.setting.shape, round)
     plan = decision.plan
     unplanned = planning.plan(problem, "none", bound=False)
@@ -287,15 +287,22 @@ def _may_be_cut(this: Run) -> list[bool]:
     return [prunes or bool(least > 0) for least in problem.min_pruning]
 
 
-def _with_fitted_kappa(problem: PlanningProblem, state: State) -> PlanningProblem:
+def _with_fitted_kappa(
+    problem: PlanningProblem, state: State, scenario: Scenario
+) -> PlanningProblem:
     """Put the run's own κ into the problem; the first round leaves models as whole as they fit."""
     if not state.pruning_losses:
         return replace(problem, max_pruning=problem.min_pruning)
+    rates = [
+        scenario.training.in_round(number, scenario.rounds).learning_rate
+        for number in range(1, len(state.pruning_losses) + 1)
+    ]
     kappa = fitted_kappa(
         state.losses,
         state.pruning_losses,
         prior=problem.kappa,
         largest_pruning_loss=problem.pruning_loss(problem.max_pruning),
+        paces=[rate / rates[0] for rate in rates],
     )
     return replace(problem, kappa=kappa)
 

@@ -154,7 +154,7 @@ class TrainingSection(Section):
         """Return the settings of one round, counted from 1, of so many: its own learning rate."""
         if self.learning_rate_schedule == "constant":
             return self
-        left = max(1, rounds - round + 1) / rounds
+        left = (rounds - round + 1) / rounds
         return self.model_copy(update={"learning_rate": self.learning_rate * left})
 
 

@@ -27,12 +27,13 @@ def fitted_kappa(
     *,
     prior: float,
     largest_pruning_loss: float,
+    paces: Sequence[float] | None = None,
 ) -> float:
     """Return the most probable κ after the rounds so far.
 
     A round with pruning loss Q counts as 1 − κQ rounds without pruning, the planner's own model
-    (N(Q) = 1/(1 − κQ)), and the loss falls along L(m) = a + (L0 − a) / (1 + m/h) in the rounds m
-    that have counted so. a, h and κ minimise
+    (N(Q) = 1/(1 − κQ)), times its pace. The loss falls along L(m) = a + (L0 − a) / (1 + m/h) in
+    the rounds m that have counted so. a, h and κ minimise
 
         Σ (L_r − L(m_r))² / (NOISE · L0)² + (log2(κ/prior) / PRIOR_OCTAVES)²,
 
@@ -44,9 +45,12 @@ def fitted_kappa(
         pruning_losses: Q of each round.
         prior: κ before any round, above 0.
         largest_pruning_loss: the largest Q that a later plan can have.
+        paces: learning rate of each round, relative to the first; None: all alike. Left out,
+            a rate that falls makes κ come out too small.
     """
     if losses[0] is None or losses[0] <= 0:
         return prior
+    pace = np.ones(len(pruning_losses)) if paces is None else np.asarray(paces)
     octaves = OCTAVES
     if largest_pruning_loss > 0:
         limit = math.log2(LARGEST_SLOWDOWN / (largest_pruning_loss * prior))
@@ -57,7 +61,8 @@ def fitted_kappa(
     best, chosen = math.inf, prior
     for octave in octaves:
         kappa = prior * 2.0**octave
-        counted = np.concatenate([[0.0], np.cumsum(1.0 - kappa * np.asarray(pruning_losses))])
+        learnt = pace * (1.0 - kappa * np.asarray(pruning_losses))
+        counted = np.concatenate([[0.0], np.cumsum(learnt)])
         cost = _misfit(measured, counted[known]) / (NOISE * start) ** 2
         cost += (octave / PRIOR_OCTAVES) ** 2
         if cost < best:
