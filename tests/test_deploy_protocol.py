@@ -149,6 +149,9 @@ def test_both_ends_agree_on_what_training_depends_on() -> None:
         assert difference.startswith(f"{key} is ")
     for override in ("cell.radius_m=400", "planning.kappa=0.1", "rounds=9", "model.id=elsewhere"):
         assert agreement(load_scenario("tiny", [override])) == own
+    falls = "training.learning_rate_schedule=linear"
+    shorter, longer = (agreement(load_scenario("tiny", [falls, f"rounds={n}"])) for n in (2, 9))
+    assert str(disagreement(shorter, longer)).startswith("rounds is 2")
     missing = {key: value for key, value in own.items() if key != "seed"}
     assert "seed is None at the device" in str(disagreement(missing, own))
 

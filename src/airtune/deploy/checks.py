@@ -67,7 +67,8 @@ def checked_update(
     check_structure(structure, shape)
     before = gather_adapter(job.adapter, structure, shape)
     adapter = adapter_of(arrays, layout_of(before))
-    _check_distance(before, adapter, job.local_steps, scenario.training, own.privacy)
+    training = scenario.training.in_round(job.round, scenario.rounds)
+    _check_distance(before, adapter, job.local_steps, training, own.privacy)
     rank = scenario.training.lora_rank
     return ClientUpdate(
         round=job.round,

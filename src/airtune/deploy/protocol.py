@@ -214,6 +214,9 @@ def agreement(scenario: Scenario) -> dict[str, str]:
         for key, value in values[section].items():
             if (path := f"{section}.{key}") not in _LOCAL_KEYS:
                 agreed[path] = json.dumps(value)
+    if scenario.training.learning_rate_schedule != "constant":
+        # A device's rate falls over the rounds that its own file names.
+        agreed["rounds"] = json.dumps(values["rounds"])
     bits = values["aggregation"]["payload_bits_per_value"]
     agreed["aggregation.payload_bits_per_value"] = json.dumps(bits)
     return agreed
