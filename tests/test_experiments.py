@@ -69,6 +69,9 @@ def test_what_the_user_can_mend_is_named(tmp_path: Path) -> None:
     for arguments, named in (
         ((), "--gsm8k"),
         (("--smoke", "--methods", "magic"), "magic"),
+        (("--smoke", "--methods", ","), "at least one of exact"),
+        (("--smoke", "--seeds", "0,b"), "--seeds '0,b'"),
+        (("--smoke", "--jobs", "0"), "--jobs"),
         (("--gsm8k", str(tmp_path)), "train.jsonl"),
     ):
         refused = core(tmp_path / "out", *arguments)
@@ -77,43 +80,47 @@ def test_what_the_user_can_mend_is_named(tmp_path: Path) -> None:
         assert "Traceback" not in refused.stderr
 
 
+def made(
+    method: str, losses: list[float | None], round_s: float = 10.0, bits: float = 8.0, seed: int = 0
+) -> dict[str, object]:
+    """A result with these losses, the first before training, of rounds that are alike."""
+    count = range(len(losses))
+    return {
+        "task": "gsm8k",
+        "method": method,
+        "seed": seed,
+        "settings": ["seed=0", 'task.source="/home/somebody"'],
+        "rounds": len(losses) - 1,
+        "final_loss": losses[-1],
+        "worst_client_loss": None if method == "bcd" else 2.0,
+        "curve": {
+            "loss": losses,
+            "elapsed_s": [round_s * k for k in count],
+            "uplink_bits": [bits * k for k in count],
+            "downlink_bits": [0.0 for k in count],
+            "flops": [1e12 * k for k in count],
+        },
+    }
+
+
 def test_results_and_table_say_who_reached_the_target_and_when(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(CORE))
     from gathering import collect, sentence, table
 
-    def run(method: str, losses: list[float], round_s: float, bits: float) -> dict[str, object]:
-        count = range(len(losses))
-        return {
-            "task": "gsm8k",
-            "method": method,
-            "seed": 0,
-            "settings": ["seed=0", 'task.source="/home/somebody"'],
-            "rounds": len(losses) - 1,
-            "final_loss": losses[-1],
-            "worst_client_loss": None if method == "bcd" else 2.0,
-            "curve": {
-                "loss": losses,
-                "elapsed_s": [round_s * k for k in count],
-                "uplink_bits": [bits * k for k in count],
-                "downlink_bits": [0.0 for k in count],
-                "flops": [1e12 * k for k in count],
-            },
-        }
-
     rows = collect(
         [
-            run("fedit", [3.0, 2.0, 1.0], 10.0, 8.0),
+            made("fedit", [3.0, 2.0, 1.0], 10.0, 8.0),
             # The same losses in less time: of equals the sooner sets the target.
-            run("bandwidth-only", [3.0, 2.0, 1.0], 5.0, 8.0),
-            run("flexlora", [3.0, 2.0, 1.5], 10.0, 4.0),
+            made("bandwidth-only", [3.0, 2.0, 1.0], 5.0, 8.0),
+            made("flexlora", [3.0, 2.0, 1.5], 10.0, 4.0),
             # Lower, but no baseline: it sets no target.
-            run("flexlora-4-bit", [3.0, 2.0, 0.5], 10.0, 1.0),
-            run("exact", [3.0, 2.0, 1.1], 5.0, 7.0),
-            run("exact-combined", [3.0, 1.5, 0.9, 0.4], 2.0, 2.0),
-            run("deadline-4-bit", [3.0, 0.9, 1.3], 5.0, 8.0),
-            run("bcd", [3.0, 2.0, 1.1], 6.0, 7.0),
+            made("flexlora-4-bit", [3.0, 2.0, 0.5], 10.0, 1.0),
+            made("exact", [3.0, 2.0, 1.1], 5.0, 7.0),
+            made("exact-combined", [3.0, 1.5, 0.9, 0.4], 2.0, 2.0),
+            made("deadline-4-bit", [3.0, 0.9, 1.3], 5.0, 8.0),
+            made("bcd", [3.0, 2.0, 1.1], 6.0, 7.0),
         ]
     )
     by_method = {row["method"]: row for row in rows}
@@ -130,58 +137,99 @@ def test_results_and_table_say_who_reached_the_target_and_when(
     assert "| 2 | 1.100 | +0.100 | – | 0.60 |" in lines["bcd"]
     assert "0 of 1 | – | –" in lines["exact"]
     said = sentence(rows, "gsm8k")
-    assert "(`exact-combined`) has the best baseline's final test loss after 40% of its" in said
-    assert "with 25% of its uplink bits" in said
-    assert "`deadline-4-bit` has the best baseline's final test loss after 50%" in said
-    assert "and rises again, to 1.300 at its end" in said
-    assert said.count("rises again") == 1
+    assert "(one seed) the best baseline (`bandwidth-only`) ends at a test loss of 1.000. " in said
+    assert "plan, `exact-combined`, is there after 40% of its virtual time with 25% of its" in said
+    assert "`deadline-4-bit`, is there after 50% of its virtual time with 50% of its" in said
+    assert "and on 1 ends up to 0.300 above it" in said
+    assert said.count("above it") == 2  # the other is of `exact`, against FedIT
     assert (
-        "FedIT's own final loss is reached after 20% of FedIT's time and with 25% of its bits "
-        "(`exact-combined`) and after 25% of FedIT's time and with 50% of its bits "
-        "(`deadline-4-bit`)"
+        "To FedIT's own final loss `exact-combined` takes 20% of FedIT's time and 25% of its "
+        "uplink bits and `deadline-4-bit` takes 25% of FedIT's time and 50% of its uplink bits."
     ) in said
     assert "50% of FedIT's time for as many rounds" in said
-    assert "0.100 above" in said
+    assert "end 0.100 above it" in said
     slow = [row for row in rows if row["method"] in ("fedit", "exact")]
-    assert "no joint plan reaches the best baseline's" in sentence(slow, "gsm8k")
-    assert "rivals" not in sentence(slow, "gsm8k")
+    assert "No joint plan gets there" in sentence(slow, "gsm8k")
+    assert "rival" not in sentence(slow, "gsm8k")
 
 
 def test_one_baseline_sets_the_target_of_all_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(CORE))
     from gathering import collect, table
 
-    def run(method: str, seed: int, losses: list[float]) -> dict[str, object]:
-        steps = [10.0 * k for k in range(len(losses))]
-        keys = ("elapsed_s", "uplink_bits", "downlink_bits", "flops")
-        return {
-            "task": "gsm8k",
-            "method": method,
-            "seed": seed,
-            "settings": [],
-            "rounds": len(losses) - 1,
-            "final_loss": losses[-1],
-            "worst_client_loss": None,
-            "curve": {"loss": losses, **dict.fromkeys(keys, steps)},
-        }
-
     rows = collect(
         [
-            run("fedit", 0, [3.0, 1.0]),
-            run("fedit", 1, [3.0, 1.3]),
+            made("fedit", [3.0, 1.0], seed=0),
+            made("fedit", [3.0, 1.3], seed=1),
             # Luckier on seed 0, worse in mean.
-            run("flexlora", 0, [3.0, 0.5]),
-            run("flexlora", 1, [3.0, 2.0]),
+            made("flexlora", [3.0, 0.5], seed=0),
+            made("flexlora", [3.0, 2.0], seed=1),
             # The lowest of all, but not run on every seed.
-            run("flora", 0, [3.0, 0.1]),
-            run("exact", 0, [3.0, 0.9]),
-            run("exact", 1, [3.0, 1.4]),
+            made("flora", [3.0, 0.1], seed=0),
+            made("exact", [3.0, 0.9], seed=0),
+            made("exact", [3.0, 1.4], seed=1),
         ]
     )
     assert {(row["seed"], row["target_loss"]) for row in rows} == {(0, 1.0), (1, 1.3)}
     lines = {line.split("`")[1]: line for line in table(rows, "gsm8k").splitlines() if "`" in line}
     assert "1 of 2 | 1.00 | 1.00 |" in lines["exact"]
     assert "2 of 2 | 1.00 | 1.00 |" in lines["fedit"]
+
+
+def test_seeds_that_only_some_were_run_on_choose_no_target_and_are_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(CORE))
+    from gathering import collect, sentence, table
+
+    both = [
+        *(made("fedit", [3.0, 1.0 + seed], seed=seed) for seed in (0, 1)),
+        *(made("flexlora", [3.0, 0.9 + seed], 5.0, seed=seed) for seed in (0, 1)),
+        *(made("exact", [3.0, 0.8 + seed, 1.0 + 2 * seed], 4.0, seed=seed) for seed in (0, 1)),
+        # The sooner, on one seed; the other joint plan is there on both.
+        made("exact-combined", [3.0, 0.5], 1.0, seed=0),
+        made("exact-combined", [3.0, 2.5], 1.0, seed=1),
+    ]
+    # A third seed that has only begun, on which all are far lower.
+    third = [made(name, [3.0, 0.1], seed=2) for name in ("fedit", "exact-combined")]
+    rows = collect([*both, *third])
+    assert {(row["seed"], row["target_loss"]) for row in rows} == {(0, 0.9), (1, 1.9), (2, None)}
+    lines = {line.split("`")[1]: line for line in table(rows, "gsm8k").splitlines() if "`" in line}
+    assert "2 of 2 | 0.80 |" in lines["exact"]
+    assert lines["exact-combined"].startswith("| `exact-combined` | 3 |")
+    assert "1 of 2 | 0.20 |" in lines["exact-combined"]
+    said = sentence(rows, "gsm8k")
+    assert "(2 seeds) the best baseline (`flexlora`) ends at a test loss of 1.400" in said
+    assert "soonest joint plan, `exact`, is there after 80%" in said
+    assert "and on 2 ends up to 1.100 above it" in said
+    assert "To FedIT's own final loss `exact` takes 40%" in said
+
+    one = collect([*both[:4], made("exact-combined", [3.0, 0.5], 1.0, seed=0)])
+    assert "`exact-combined`, is there on 1 of 2 seeds" in sentence(one, "gsm8k")
+    assert "Pruning and bands alone" not in sentence(one, "gsm8k")
+    assert "FedIT" not in sentence(one, "gsm8k")
+
+
+def test_what_diverged_or_was_not_evaluated_breaks_no_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(CORE))
+    from gathering import collect, sentence, table
+
+    rows = collect([made("fedit", [1.0, None, 2.0]), made("exact", [1.0, None, 1.5])])
+    assert [row["time_to_target_s"] for row in rows] == [20.0, 20.0]
+    assert "| 1 of 1 | 1.00 | 1.00 |" in table(rows, "gsm8k").splitlines()[2]
+    assert "To FedIT's own final loss `exact` takes 100%" in sentence(rows, "gsm8k")
+
+
+def test_the_committed_targets_are_those_of_the_committed_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(CORE))
+    from gathering import collect
+
+    rows = json.loads((CORE / "results.json").read_text())
+    assert collect(rows) == rows
 
 
 def test_other_cells_are_run_and_compared_with_fedit_in_the_same_cell(tmp_path: Path) -> None:
@@ -225,7 +273,9 @@ def test_shares_of_other_cells_are_of_fedits_own_there(monkeypatch: pytest.Monke
             run("far", "exact", 0, 1.5, 2.0),
             run("far", "exact", 1, 1.9, 4.0),
             run("near", "fedit", 0, 1.0, 10.0),
+            run("near", "fedit", 1, 1.0, 10.0),
             run("near", "exact", 0, 1.1, None),
+            run("near", "exact", 1, 1.1, 4.0),
         ]
     ).splitlines()
     assert lines[2:] == [

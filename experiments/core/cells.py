@@ -23,10 +23,11 @@ import numpy as np
 import run
 from gathering import at_end, collect, write_results
 
+from airtune.errors import InputError
 from airtune.scenario import Scenario, load_scenario
 
 HERE = Path(__file__).parent
-METHODS = ("fedit", "exact", "exact-combined", "exact-combined-or-out", "deadline-4-bit")
+COMPARED = ("fedit", "exact", "exact-combined", "exact-combined-or-out", "deadline-4-bit")
 OWN = "the core's own"
 
 Shares = dict[str, float | None]
@@ -47,7 +48,7 @@ def cells(base: Scenario) -> dict[str, list[str]]:
 
 def _bands(base: Scenario, factor: float) -> list[str]:
     up = base.cell.uplink_bandwidth_hz
-    down = base.cell.downlink_bandwidth_hz or up
+    down = base.cell.downlink_bandwidth_hz
     return [
         f"cell.uplink_bandwidth_hz={factor * up!r}",
         f"cell.downlink_bandwidth_hz={factor * down!r}",
@@ -63,17 +64,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--cells", help="separated by commas; default: all")
     options = parser.parse_args(arguments)
+    try:
+        seeds = run.seeds_of(options.seeds)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
     task = "smoke" if options.smoke else "gsm8k"
-    known = cells(load_scenario(HERE / f"{task}.toml", []))
+    known = cells(load_scenario(HERE / f"{task}.toml"))
     names = options.cells.split(",") if options.cells else list(known)
     for name in names:
         if name not in known:
             print(f"--cells '{name}': allowed are {', '.join(known)}", file=sys.stderr)
             return 2
-    rows = _of_core(task, options.seeds.split(","))
+    rows = _of_core(task, seeds)
     for name in names:
-        out = options.out / name.replace(" ", "-").replace("'", "")
-        asked = ["--out", str(out), "--methods", ",".join(METHODS), "--seeds", options.seeds]
+        out = options.out / name.replace(" ", "-")
+        asked = ["--out", str(out), "--methods", ",".join(COMPARED), "--seeds", options.seeds]
         asked += ["--smoke", "--no-search"] if options.smoke else ["--tuned"]
         asked += ["--gsm8k", str(options.gsm8k)] if options.gsm8k else []
         asked += [text for change in known[name] for text in ("--set", change)]
@@ -88,12 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _of_core(task: str, seeds: Sequence[str]) -> list[dict[str, Any]]:
+def _of_core(task: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Return the committed runs of the core's own cell, with FedIT alone to set the target."""
     runs = [
         row
         for row in json.loads((HERE / "results.json").read_text())
-        if row["task"] == task and row["method"] in METHODS and str(row["seed"]) in seeds
+        if row["task"] == task and row["method"] in COMPARED and row["seed"] in seeds
     ]
     return [{"cell": OWN, **row} for row in collect(runs)]
 
@@ -147,7 +153,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     A point a seed that got there, as shares of what FedIT took on the same seed.
     """
     names = list(dict.fromkeys(row["cell"] for row in rows))
-    methods = [method for method in METHODS if method != "fedit"]
+    methods = [method for method in COMPARED if method != "fedit"]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
     titles = {"time_to": "virtual time", "uplink_to": "uplink bits"}
     for place, (key, title) in zip(axes, titles.items(), strict=True):

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from gathering import at_end
+from gathering import at_end, loss_curve
 from methods import METHODS
 
 Rows = Sequence[dict[str, Any]]
@@ -92,14 +92,10 @@ def loss_against_time(rows: Rows, axes: Any) -> None:
     for name, own in _by_method(rows).items():
         end = min(at_end(row, "elapsed_s") / units[row["seed"]] for row in own)
         times = np.linspace(0.0, end, 200)
-        losses = [
-            np.interp(
-                times,
-                np.array(row["curve"]["elapsed_s"]) / units[row["seed"]],
-                row["curve"]["loss"],
-            )
-            for row in own
-        ]
+        losses = []
+        for row in own:
+            seconds, loss = loss_curve(row)
+            losses.append(np.interp(times, np.array(seconds) / units[row["seed"]], loss))
         mean = np.mean(losses, axis=0)
         if name not in SHOWN:
             axes.plot(times, mean, color="0.82", linewidth=0.8, zorder=1)
@@ -200,8 +196,8 @@ def ablation(rows: Rows, axes: Any) -> None:
         axes.errorbar(
             time,
             gap,
-            xerr=[[time - min(times)], [max(times) - time]],
-            yerr=[[gap - min(gaps)], [max(gaps) - gap]],
+            xerr=_reach(times),
+            yerr=_reach(gaps),
             fmt="os"[number // 10],
             color=f"C{number % 10}",
             label=name,
@@ -210,6 +206,12 @@ def ablation(rows: Rows, axes: Any) -> None:
     axes.set_xlabel(f"virtual time of all rounds, {_unit_name(rows)}")
     axes.set_ylabel("final test loss above FedIT's")
     axes.legend(fontsize=7)
+
+
+def _reach(values: Sequence[float]) -> np.ndarray:
+    """Return how far below and above their mean values lie; a mean of equals may miss them."""
+    mean = np.mean(values)
+    return np.maximum([[mean - min(values)], [max(values) - mean]], 0.0)
 
 
 def predicted_against_realised(rows: Rows, axes: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def collect(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add to each run the target and what reaching it took.
 
     The target, a task and seed each: the final loss, on that seed, of the task's best baseline.
-    It is reached with the first round whose loss is not above it; None where no round is.
+    It is reached with the first round whose loss is not above it; None where no round is, and on
+    seeds that the best baseline is not compared on.
     """
     targets = {
         (row["task"], seed): row["final_loss"]
@@ -97,6 +99,15 @@ def collect(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def loss_curve(row: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Return a run's seconds and losses, of the rounds that were evaluated."""
+    curve = row["curve"]
+    known = [
+        (t, x) for t, x in zip(curve["elapsed_s"], curve["loss"], strict=True) if x is not None
+    ]
+    return [time for time, _ in known], [loss for _, loss in known]
+
+
 def best_candidate(found: dict[Any, dict[str, Any]]) -> Any:
     """Return the candidate with the lowest held-out loss in the second half of a common time.
 
@@ -106,8 +117,7 @@ def best_candidate(found: dict[Any, dict[str, Any]]) -> Any:
     times = np.linspace(common / 2, common, 101)
 
     def loss(pair: Any) -> float:
-        curve = found[pair]["curve"]
-        return float(np.interp(times, curve["elapsed_s"], curve["loss"]).mean())
+        return float(np.interp(times, *loss_curve(found[pair])).mean())
 
     return min(found, key=loss)
 
@@ -137,7 +147,7 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
     seed. Means to the target are over the seeds that reached it.
     """
     groups = _of_task(rows, task)
-    fedit = groups.get("fedit", {})
+    fedit, best = groups.get("fedit", {}), _best_baseline(groups)
     scored = any(row.get("accuracy") is not None for own in groups.values() for row in own.values())
     heads = ["method", "seeds", "rounds", "test loss", "above FedIT's", "worst client"]
     heads += ["accuracy"] * scored
@@ -159,7 +169,7 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
                 for key in ("elapsed_s", "uplink_bits")
             ),
             _mean([at_end(row, "flops") / 1e12 for row in own.values()], 1),
-            f"{len(times)} of {len(own)}",
+            f"{len(times)} of {len(own.keys() & best.keys())}",
             _mean(times),
             _mean(_reached(groups, name, "uplink_bits_to_target")),
         ]
@@ -167,40 +177,46 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
     return "\n".join(lines)
 
 
-_TARGET = "the best baseline's final test loss"
-
-
 def sentence(rows: Sequence[dict[str, Any]], task: str) -> str:
     """Say what the best joint plan and its best rival reached on a task, as the README does."""
     groups = _of_task(rows, task)
-    seeds = len(groups["exact"])
+    best = list(_best_baseline(groups).values())
     title = {"gsm8k": "GSM8K", "yahoo": "Yahoo Answers"}.get(task, task)
-    said = f"On {title} ({'one seed' if seeds == 1 else f'{seeds} seeds'}), "
+    seeds = "one seed" if len(best) == 1 else f"{len(best)} seeds"
+    loss = np.mean([row["final_loss"] for row in best])
+    name = best[0]["method"]
+    said = f"On {title} ({seeds}) the best baseline (`{name}`) ends at a test loss of {loss:.3f}. "
     if joint := _soonest(groups, "joint"):
-        said += f"the joint plan that is soonest there (`{joint}`) {_to_target(groups, joint)}. "
+        said += f"The soonest joint plan, {_to_target(groups, joint)}. "
     else:
-        said += f"no joint plan reaches {_TARGET}. "
+        said += "No joint plan gets there. "
     if rival := _soonest(groups, "rival"):
-        said += f"Of its rivals with whole models, `{rival}` {_to_target(groups, rival)}. "
+        said += f"The soonest rival with whole models, {_to_target(groups, rival)}. "
     there = [_soonest_at_fedits(groups, kind) for kind in ("joint", "rival")]
     if any(there):
-        said += "FedIT's own final loss is reached "
+        said += "To FedIT's own final loss "
         said += " and ".join(
-            f"after {time:.0%} of FedIT's time and with {bits:.0%} of its bits (`{name}`)"
+            f"`{name}` takes {time:.0%} of FedIT's time and {bits:.0%} of its uplink bits"
             for name, time, bits in filter(None, there)
         )
         said += ". "
-    plain, fedit = groups["exact"], groups["fedit"]
-    pairs = [(row, fedit[seed]) for seed, row in plain.items() if seed in fedit]
+    return (said + _plain(groups)).rstrip()
+
+
+def _plain(groups: dict[str, dict[int, dict[str, Any]]]) -> str:
+    """Say what pruning and bands alone make of FedIT, where both were run."""
+    fedit = groups.get("fedit", {})
+    pairs = [(row, fedit[seed]) for seed, row in groups.get("exact", {}).items() if seed in fedit]
+    if not pairs:
+        return ""
     time, bits = (
         np.mean([at_end(row, key) / at_end(other, key) for row, other in pairs])
         for key in ("elapsed_s", "uplink_bits")
     )
     gap = np.mean([row["final_loss"] - other["final_loss"] for row, other in pairs])
-    return said + (
+    return (
         f"Pruning and bands alone (`exact`) take {time:.0%} of FedIT's time for as many rounds, "
-        f"send {bits:.0%} of its bits and end at a test loss {abs(gap):.3f} "
-        f"{'above' if gap > 0 else 'below'} its own."
+        f"send {bits:.0%} of its bits and end {abs(gap):.3f} {'above' if gap > 0 else 'below'} it."
     )
 
 
@@ -216,46 +232,53 @@ def _soonest_at_fedits(
 ) -> tuple[str, float, float] | None:
     """Return who of a kind is soonest at FedIT's final loss, of those that get there on its seeds.
 
-    With what it took, as shares of what FedIT took to that loss: time, uplink bits.
+    With what it took, as shares of what FedIT took to that loss: time, uplink bits. On the seeds
+    of the comparison: a method that lacks one is passed over.
     """
-    fedit = groups["fedit"]
+    fedit = groups.get("fedit", {})
+    seeds = _best_baseline(groups).keys() & fedit.keys()
     found = []
     for name, own in groups.items():
-        if METHODS[name].kind != kind or own.keys() != fedit.keys():
+        if METHODS[name].kind != kind or not seeds or not seeds <= own.keys():
             continue
         times, bits = [], []
-        for seed, other in fedit.items():
-            mine, its = (_first_at(row, other["final_loss"]) for row in (own[seed], other))
+        for seed in seeds:
+            curves = own[seed]["curve"], fedit[seed]["curve"]
+            mine, its = (
+                _first_at(row, fedit[seed]["final_loss"]) for row in (own[seed], fedit[seed])
+            )
             if mine is not None and its is not None:
-                times.append(
-                    own[seed]["curve"]["elapsed_s"][mine] / other["curve"]["elapsed_s"][its]
-                )
-                bits.append(
-                    own[seed]["curve"]["uplink_bits"][mine] / other["curve"]["uplink_bits"][its]
-                )
-        if len(times) == len(fedit):
+                times.append(curves[0]["elapsed_s"][mine] / curves[1]["elapsed_s"][its])
+                bits.append(curves[0]["uplink_bits"][mine] / curves[1]["uplink_bits"][its])
+        if len(times) == len(seeds):
             found.append((name, float(np.mean(times)), float(np.mean(bits))))
     return min(found, key=lambda one: one[1], default=None)
 
 
 def _first_at(row: dict[str, Any], loss: float) -> int | None:
-    """Return the first round whose loss is not above this, 0 for the start; None if none is."""
-    return next((i for i, own in enumerate(row["curve"]["loss"]) if own <= loss), None)
+    """Return the first round whose loss is not above this; None if none is.
+
+    From 1 on: the loss before training took nothing to reach. Rounds that were not evaluated are
+    passed over.
+    """
+    losses = row["curve"]["loss"]
+    return next((i for i, own in enumerate(losses) if i and own is not None and own <= loss), None)
 
 
 def _to_target(groups: dict[str, dict[int, dict[str, Any]]], name: str) -> str:
     times = _reached(groups, name)
     bits = _reached(groups, name, "uplink_bits_to_target")
-    some = "" if len(times) == len(groups[name]) else f" on {len(times)} of them"
+    seeds = len(_best_baseline(groups))
+    some = "" if len(times) == seeds else f" on {len(times)} of {seeds} seeds"
     later = [
-        row["final_loss"]
+        row["final_loss"] - row["target_loss"]
         for row in groups[name].values()
         if row["time_to_target_s"] is not None and row["final_loss"] > row["target_loss"]
     ]
-    rises = f", and rises again, to {max(later):.3f} at its end" if later else ""
+    rises = f", and on {len(later)} ends up to {max(later):.3f} above it" if later else ""
     return (
-        f"has {_TARGET}{some} after {np.mean(times):.0%} of its virtual "
-        f"time and with {np.mean(bits):.0%} of its uplink bits{rises}"
+        f"`{name}`, is there{some} after {np.mean(times):.0%} of its virtual time with "
+        f"{np.mean(bits):.0%} of its uplink bits{rises}"
     )
 
 
@@ -267,7 +290,7 @@ def _reached(
     return [
         row[key] / best[seed][key]
         for seed, row in groups[name].items()
-        if seed in best and row[key] is not None
+        if row[key] is not None
     ]
 
 
@@ -285,20 +308,25 @@ def _best_baseline(groups: dict[str, dict[int, dict[str, Any]]]) -> dict[int, di
     """Return the runs, by seed, of the baseline with the lowest mean final loss.
 
     One baseline for all seeds: the lowest of each seed would be the luckiest of many noisy ends.
-    Only baselines with as many seeds as any other are compared.
+    Compared on the seeds that most baselines have, of those with all of them: another set of seeds
+    is another set of cells, and a single run of a new seed must not choose.
     """
     baselines = [own for name, own in groups.items() if METHODS[name].kind == "baseline"]
-    most = max((len(own) for own in baselines), default=0)
+    sets = Counter(frozenset(own) for own in baselines)
+    if not sets:
+        return {}
+    # Of sets that as many have, the one that more others cover.
+    seeds = max(sets, key=lambda one: (sets[one], sum(one <= own.keys() for own in baselines)))
 
     def end(own: dict[int, dict[str, Any]]) -> tuple[float, float]:
-        rows = own.values()
         # Of equal losses the sooner: bands change the time and not the training.
         return (
-            float(np.mean([row["final_loss"] for row in rows])),
-            float(np.mean([at_end(row, "elapsed_s") for row in rows])),
+            float(np.mean([own[seed]["final_loss"] for seed in seeds])),
+            float(np.mean([at_end(own[seed], "elapsed_s") for seed in seeds])),
         )
 
-    return min((own for own in baselines if len(own) == most), key=end, default={})
+    best = min((own for own in baselines if seeds <= own.keys()), key=end)
+    return {seed: best[seed] for seed in sorted(seeds)}
 
 
 def at_end(row: dict[str, Any], key: str) -> float:

@@ -33,7 +33,8 @@ from airtune.scenario import Scenario, load_scenario
 HERE = Path(__file__).parent
 SEARCH_SEED = 1000
 HELD_OUT = 512
-"""Training examples on which the search is judged; its runs do not train on them."""
+"""Training examples that the search holds out: its runs are judged on the first of them, as many
+as the scenario evaluates on, and do not train on any."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         names = _known(options.methods)
         search = Search((1e-2,), (0.5, 1.0), 1) if options.smoke else Search()
+        seeds = seeds_of(options.seeds)
+        if options.jobs < 1 or options.threads < 1:
+            raise InputError("--jobs and --threads: at least 1")
         rows = []
         for task, source in _tasks(options).items():
-            rows += _task(task, source, names, search, options)
+            rows += _task(task, source, names, seeds, search, options)
+        collected = collect(rows)
+        write_results(collected, options.out / "results.json")
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     except RunError as error:
         print(error, file=sys.stderr)
         return 1
-    collected = collect(rows)
-    write_results(collected, options.out / "results.json")
     from figures import draw
 
     draw(collected, options.out / "figures")
@@ -101,8 +105,18 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def seeds_of(text: str) -> list[int]:
+    """Return the seeds of `0,1,2`."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds '{text}': give whole numbers, separated by commas") from None
+
+
 def _known(text: str) -> list[str]:
     names = [name for name in text.split(",") if name]
+    if not names:
+        raise InputError(f"--methods: name at least one of {', '.join(METHODS)}")
     for name in names:
         if name not in METHODS:
             raise InputError(f"--methods '{name}': allowed are {', '.join(METHODS)}")
@@ -128,7 +142,12 @@ def _suffix(task: str) -> str:
 
 
 def _task(
-    task: str, source: Path | None, names: list[str], search: Search, options: argparse.Namespace
+    task: str,
+    source: Path | None,
+    names: list[str],
+    seeds: Sequence[int],
+    search: Search,
+    options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     chosen: dict[str, list[str]] = {}
     if options.tuned:
@@ -138,7 +157,7 @@ def _task(
         held = None if source is None else _search_data(task, source, options.out / "data" / task)
         chosen = _searched(task, held, list(searched), search, options)
     jobs = []
-    for seed in (int(text) for text in options.seeds.split(",")):
+    for seed in seeds:
         for name in names:
             tuned = chosen.get(METHODS[name].tuned_as or name, [])
             folder = options.out / task / name / f"seed-{seed}"

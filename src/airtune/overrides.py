@@ -23,7 +23,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         if isinstance(table, list):
-            if not part.isdigit() or int(part) >= len(table):
+            if not part.isdecimal() or int(part) >= len(table):
                 raise InputError(f"--set '{override}': '{part}' is not an index below {len(table)}")
             index: Any = int(part)
         elif isinstance(table, dict):
