@@ -90,7 +90,7 @@ METHODS: dict[str, Method] = {
         _FEW_BITS,
         kind="joint",
         unequal_ranks=True,
-        rounds_factor=1.5,
+        rounds_factor=2.0,
     ),
     "exact-combined-or-out": _method(
         "exact",
