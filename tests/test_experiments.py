@@ -140,11 +140,11 @@ def test_results_and_table_say_who_reached_the_target_and_when(
     assert "(one seed) the best baseline (`bandwidth-only`) ends at a test loss of 1.000. " in said
     assert "plan, `exact-combined`, is there after 40% of its virtual time with 25% of its" in said
     assert "`deadline-4-bit`, is there after 50% of its virtual time with 50% of its" in said
-    assert "and on 1 ends up to 0.300 above it" in said
+    assert "but ends up to 0.300 above it on 1 of them" in said
     assert said.count("above it") == 2  # the other is of `exact`, against FedIT
     assert (
-        "To FedIT's own final loss `exact-combined` takes 20% of FedIT's time and 25% of its "
-        "uplink bits and `deadline-4-bit` takes 25% of FedIT's time and 50% of its uplink bits."
+        "To FedIT's own final loss `exact-combined` takes 20% of FedIT's time to it and 25% of its "
+        "uplink bits and `deadline-4-bit` takes 25% of FedIT's time to it and 50% of its uplink bits."
     ) in said
     assert "50% of FedIT's time for as many rounds" in said
     assert "end 0.100 above it" in said
@@ -201,7 +201,7 @@ def test_seeds_that_only_some_were_run_on_choose_no_target_and_are_not_counted(
     said = sentence(rows, "gsm8k")
     assert "(2 seeds) the best baseline (`flexlora`) ends at a test loss of 1.400" in said
     assert "soonest joint plan, `exact`, is there after 80%" in said
-    assert "and on 2 ends up to 1.100 above it" in said
+    assert "but ends up to 1.100 above it on 2 of them" in said
     assert "To FedIT's own final loss `exact` takes 40%" in said
 
     one = collect([*both[:4], made("exact-combined", [3.0, 0.5], 1.0, seed=0)])

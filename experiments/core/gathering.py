@@ -196,7 +196,7 @@ def sentence(rows: Sequence[dict[str, Any]], task: str) -> str:
     if any(there):
         said += "To FedIT's own final loss "
         said += " and ".join(
-            f"`{name}` takes {time:.0%} of FedIT's time and {bits:.0%} of its uplink bits"
+            f"`{name}` takes {time:.0%} of FedIT's time to it and {bits:.0%} of its uplink bits"
             for name, time, bits in filter(None, there)
         )
         said += ". "
@@ -275,7 +275,7 @@ def _to_target(groups: dict[str, dict[int, dict[str, Any]]], name: str) -> str:
         for row in groups[name].values()
         if row["time_to_target_s"] is not None and row["final_loss"] > row["target_loss"]
     ]
-    rises = f", and on {len(later)} ends up to {max(later):.3f} above it" if later else ""
+    rises = f", but ends up to {max(later):.3f} above it on {len(later)} of them" if later else ""
     return (
         f"`{name}`, is there{some} after {np.mean(times):.0%} of its virtual time with "
         f"{np.mean(bits):.0%} of its uplink bits{rises}"
@@ -288,9 +288,7 @@ def _reached(
     """Return, for each seed that reached the target, its share of what the best baseline took."""
     best = _best_baseline(groups)
     return [
-        row[key] / best[seed][key]
-        for seed, row in groups[name].items()
-        if row[key] is not None
+        row[key] / best[seed][key] for seed, row in groups[name].items() if row[key] is not None
     ]
 
 
