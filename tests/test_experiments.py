@@ -144,7 +144,8 @@ def test_results_and_table_say_who_reached_the_target_and_when(
     assert said.count("above it") == 2  # the other is of `exact`, against FedIT
     assert (
         "To FedIT's own final loss `exact-combined` takes 20% of FedIT's time to it and 25% of its "
-        "uplink bits and `deadline-4-bit` takes 25% of FedIT's time to it and 50% of its uplink bits."
+        "uplink bits and `deadline-4-bit` takes 25% of FedIT's time to it and 50% of its "
+        "uplink bits."
     ) in said
     assert "50% of FedIT's time for as many rounds" in said
     assert "end 0.100 above it" in said
