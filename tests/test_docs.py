@@ -54,6 +54,8 @@ def test_the_readme_says_what_the_committed_records_hold(monkeypatch: pytest.Mon
     for task in dict.fromkeys(row["task"] for row in rows):
         assert gathering.sentence(rows, task) in said
         assert gathering.table(rows, task) in tables
+    other = json.loads((core / "cells.json").read_text())
+    assert module(core / "cells.py").table(other) in tables
 
 
 def test_the_readme_shows_the_plan_commands_true_output() -> None:
