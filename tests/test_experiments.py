@@ -103,6 +103,11 @@ def made(
     }
 
 
+def by_name(table: str) -> dict[str, str]:
+    """The lines of a table by their method."""
+    return {line.split("`")[1]: line for line in table.splitlines() if "`" in line}
+
+
 def test_results_and_table_say_who_reached_the_target_and_when(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -129,7 +134,7 @@ def test_results_and_table_say_who_reached_the_target_and_when(
     assert by_method["exact-combined"]["time_to_target_s"] == 4.0
     assert by_method["exact-combined"]["uplink_bits_to_target"] == 4.0
     assert by_method["exact"]["time_to_target_s"] is None
-    lines = {line.split("`")[1]: line for line in table(rows, "gsm8k").splitlines() if "`" in line}
+    lines = by_name(table(rows, "gsm8k"))
     assert (
         "| 1 | 3 | 0.400 | -0.600 | 2.000 | 0.30 | 0.38 | 3.0 | 1 of 1 | 0.40 | 0.25 |"
         in (lines["exact-combined"])
@@ -172,7 +177,7 @@ def test_one_baseline_sets_the_target_of_all_seeds(monkeypatch: pytest.MonkeyPat
         ]
     )
     assert {(row["seed"], row["target_loss"]) for row in rows} == {(0, 1.0), (1, 1.3)}
-    lines = {line.split("`")[1]: line for line in table(rows, "gsm8k").splitlines() if "`" in line}
+    lines = by_name(table(rows, "gsm8k"))
     assert "1 of 2 | 1.00 | 1.00 |" in lines["exact"]
     assert "2 of 2 | 1.00 | 1.00 |" in lines["fedit"]
 
@@ -195,7 +200,7 @@ def test_seeds_that_only_some_were_run_on_choose_no_target_and_are_not_counted(
     third = [made(name, [3.0, 0.1], seed=2) for name in ("fedit", "exact-combined")]
     rows = collect([*both, *third])
     assert {(row["seed"], row["target_loss"]) for row in rows} == {(0, 0.9), (1, 1.9), (2, None)}
-    lines = {line.split("`")[1]: line for line in table(rows, "gsm8k").splitlines() if "`" in line}
+    lines = by_name(table(rows, "gsm8k"))
     assert "2 of 2 | 0.80 |" in lines["exact"]
     assert lines["exact-combined"].startswith("| `exact-combined` | 3 |")
     assert "1 of 2 | 0.20 |" in lines["exact-combined"]

@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import run
-from gathering import at_end, collect, write_results
+from gathering import at_end, collect, mean_text, write_results
 
 from airtune.errors import InputError
 from airtune.scenario import Scenario, load_scenario
@@ -116,21 +116,19 @@ def compared(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[Share
         if row["method"] == "fedit":
             continue
         other = fedit[row["cell"], row["seed"]]
-        there = row["time_to_target_s"] is not None
         found.setdefault((row["cell"], row["method"]), []).append(
             {
                 "loss": row["final_loss"] - other["final_loss"],
                 "time": at_end(row, "elapsed_s") / at_end(other, "elapsed_s"),
-                **{
-                    short: row[key] / other[key] if there else None
-                    for short, key in (
-                        ("time_to", "time_to_target_s"),
-                        ("uplink_to", "uplink_bits_to_target"),
-                    )
-                },
+                "time_to": _share(row, other, "time_to_target_s"),
+                "uplink_to": _share(row, other, "uplink_bits_to_target"),
             }
         )
     return found
+
+
+def _share(row: dict[str, Any], other: dict[str, Any], key: str) -> float | None:
+    return None if row[key] is None else row[key] / other[key]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -138,12 +136,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     heads = ("cell", "method", "loss above FedIT's", "time", "time to its loss", "uplink to it")
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for (cell, method), own in compared(rows).items():
-        loss, *shares = (
-            None if any(one[key] is None for one in own) else np.mean([one[key] for one in own])
-            for key in ("loss", "time", "time_to", "uplink_to")
-        )
-        cells = [f"{loss:+.3f}", *("–" if share is None else f"{share:.2f}" for share in shares)]
-        lines.append(f"| {cell} | `{method}` | {' | '.join(cells)} |")
+        shares = (mean_text([one[key] for one in own]) for key in ("time", "time_to", "uplink_to"))
+        loss = np.mean([one["loss"] for one in own])
+        lines.append(f"| {cell} | `{method}` | {loss:+.3f} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 

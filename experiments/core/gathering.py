@@ -84,9 +84,7 @@ def collect(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for run in sorted(runs, key=lambda r: (r["task"], list(METHODS).index(r["method"]), r["seed"])):
         target = targets.get((run["task"], run["seed"]))
         curve = run["curve"]
-        reached = None
-        if target is not None:
-            reached = _first_at(run, target)
+        reached = None if target is None else _first_at(run, target)
         taken = {
             f"{key}_to_target" if key != "elapsed_s" else "time_to_target_s": None
             if reached is None
@@ -160,18 +158,18 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
             f"`{name}`",
             str(len(own)),
             str(next(iter(own.values()))["rounds"]),
-            _mean([row["final_loss"] for row in own.values()], 3),
+            mean_text([row["final_loss"] for row in own.values()], 3),
             _spread([row["final_loss"] - other["final_loss"] for row, other in against]),
-            _mean([row["worst_client_loss"] for row in own.values()], 3),
-            *([_mean([row.get("accuracy") for row in own.values()])] * scored),
+            mean_text([row["worst_client_loss"] for row in own.values()], 3),
+            *([mean_text([row.get("accuracy") for row in own.values()])] * scored),
             *(
-                _mean([at_end(row, key) / at_end(other, key) for row, other in against])
+                mean_text([at_end(row, key) / at_end(other, key) for row, other in against])
                 for key in ("elapsed_s", "uplink_bits")
             ),
-            _mean([at_end(row, "flops") / 1e12 for row in own.values()], 1),
+            mean_text([at_end(row, "flops") / 1e12 for row in own.values()], 1),
             f"{len(times)} of {len(own.keys() & best.keys())}",
-            _mean(times),
-            _mean(_reached(groups, name, "uplink_bits_to_target")),
+            mean_text(times),
+            mean_text(_reached(groups, name, "uplink_bits_to_target")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -235,22 +233,21 @@ def _soonest_at_fedits(
     With what it took, as shares of what FedIT took to that loss: time, uplink bits. On the seeds
     of the comparison: a method that lacks one is passed over.
     """
-    fedit = groups.get("fedit", {})
-    seeds = _best_baseline(groups).keys() & fedit.keys()
+    seeds = _best_baseline(groups).keys() & groups.get("fedit", {}).keys()
+    alone = [
+        row
+        for name, own in groups.items()
+        if name == "fedit" or METHODS[name].kind == kind
+        for seed, row in own.items()
+        if seed in seeds
+    ]
+    # With FedIT as the only baseline, its final loss is everybody's target.
+    theirs = _of_task(collect(alone), alone[0]["task"]) if alone else {}
     found = []
-    for name, own in groups.items():
-        if METHODS[name].kind != kind or not seeds or not seeds <= own.keys():
-            continue
-        times, bits = [], []
-        for seed in seeds:
-            curves = own[seed]["curve"], fedit[seed]["curve"]
-            mine, its = (
-                _first_at(row, fedit[seed]["final_loss"]) for row in (own[seed], fedit[seed])
-            )
-            if mine is not None and its is not None:
-                times.append(curves[0]["elapsed_s"][mine] / curves[1]["elapsed_s"][its])
-                bits.append(curves[0]["uplink_bits"][mine] / curves[1]["uplink_bits"][its])
-        if len(times) == len(seeds):
+    for name in theirs:
+        times = _reached(theirs, name)
+        if METHODS[name].kind == kind and len(times) == len(seeds):
+            bits = _reached(theirs, name, "uplink_bits_to_target")
             found.append((name, float(np.mean(times)), float(np.mean(bits))))
     return min(found, key=lambda one: one[1], default=None)
 
@@ -332,7 +329,8 @@ def at_end(row: dict[str, Any], key: str) -> float:
     return float(row["curve"][key][-1])
 
 
-def _mean(values: Sequence[float | None], digits: int = 2) -> str:
+def mean_text(values: Sequence[float | None], digits: int = 2) -> str:
+    """Return the mean as text, a dash where there is none or a value is missing."""
     known = [value for value in values if value is not None]
     return f"{np.mean(known):.{digits}f}" if known and len(known) == len(values) else "–"
 
