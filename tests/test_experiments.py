@@ -197,7 +197,7 @@ def test_seeds_that_only_some_were_run_on_choose_no_target_and_are_not_counted(
         made("exact-combined", [3.0, 2.5], 1.0, seed=1),
     ]
     # A third seed that has only begun, on which all are far lower.
-    third = [made(name, [3.0, 0.1], seed=2) for name in ("fedit", "exact-combined")]
+    third = [made("fedit", [3.0, 0.1], seed=2), made("exact-combined", [3.0, 0.1], 1.0, seed=2)]
     rows = collect([*both, *third])
     assert {(row["seed"], row["target_loss"]) for row in rows} == {(0, 0.9), (1, 1.9), (2, None)}
     lines = by_name(table(rows, "gsm8k"))
