@@ -24,7 +24,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from airtune.data import Batch
-from airtune.models import shape_of
+from airtune.models.loading import shape_of
 from airtune.pruning import cached_calibration, calibrate
 
 OUT = Path(__file__).parent / "results" / "calibration.json"

@@ -27,12 +27,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from airtune.client import ClientFailure, ClientJob, ClientUpdate
 from airtune.engines import Engine
 from airtune.engines.local import LocalEngine
 from airtune.engines.ray import RayEngine
-from airtune.federation import run
+from airtune.rounds.loop import run
 from airtune.scenario import Scenario, load_scenario
+from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
 
 
 class Timed:

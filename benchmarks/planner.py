@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from airtune import numerology
+from airtune.channel import numerology
 from airtune.planning import PlanningProblem, plan
 from airtune.planning.bcd import bandwidth_block
-from airtune.planning.deadline import solve
-from airtune.planning.reduced import reduced
+from airtune.planning.optimum.deadline import solve
+from airtune.planning.optimum.reduced import reduced
 
 SIZES = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 # A second size shows how the others grow; beyond, they take minutes.

@@ -20,15 +20,23 @@ from typing import Any
 
 import torch
 
-from airtune.client import adapted, adapter_values, lora_config, train
+from airtune.adapters.lora import adapted, lora_config, values_of
+from airtune.adapters.slices import gather_adapter, scatter_adapter
 from airtune.data import encode, eval_batches, load_task, local_batches
-from airtune.evaluate import answer_loss
-from airtune.models import load_model, speed_up_attention
-from airtune.pruning import calibrate, choose, cut, gather_adapter, scatter_adapter
+from airtune.models.loading import load_model, speed_up_attention
+from airtune.models.workload import (
+    StepTokens,
+    full_sizes,
+    payload_bits,
+    realised_pruning,
+    training_flops,
+)
+from airtune.pruning import calibrate, choose, cut
 from airtune.pruning.choice import removal_order
 from airtune.randomness import derived_seed, generator
 from airtune.scenario import ModelSection, TaskSection, TrainingSection
-from airtune.workload import StepTokens, full_sizes, payload_bits, realised_pruning, training_flops
+from airtune.training.client import train
+from airtune.training.evaluation import answer_loss
 
 OUT = Path(__file__).parent / "results" / "pruning_quality.json"
 RATES = (0.2, 0.4, 0.5, 0.6, 0.8)
@@ -74,7 +82,7 @@ class Bench:
         )
         self.config = lora_config(self.training, self.loaded.lora_targets)
         with adapted(self.loaded.model, self.config, seed=derived_seed(0, "adapter")) as model:
-            self.start = adapter_values(model)
+            self.start = values_of(model)
         begun = time.perf_counter()
         self.statistics = calibrate(self.loaded.model, self.loaded.shape, self.calibration)
         self.calibrate_s = time.perf_counter() - begun

@@ -25,11 +25,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 
-from airtune.models import load_model
-from airtune.profiling import first_units, measure
+from airtune.models.loading import load_model
+from airtune.models.workload import StepTokens, full_sizes, memory_bytes, uniform_sizes
 from airtune.pruning import cut
 from airtune.scenario import ModelSection
-from airtune.workload import StepTokens, full_sizes, memory_bytes, uniform_sizes
+from airtune.training.profiling import first_units, measure
 
 OUT = Path(__file__).parent / "results" / "step.json"
 RATES = (0.0, 0.2, 0.4, 0.6, 0.8)

@@ -12,13 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from airtune.record import (
-    ClientRecord,
-    ClientSite,
-    RoundRecord,
-    RunDescription,
-    RunDirectory,
-)
+from airtune.record import ClientRecord, ClientSite, RoundRecord, RunDescription, RunDirectory
 from airtune.scenario import scenario_from_dict
 
 SPEEDS = {

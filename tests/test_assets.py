@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from airtune import assets
-from airtune.assets import Wheel, cache_dir, wheel_folder
 from airtune.errors import InputError
+from airtune.models import assets
+from airtune.models.assets import Wheel, cache_dir, wheel_folder
 
 FILES = {"pocket/__init__.py": b"x = 1\n", "pocket/data.bin": bytes(range(256)) * 40}
 
@@ -246,5 +246,5 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 
 
 def test_assets_import_no_torch() -> None:
-    code = "import sys, airtune.assets; assert 'torch' not in sys.modules"
+    code = "import sys, airtune.models.assets; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,20 +9,15 @@ import pytest
 import torch
 from peft import get_peft_model, get_peft_model_state_dict
 
-from airtune.client import (
-    adapted,
-    adapter_values,
-    answer_token_loss,
-    gather_moments,
-    lora_config,
-    scatter_moments,
-    train,
-)
+from airtune.adapters.lora import adapted, lora_config, values_of
+from airtune.adapters.slices import gather_adapter, scatter_adapter
 from airtune.data import Batch, encode, load_task, local_batches
 from airtune.errors import RunError
-from airtune.models import LoadedModel, load_model
-from airtune.pruning import Structure, cut, gather_adapter, scatter_adapter, whole
+from airtune.models.loading import LoadedModel, load_model
+from airtune.models.structure import Structure, whole
+from airtune.pruning import cut
 from airtune.scenario import ModelSection, TaskSection, TrainingSection
+from airtune.training.client import answer_token_loss, gather_moments, scatter_moments, train
 
 SECTION = TrainingSection(local_steps=3, batch_size=4, learning_rate=1e-2, lora_rank=4)
 
@@ -43,7 +38,7 @@ def batches(loaded: LoadedModel) -> list[Batch]:
 def start(loaded: LoadedModel) -> dict[str, torch.Tensor]:
     config = lora_config(SECTION, loaded.lora_targets)
     with adapted(loaded.model, config, seed=1) as peft_model:
-        return adapter_values(peft_model)
+        return values_of(peft_model)
 
 
 def test_a_bfloat16_model_computes_its_adapter_in_bfloat16(batches: list[Batch]) -> None:

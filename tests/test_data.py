@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
-from airtune import assets
 from airtune.data import (
     IGNORED,
     Encoded,
@@ -36,6 +35,7 @@ from airtune.data.examples import frame, solution_steps, without_calculator
 from airtune.data.generated import gsm_symbolic, sums
 from airtune.data.tasks import TOPICS
 from airtune.errors import InputError
+from airtune.models import assets
 from airtune.scenario import TaskSection
 
 TOKENIZER = ByT5Tokenizer()

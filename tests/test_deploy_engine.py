@@ -12,7 +12,6 @@ import pytest
 import safetensors.numpy
 import torch
 
-from airtune.client import ClientJob
 from airtune.deploy.checks import norm_bound
 from airtune.deploy.codec import (
     adapter_arrays,
@@ -40,11 +39,12 @@ from airtune.deploy.protocol import (
 )
 from airtune.deploy.roster import Node, Reply
 from airtune.errors import InputError, RunError
-from airtune.federation import run
-from airtune.pruning import Structure
+from airtune.models.structure import Structure
 from airtune.record import Record
+from airtune.rounds.loop import run
 from airtune.scenario import Scenario, load_scenario
-from airtune.worker import Worker
+from airtune.training.client import ClientJob
+from airtune.training.worker import Worker
 
 SMALL = [
     "rounds=2",

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airtune.devices import PROFILES, compute_s, profile_of, read_profile
 from airtune.errors import InputError
+from airtune.models.devices import PROFILES, compute_s, profile_of, read_profile
 from airtune.scenario import DeviceSection, builtin_scenarios, load_scenario
 
 NAMES = {

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from airtune.client import ClientUpdate
 from airtune.engines.choice import engine_maker
 from airtune.engines.local import LocalEngine
 from airtune.errors import InputError
-from airtune.federation import run
-from airtune.observer import Observer
+from airtune.rounds.loop import run
+from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario, load_scenario
+from airtune.training.client import ClientUpdate
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -116,7 +116,7 @@ def test_a_cluster_that_does_not_answer_is_named(scenario: Scenario) -> None:
 
 
 def test_updates_come_one_a_job_whatever_the_order(engine: Any, scenario: Scenario) -> None:
-    from airtune.client import ClientJob
+    from airtune.training.client import ClientJob
 
     adapter = engine.initial_adapter()
     jobs = [ClientJob(1, k, 0.0, 1, adapter) for k in (3, 0, 2, 1, 0)]

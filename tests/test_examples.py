@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from airtune.planning import plan, problem_from_json
-from airtune.planning_inputs import plan_of_round, problem_of_scenario
+from airtune.planning.inputs import plan_of_round, problem_of_scenario
 from airtune.scenario import load_scenario
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -313,7 +313,7 @@ def test_every_method_is_a_valid_scenario(path: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(str(CORE))
     from methods import METHODS, rank_settings
 
-    from airtune.merging import rule_of
+    from airtune.merging.rules import rule_of
     from airtune.planning import METHODS as PLANNING
 
     for method in METHODS.values():

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from airtune import models
 from airtune.errors import InputError
-from airtune.models import fingerprint_of, label_logits, load_model, prepared, shape_of
+from airtune.models import loading as models
+from airtune.models.loading import fingerprint_of, label_logits, load_model, prepared, shape_of
+from airtune.models.workload import SHAPES
 from airtune.scenario import ModelSection
-from airtune.workload import SHAPES
 from small_models import NAMES, small_model, text_batch
 
 TINY = ModelSection(id="tiny")

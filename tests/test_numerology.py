@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from airtune.channel.numerology import block_hz, peak_rate_bps, resource_blocks
 from airtune.errors import InputError
-from airtune.numerology import block_hz, peak_rate_bps, resource_blocks
 from airtune.scenario import load_scenario
 
 # TS 38.214 Table 5.2.2.1-2 (CQI table 1): the highest entry, 64QAM.

@@ -10,10 +10,10 @@ import pytest
 
 from airtune import planning
 from airtune.errors import InputError
-from airtune.merging import MERGING, check_deployable
-from airtune.participation import PARTICIPATION, Decision, decide
+from airtune.merging.rules import MERGING, check_deployable
 from airtune.planning import Plan, PlanningProblem
 from airtune.planning.bcd import bandwidth_block
+from airtune.planning.participation import PARTICIPATION, Decision, decide
 from airtune.scenario import ParticipationSection, load_scenario
 
 STEPS = 4

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from airtune.planning import METHODS, PlanningProblem, plan
 from airtune.planning.bcd import bandwidth_block
-from airtune.planning.deadline import bound_at, solve
-from airtune.planning.reduced import reduced
+from airtune.planning.optimum.deadline import bound_at, solve
+from airtune.planning.optimum.reduced import reduced
 from oracles import cvxpy_loss, extreme_problem, grid_objective, random_problem
 
 TOLERANCE = 1e-6

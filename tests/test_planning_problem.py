@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airtune.channel.rate import band_of_rate, rate_of_band, slope_of_snr, snr_of_share
 from airtune.errors import InputError
 from airtune.planning import METHODS, plan, plan_to_json, problem_from_json, problem_to_json
-from airtune.planning.rate import band_of_rate, rate_of_band, slope_of_snr, snr_of_share
 from oracles import random_curve, random_problem
 
 

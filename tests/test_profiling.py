@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from airtune.devices import compute_s, profile_of, read_profile
 from airtune.errors import InputError
-from airtune.models import load_model
-from airtune.profiling import StepTime, device_profile, measure
+from airtune.models.devices import compute_s, profile_of, read_profile
+from airtune.models.loading import load_model
+from airtune.models.workload import SHAPES, StepTokens, full_sizes, training_flops
 from airtune.scenario import DeviceSection, ModelSection
-from airtune.workload import SHAPES, StepTokens, full_sizes, training_flops
+from airtune.training.profiling import StepTime, device_profile, measure
 
 SMALL = {"rows": 2, "length": 8, "lora_rank": 2, "repeats": 1}
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 from peft import get_peft_model_state_dict
 
+from airtune.adapters.slices import gather_adapter, scatter_adapter
 from airtune.errors import RunError
-from airtune.models import shape_of
-from airtune.pruning import Structure, cut, gather_adapter, scatter_adapter, whole
-from airtune.workload import adapter_values
+from airtune.models.loading import shape_of
+from airtune.models.structure import Structure, whole
+from airtune.models.workload import adapter_size
+from airtune.pruning import cut
 from small_models import NAMES, small_model, text_batch
 from test_pruning_submodel import some_structure
 from test_workload import RANK, with_lora
@@ -47,7 +49,7 @@ def test_there_and_back_is_the_identity_on_kept_entries(name: str, drop: int | N
     for key, value in adapter.items():
         assert torch.equal(values[key][held[key]], value[held[key]])
         assert not values[key][~held[key]].any()
-    assert sum(int(mask.sum()) for mask in held.values()) == adapter_values(
+    assert sum(int(mask.sum()) for mask in held.values()) == adapter_size(
         shape, structure.sizes, lora_rank=RANK
     )
 

@@ -12,14 +12,8 @@ import pytest
 import torch
 
 from airtune.errors import InputError
-from airtune.models import fingerprint_of, shape_of
-from airtune.pruning import (
-    Statistics,
-    cached_calibration,
-    calibrate,
-    load_statistics,
-    text_hash,
-)
+from airtune.models.loading import fingerprint_of, shape_of
+from airtune.pruning import Statistics, cached_calibration, calibrate, load_statistics, text_hash
 from airtune.pruning.calibration import _stream
 from airtune.pruning.layers import blocks_of, output_projection
 from airtune.pruning.statistics import Block
@@ -89,7 +83,7 @@ def test_statistics_are_deterministic() -> None:
 
 def test_expected_harm_is_near_the_loss_really_lost() -> None:
     """Small cuts, where the quadratic estimate should hold, to within a factor of three."""
-    from airtune.models import label_logits
+    from airtune.models.loading import label_logits
     from airtune.pruning import choose, cut
     from airtune.pruning.choice import removal_order
 

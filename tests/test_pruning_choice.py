@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airtune.errors import InputError
-from airtune.models import label_logits, shape_of
-from airtune.pruning import calibrate, choose, cost_curve, cut, whole
+from airtune.models.loading import label_logits, shape_of
+from airtune.models.structure import whole
+from airtune.models.workload import realised_pruning
+from airtune.pruning import calibrate, choose, cost_curve, cut
 from airtune.pruning.choice import removal_order
-from airtune.workload import realised_pruning
 from small_models import NAMES, small_model, text_batch
 
 

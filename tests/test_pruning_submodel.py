@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from airtune.errors import InputError
-from airtune.models import label_logits, shape_of
-from airtune.pruning import Structure, calibrate, choose, cut, whole
+from airtune.models.loading import label_logits, shape_of
+from airtune.models.structure import Structure, entries, whole
+from airtune.models.workload import kept_parameters, realised_pruning
+from airtune.pruning import calibrate, choose, cut
 from airtune.pruning.layers import blocks_of, output_projection
-from airtune.pruning.structure import entries
-from airtune.workload import kept_parameters, realised_pruning
 from small_models import NAMES, small_model, text_batch
 
 

@@ -8,12 +8,7 @@ from pathlib import Path
 import pytest
 
 from airtune.errors import InputError
-from airtune.scenario import (
-    Scenario,
-    builtin_scenarios,
-    load_scenario,
-    scenario_from_dict,
-)
+from airtune.scenario import Scenario, builtin_scenarios, load_scenario, scenario_from_dict
 
 
 def refusal(*overrides: str, source: str = "tiny") -> str:

@@ -15,13 +15,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from airtune.data import Batch
 from airtune.errors import InputError
-from airtune.models import label_logits, lora_targets, shape_of
-from airtune.pruning import calibrate, choose, cut
-from airtune.workload import (
+from airtune.models.loading import label_logits, lora_targets, shape_of
+from airtune.models.workload import (
     SHAPES,
     ModelShape,
     StepTokens,
-    adapter_values,
+    adapter_size,
     affine_coefficients,
     calibration_flops,
     full_sizes,
@@ -31,6 +30,7 @@ from airtune.workload import (
     training_flops,
     uniform_sizes,
 )
+from airtune.pruning import calibrate, choose, cut
 from small_models import NAMES, small_model, text_batch
 
 RANK = 2
@@ -118,12 +118,12 @@ def test_adapter_values_are_what_peft_trains(name: str) -> None:
         structure = choose(statistics, shape, pruning)
         peft_model = with_lora(cut(model, shape, structure, statistics), shape)
         trained = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
-        assert adapter_values(shape, structure.sizes, lora_rank=RANK) == trained
+        assert adapter_size(shape, structure.sizes, lora_rank=RANK) == trained
 
 
 def test_payload_is_values_bitmap_and_header() -> None:
     shape = SHAPES["tiny"]
-    values = adapter_values(shape, full_sizes(shape), lora_rank=4)
+    values = adapter_size(shape, full_sizes(shape), lora_rank=4)
     bitmap = 3 * (32 + 2)
     bits = payload_bits(shape, full_sizes(shape), lora_rank=4, bits_per_value=16)
     assert bits == 16 * values + bitmap + 1024

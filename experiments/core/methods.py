@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from airtune.devices import profile_of
+from airtune.models.devices import profile_of
 from airtune.scenario import Scenario
 
 

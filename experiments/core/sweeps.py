@@ -30,7 +30,7 @@ from gathering import commit
 from airtune import planning
 from airtune.errors import InputError, RunError
 from airtune.planning import PlanningProblem
-from airtune.planning_inputs import problem_of_scenario
+from airtune.planning.inputs import problem_of_scenario
 from airtune.record.files import write_durably
 from airtune.scenario import load_scenario
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measured_curve(source: Path) -> Curve:
     """Calibrate on the shared text and return its cost curve."""
-    from airtune.worker import Worker
+    from airtune.training.worker import Worker
 
     settings = [f"task.source={json.dumps(str(source.resolve()))}", "pruning.cost=measured"]
     setting = Worker(load_scenario(HERE / "gsm8k.toml", settings)).setting

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airtune.errors import InputError, RunError
-    from airtune.federation import run
     from airtune.planning import Plan, PlanningProblem, plan, problem_from_json
     from airtune.record import Record, read_record
     from airtune.report import write_report
+    from airtune.rounds.loop import run
     from airtune.scenario import Scenario, load_scenario
 
 _HOME = {
@@ -31,7 +31,7 @@ _HOME = {
     "plan": "planning",
     "problem_from_json": "planning",
     "read_record": "record",
-    "run": "federation",
+    "run": "rounds.loop",
     "write_report": "report",
 }
 

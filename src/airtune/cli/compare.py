@@ -58,8 +58,8 @@ def compare(
     folder = out or Path("runs") / f"compare-{base.name}"
 
     from airtune.engines.local import LocalEngine
-    from airtune.federation import run as run_federation
     from airtune.report import comparison_table, write_comparison, write_report
+    from airtune.rounds.loop import run as run_federation
 
     engine = LocalEngine(base)
     records = {}

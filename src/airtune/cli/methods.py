@@ -26,7 +26,7 @@ def methods(
 
     console = Console()
     if devices:
-        from airtune.devices import PROFILES
+        from airtune.models.devices import PROFILES
 
         table = Table(box=box.SIMPLE_HEAD)
         for heading in ("profile", "peak TFLOP/s", "utilisation", "memory GB", "source"):
@@ -42,9 +42,9 @@ def methods(
         console.print(table)
         return
 
-    from airtune.merging import MERGING
-    from airtune.participation import PARTICIPATION
+    from airtune.merging.rules import MERGING
     from airtune.planning import METHODS
+    from airtune.planning.participation import PARTICIPATION
 
     for key, entries in (
         ("planning.method", METHODS),

@@ -113,7 +113,7 @@ def _problem(file: str, overrides: list[str], round_number: int) -> PlanningProb
     from airtune.errors import InputError
 
     if not file.endswith(".json"):
-        from airtune.planning_inputs import problem_of_scenario
+        from airtune.planning.inputs import problem_of_scenario
         from airtune.scenario import load_scenario
 
         scenario = load_scenario(file, overrides)
@@ -194,7 +194,7 @@ def _blocks(
     if channel_mhz is not None:
         if block_hz is not None or blocks is not None:
             raise InputError("--channel-mhz sets the blocks; leave --block-hz and --blocks out")
-        from airtune import numerology
+        from airtune.channel import numerology
 
         spacing = scs_khz * 1000
         count = numerology.resource_blocks(channel_mhz * 1e6, spacing)

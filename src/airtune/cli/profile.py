@@ -53,8 +53,8 @@ def profile(
     if not out.parent.is_dir():
         raise InputError(f"--out '{out}': the folder {out.parent} does not exist")
 
-    from airtune.models import load_model
-    from airtune.profiling import device_profile, measure
+    from airtune.models.loading import load_model
+    from airtune.training.profiling import device_profile, measure
 
     loaded = load_model(section, seed=0)
     import torch

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from airtune.observer import Observer
 from airtune.record import RoundRecord
 from airtune.report.summary import is_left_out
+from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario
 
 

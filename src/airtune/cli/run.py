@@ -76,8 +76,8 @@ def run(
     folder = out or Path("runs") / f"{loaded.name}-{loaded.planning.method}"
 
     from airtune.engines.choice import engine_maker
-    from airtune.federation import run as run_federation
     from airtune.report import summary_table, write_report
+    from airtune.rounds.loop import run as run_federation
 
     make_engine = engine_maker(
         engine,

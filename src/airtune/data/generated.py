@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from airtune.assets import WHEELS, wheel_folder
 from airtune.data.examples import Example, frame, solution_steps
+from airtune.models.assets import WHEELS, wheel_folder
 
 INSTRUCTION = " Give the result as your final answer. Do not include units."
 """Ends every question of the generator; dropped: the format is learned, the tokens cost time."""

@@ -14,14 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from airtune.data.batches import token_count
 from airtune.data.examples import Example, Task, frame, solution_steps, without_calculator
 from airtune.data.generated import gsm_symbolic, sums
-from airtune.data.sources import (
-    Files,
-    csv_rows,
-    hub_rows,
-    open_source,
-    table_rows,
-    text_of,
-)
+from airtune.data.sources import Files, csv_rows, hub_rows, open_source, table_rows, text_of
 from airtune.errors import InputError
 from airtune.randomness import derived_seed, generator
 from airtune.scenario import TaskSection

@@ -1,4 +1,4 @@
-"""What Flower's ServerApp runs: the round loop of `airtune.federation`, on devices."""
+"""What Flower's ServerApp runs: the round loop of `airtune.rounds`, on devices."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from airtune.deploy.bands import SocketBands
 from airtune.deploy.engine import Conditions, FlowerEngine
 from airtune.deploy.roster import Post
 from airtune.errors import InputError, RunError
-from airtune.federation import run
-from airtune.merging import check_deployable
-from airtune.observer import Observer
+from airtune.merging.rules import check_deployable
 from airtune.record import RoundRecord
+from airtune.rounds.loop import run
+from airtune.rounds.observer import Observer
 from airtune.scenario import load_scenario
 
 
@@ -58,7 +58,7 @@ def run_on_devices(post: Post, config: Mapping[str, Any], run_id: str) -> None:
     Whether it went well is left in the file `outcome`, for the command that waits.
 
     Raises:
-        InputError, RunError: as `airtune.federation.run`.
+        InputError, RunError: as `airtune.rounds.run`.
     """
     outcome = Path(str(config["outcome"])) if config["outcome"] else None
     try:

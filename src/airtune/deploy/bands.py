@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from airtune.client import Planned
 from airtune.errors import RunError
+from airtune.training.client import Planned
 
 
 class Bands(Protocol):

@@ -13,19 +13,20 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from airtune.client import Adapter, ClientJob, ClientUpdate
+from airtune.adapters.names import Adapter
+from airtune.adapters.slices import gather_adapter
 from airtune.deploy.codec import adapter_of, layout_of, structure_of
 from airtune.deploy.protocol import Arrays, Introduction, Privacy, ProtocolError, Update
-from airtune.pruning import gather_adapter
-from airtune.pruning.structure import check_structure
-from airtune.scenario import Scenario, TrainingSection
-from airtune.workload import (
+from airtune.models.structure import check_structure
+from airtune.models.workload import (
     ModelShape,
     StepTokens,
     payload_bits,
     realised_pruning,
     training_flops,
 )
+from airtune.scenario import Scenario, TrainingSection
+from airtune.training.client import ClientJob, ClientUpdate
 
 
 def checked_update(

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from airtune.client import Adapter
+from airtune.adapters.names import Adapter
 from airtune.deploy.protocol import Arrays, ProtocolError, to_air
-from airtune.pruning import Structure
-from airtune.workload import ModelShape
+from airtune.models.structure import Structure
+from airtune.models.workload import ModelShape
 
 _VALUES = "values"
 _KEPT = "kept"

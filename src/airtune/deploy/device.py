@@ -14,7 +14,8 @@ import traceback
 from importlib.metadata import version
 from pathlib import Path
 
-from airtune.client import Adapter, ClientJob, ClientUpdate, OptimizerState
+from airtune.adapters.names import Adapter
+from airtune.adapters.slices import gather_adapter
 from airtune.deploy import privacy as dp
 from airtune.deploy.codec import adapter_arrays, adapter_of, layout_of, structure_array
 from airtune.deploy.pacing import Pacer
@@ -36,12 +37,12 @@ from airtune.deploy.protocol import (
     pack,
     unpack,
 )
-from airtune.devices import profile_of
 from airtune.errors import InputError, RunError
-from airtune.merging import check_deployable
-from airtune.pruning import gather_adapter
+from airtune.merging.rules import check_deployable
+from airtune.models.devices import profile_of
 from airtune.scenario import Scenario
-from airtune.worker import Worker
+from airtune.training.client import ClientJob, ClientUpdate, OptimizerState
+from airtune.training.worker import Worker
 
 
 class Device:

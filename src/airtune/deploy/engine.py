@@ -1,6 +1,6 @@
 """The engine whose clients are real devices: implements `airtune.engines.Engine`.
 
-The round loop stays the one in `airtune.federation`. What this adds is the messages, a real
+The round loop stays the one in `airtune.rounds`. What this adds is the messages, a real
 clock beside the planned one, deadlines, and the checks that an update from outside has to pass.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from airtune.client import Adapter, ClientJob, ClientUpdate, Measured, Planned
+from airtune.adapters.names import Adapter
 from airtune.deploy.bands import Bands
 from airtune.deploy.checks import checked_update
 from airtune.deploy.codec import adapter_arrays
@@ -29,12 +29,13 @@ from airtune.deploy.protocol import (
     unpack,
 )
 from airtune.deploy.roster import Member, Node, Post, Reply, Roster
-from airtune.devices import DeviceProfile
 from airtune.engines import ClientFailure
 from airtune.errors import InputError, RunError
+from airtune.models.devices import DeviceProfile
+from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario
-from airtune.worker import ClientSetting, Evaluation, Setting, Worker
-from airtune.workload import StepTokens
+from airtune.training.client import ClientJob, ClientUpdate, Measured, Planned
+from airtune.training.worker import ClientSetting, Evaluation, Setting, Worker
 
 Outcome = ClientUpdate | ClientFailure
 

@@ -57,7 +57,7 @@ class Hello(Fields):
 
 
 class Step(Fields):
-    """The size of one local step, as in `airtune.workload.StepTokens`."""
+    """The size of one local step, as in `airtune.models.workload.StepTokens`."""
 
     rows: Annotated[int, Field(ge=1, lt=2**20)]
     length: Annotated[int, Field(ge=1, lt=2**24)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from airtune.client import Adapter, ClientFailure, ClientJob, ClientUpdate
-from airtune.worker import Evaluation, Setting
-from airtune.workload import StepTokens
+from airtune.adapters.names import Adapter
+from airtune.models.workload import StepTokens
+from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
+from airtune.training.worker import Evaluation, Setting
 
 __all__ = ["ClientFailure", "Engine"]
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from airtune.client import Adapter, ClientFailure, ClientJob, ClientUpdate, failure_of
+from airtune.adapters.names import Adapter
+from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario
-from airtune.worker import Evaluation, Setting, Worker
-from airtune.workload import StepTokens
+from airtune.training.client import ClientFailure, ClientJob, ClientUpdate, failure_of
+from airtune.training.worker import Evaluation, Setting, Worker
 
 
 class LocalEngine:

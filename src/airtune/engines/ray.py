@@ -15,11 +15,12 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from airtune.client import Adapter, ClientFailure, ClientJob, ClientUpdate, failure_of
+from airtune.adapters.names import Adapter
 from airtune.errors import InputError, RunError
+from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario, scenario_from_dict
-from airtune.worker import Evaluation, Setting, Worker
-from airtune.workload import StepTokens
+from airtune.training.client import ClientFailure, ClientJob, ClientUpdate, failure_of
+from airtune.training.worker import Evaluation, Setting, Worker
 
 ATTEMPTS = 3
 """How often a job is given out before its client counts as failed."""

@@ -11,8 +11,8 @@ from time import perf_counter
 
 import numpy as np
 
+from airtune.channel.rate import LN2, slope_of_snr
 from airtune.planning.problem import Array, Plan, PlanningProblem, priced
-from airtune.planning.rate import LN2, slope_of_snr
 
 # Newton's steps on the deadline roughly double the correct digits; this many is never reached.
 _MAX_STEPS = 200

@@ -11,8 +11,8 @@ import numpy as np
 from airtune.errors import InputError
 from airtune.planning import baselines
 from airtune.planning.bcd import bcd
-from airtune.planning.blocks import check_blocks, exact_in_blocks, in_blocks
-from airtune.planning.exact import exact
+from airtune.planning.optimum.blocks import check_blocks, exact_in_blocks, in_blocks
+from airtune.planning.optimum.search import exact
 from airtune.planning.problem import Plan, PlanningProblem
 from airtune.randomness import generator
 

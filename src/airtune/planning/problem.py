@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from airtune.channel.rate import band_of_rate, rate_of_band
 from airtune.errors import InputError
 from airtune.planning.curves import Pieces, checked_curve, pieces_of
-from airtune.planning.rate import band_of_rate, rate_of_band
 
 Array = NDArray[np.float64]
 

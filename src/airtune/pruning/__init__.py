@@ -8,26 +8,20 @@ adapter = gather_adapter(full_adapter, structure, shape)
 values, held = scatter_adapter(adapter, structure, shape)
 """
 
-from airtune.pruning.adapter import gather_adapter, scatter_adapter
 from airtune.pruning.cache import cached_calibration
 from airtune.pruning.calibration import calibrate
 from airtune.pruning.choice import choose, cost_curve
 from airtune.pruning.statistics import Statistics, text_hash
 from airtune.pruning.store import load_statistics
-from airtune.pruning.structure import Structure, whole
 from airtune.pruning.submodel import cut
 
 __all__ = [
     "Statistics",
-    "Structure",
     "cached_calibration",
     "calibrate",
     "choose",
     "cost_curve",
     "cut",
-    "gather_adapter",
     "load_statistics",
-    "scatter_adapter",
     "text_hash",
-    "whole",
 ]

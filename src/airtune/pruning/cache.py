@@ -12,11 +12,11 @@ from pathlib import Path
 from torch import nn
 
 from airtune.errors import InputError
-from airtune.models import fingerprint_of
+from airtune.models.loading import fingerprint_of
+from airtune.models.workload import ModelShape
 from airtune.pruning.calibration import ATTENTION_WEIGHT, RIDGE, SENSITIVITY_ROWS, calibrate
 from airtune.pruning.statistics import Block, CalibrationBatch, Statistics, text_hash
 from airtune.pruning.store import FORMAT, load_statistics, save_block, save_header
-from airtune.workload import ModelShape
 
 ABANDONED_S = 86_400.0
 """Half-written statistics in which nothing was written for so long are nobody's any more."""

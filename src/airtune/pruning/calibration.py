@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from airtune.errors import InputError
-from airtune.models import fingerprint_of, label_logits
+from airtune.models.loading import fingerprint_of, label_logits
+from airtune.models.workload import ModelShape
 from airtune.pruning.importance import (
     elimination_order,
     ordered_features,
@@ -29,7 +30,6 @@ from airtune.pruning.statistics import (
     SublayerStatistics,
     text_hash,
 )
-from airtune.workload import ModelShape
 
 RIDGE = 0.03
 """λ relative to the mean variance of a sublayer's features."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from airtune.errors import InputError
+from airtune.models.structure import Structure, check_structure
+from airtune.models.workload import ModelShape, check_rate
 from airtune.pruning.statistics import Statistics
-from airtune.pruning.structure import Structure, check_structure
-from airtune.workload import ModelShape, check_rate
 
 CURVE_POINTS = 9
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from airtune.workload import Matrix, ModelShape
+from airtune.models.workload import Matrix, ModelShape
 
 
 def blocks_of(model: nn.Module, shape: ModelShape) -> nn.ModuleList:

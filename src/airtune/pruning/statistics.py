@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from airtune.errors import InputError
+from airtune.models.workload import ModelShape
 from airtune.pruning.importance import ordered_features
-from airtune.workload import ModelShape
 
 UNITS = ("group", "mlp")
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from airtune.errors import InputError
+from airtune.models.structure import Structure, check_structure, entries
+from airtune.models.workload import Matrix, ModelShape
 from airtune.pruning.layers import blocks_of, layer_like, weight_of
 from airtune.pruning.reconstruct import refit
 from airtune.pruning.statistics import BlockStatistics, Statistics, SublayerStatistics
-from airtune.pruning.structure import Structure, check_structure, entries
-from airtune.workload import Matrix, ModelShape
 
 
 class NoAttention(nn.Module):

@@ -10,13 +10,7 @@ from __future__ import annotations
 from airtune.record.checkpoint import Checkpoint
 from airtune.record.directory import RunDirectory
 from airtune.record.reading import Record, read_record
-from airtune.record.schema import (
-    ClientRecord,
-    ClientSite,
-    RoundRecord,
-    RunDescription,
-    json_line,
-)
+from airtune.record.schema import ClientRecord, ClientSite, RoundRecord, RunDescription, json_line
 
 __all__ = [
     "Checkpoint",

@@ -11,14 +11,7 @@ from airtune.errors import InputError
 from airtune.record import Record, read_record
 from airtune.record.files import write_durably
 from airtune.report import numbers, svg
-from airtune.report.figures import (
-    LOSS,
-    ROW_HEIGHT,
-    TOTAL_WIDTH,
-    Figure,
-    label_width,
-    loss_points,
-)
+from airtune.report.figures import LOSS, ROW_HEIGHT, TOTAL_WIDTH, Figure, label_width, loss_points
 from airtune.report.page import present, render
 from airtune.report.summary import comparison_rows, differences, time_split
 

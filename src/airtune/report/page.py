@@ -75,7 +75,7 @@ def render_run(record: Record) -> str:
 def render(template: str, **values: Any) -> str:
     """Fill a template; unknown names are errors and text is escaped."""
     environment = Environment(
-        loader=PackageLoader("airtune", "templates"),
+        loader=PackageLoader("airtune.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,0 +1,1 @@
+"""LoRA adapters: names and ranks, a submodel's slice, few bits, on and off a model."""

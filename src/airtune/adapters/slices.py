@@ -1,0 +1,118 @@
+"""Adapters of the full model and of a submodel: the way there, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from airtune.adapters.names import Adapter
+from airtune.errors import RunError
+from airtune.models.structure import Structure, entries
+from airtune.models.workload import Axis, ModelShape
+
+# lora_A is (rank, inputs): its columns are cut. lora_B is (outputs, rank): its rows are cut.
+_SIDES = (("lora_A", 1), ("lora_B", 0))
+
+
+def gather_adapter(adapter: Adapter, structure: Structure, shape: ModelShape) -> Adapter:
+    """Return the submodel's adapter: the entries of the full one that its units own.
+
+    Layers that the submodel does not have are left out; names stay those of the full model.
+
+    Args:
+        adapter: PEFT's state-dict names, shapes of the full model.
+        structure: what the submodel keeps.
+        shape: of the full model.
+
+    Raises:
+        RunError: an entry is missing or does not have the full model's size.
+    """
+    gathered = {}
+    for name, dim, length, kept in _layout(structure, shape):
+        value = _entry(adapter, name, dim, length)
+        if kept is None:
+            gathered[name] = value.clone()
+        elif len(kept):
+            gathered[name] = value.index_select(dim, kept)
+    return gathered
+
+
+def scatter_adapter(
+    sub_adapter: Adapter, structure: Structure, shape: ModelShape
+) -> tuple[Adapter, dict[str, Tensor]]:
+    """Return the submodel's adapter in the full model's shapes, and which entries it holds.
+
+    Args:
+        sub_adapter: PEFT's state-dict names, shapes of the submodel.
+        structure: what the submodel keeps.
+        shape: of the full model.
+
+    Returns:
+        Values, zero where the submodel has nothing, and boolean masks of the same shapes.
+
+    Raises:
+        RunError: an entry is missing or does not have the submodel's size.
+    """
+    rank = _rank(sub_adapter)
+    values, held = {}, {}
+    for name, dim, length, kept in _layout(structure, shape):
+        size = (rank, length) if dim == 1 else (length, rank)
+        values[name] = torch.zeros(size)
+        held[name] = torch.zeros(size, dtype=torch.bool)
+        if kept is None:
+            values[name].copy_(_entry(sub_adapter, name, dim, length))
+            held[name].fill_(True)
+        elif len(kept):
+            part = _entry(sub_adapter, name, dim, len(kept))
+            values[name].index_copy_(dim, kept, part.to(values[name]))
+            held[name].index_fill_(dim, kept, True)
+    return values, held
+
+
+def entry_name(shape: ModelShape, block: int, matrix: str, factor: str) -> str:
+    """Return PEFT's name of an adapter entry, e.g. of `lora_A` of a block's `mlp.up_proj`."""
+    return f"base_model.model.{shape.table.blocks}.{block}.{matrix}.{factor}.weight"
+
+
+def _layout(
+    structure: Structure, shape: ModelShape
+) -> Iterator[tuple[str, int, int, Tensor | None]]:
+    """Yield per adapter entry its name, cut dimension, full length, and what is kept of it.
+
+    None means all of an uncut side; an empty tensor means that the layer is not there.
+    """
+    for block in range(shape.blocks):
+        for matrix in shape.matrices:
+            sides: tuple[Axis, Axis] = (matrix.inputs, matrix.outputs)
+            unit = next(side.unit for side in sides if side.unit != "hidden")
+            units = structure.units(block, unit)
+            total = shape.mlp_channels if unit == "mlp" else shape.kv_heads
+            for (factor, dim), side in zip(_SIDES, sides, strict=True):
+                name = entry_name(shape, block, matrix.name, factor)
+                if side.unit == "hidden" and units:
+                    yield name, dim, side.size(1), None
+                else:
+                    length = side.size(1 if side.unit == "hidden" else total)
+                    kept = entries(side, units, total) if units else np.empty(0, np.int64)
+                    yield name, dim, length, torch.from_numpy(kept)
+
+
+def _rank(adapter: Adapter) -> int:
+    for name, value in adapter.items():
+        if name.endswith("lora_A.weight"):
+            return value.shape[0]
+    raise RunError("the adapter has no lora_A entry: nothing was trained")
+
+
+def _entry(adapter: Adapter, name: str, dim: int, length: int) -> Tensor:
+    if name not in adapter:
+        raise RunError(f"the adapter does not fit the model: '{name}' is missing")
+    if adapter[name].dim() != 2 or adapter[name].shape[dim] != length:
+        raise RunError(
+            f"the adapter does not fit the model: '{name}' has shape "
+            f"{tuple(adapter[name].shape)}, expected {length} along dimension {dim}"
+        )
+    return adapter[name]

@@ -1,0 +1,1 @@
+"""Models and devices: families, counted work, structures, loading; profiles and assets."""

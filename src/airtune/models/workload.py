@@ -1,0 +1,365 @@
+"""FLOPs, payload bits and memory of fine-tuning a submodel, counted; torch-free.
+
+What is counted is LoRA training on a frozen base: the forward pass, and the backward pass
+through activations. Frozen matrices have no weight gradient, and below the first adapter no
+gradient flows at all. One multiply-add is two FLOPs; element-wise work is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from airtune.errors import InputError
+from airtune.models.families import SHAPES, Axis, Matrix, ModelShape
+
+__all__ = [
+    "SHAPES",
+    "AffineCosts",
+    "Axis",
+    "KeptSizes",
+    "Matrix",
+    "ModelShape",
+    "StepTokens",
+    "adapter_size",
+    "affine_coefficients",
+    "calibration_flops",
+    "check_rate",
+    "full_sizes",
+    "kept_parameters",
+    "memory_bytes",
+    "payload_bits",
+    "realised_pruning",
+    "training_flops",
+    "uniform_sizes",
+]
+
+ACTIVATION_FACTOR = 1.8
+"""What autograd keeps of a block over the inputs and outputs of its linear layers.
+
+Norms, activations and rotations keep their own; from the peak memory of real steps
+(SmolLM2-135M, rates 0.4, 0.6 and 0.8: 1.87, 1.71, 1.73; benchmarks/step.py).
+"""
+HEADER_BITS = 1024
+"""A message's fixed part: round, client, shapes, checksum."""
+
+
+@dataclass(frozen=True)
+class KeptSizes:
+    """How much of each block a submodel keeps; a block with nothing of either is left out."""
+
+    mlp_channels: tuple[int, ...]
+    kv_groups: tuple[int, ...]
+
+    def units(self, block: int, unit: str) -> int:
+        """Return how many units of a kind a block keeps (`hidden` counts as one unit)."""
+        if unit == "hidden":
+            return 1
+        return (self.mlp_channels if unit == "mlp" else self.kv_groups)[block]
+
+
+@dataclass(frozen=True)
+class StepTokens:
+    """The size of one training step: rows padded to a common length, and answer tokens."""
+
+    rows: int
+    length: int
+    label_tokens: int
+
+
+def full_sizes(shape: ModelShape) -> KeptSizes:
+    """Return the sizes of the uncut model."""
+    return KeptSizes((shape.mlp_channels,) * shape.blocks, (shape.kv_heads,) * shape.blocks)
+
+
+def uniform_sizes(shape: ModelShape, pruning: float) -> KeptSizes:
+    """Return the sizes of a submodel cut to the same share everywhere, as nearly as units allow.
+
+    Groups are few, so whole ones are spread evenly over the blocks and the MLP makes up for
+    the difference. A stand-in for planning before any text was read.
+
+    Raises:
+        InputError: `pruning` is outside [0, 1).
+    """
+    check_rate(pruning)
+    unit, multiple = shape.unit_parameters, shape.channel_multiple
+    total_groups = shape.blocks * shape.kv_heads
+    kept_groups = max(shape.blocks, round(total_groups * (1 - pruning)))
+    groups = _spread(kept_groups, shape.blocks, shape.kv_heads)
+    kept = shape.block_parameters * (1 - pruning) - unit["group"] * kept_groups
+    steps = shape.mlp_channels // multiple
+    chunks = round(kept / (unit["mlp"] * multiple))
+    if chunks >= steps * shape.blocks:
+        channels = (shape.mlp_channels,) * shape.blocks
+    else:
+        spread = _spread(max(shape.blocks, chunks), shape.blocks, steps)
+        channels = tuple(multiple * count for count in spread)
+    return KeptSizes(channels, groups)
+
+
+def _spread(total: int, bins: int, limit: int) -> tuple[int, ...]:
+    # Differences of a rounded ramp: as even as whole numbers can be.
+    total = min(total, bins * limit)
+    return tuple((i + 1) * total // bins - i * total // bins for i in range(bins))
+
+
+def check_rate(pruning: float, limit: float = 1.0) -> None:
+    """Refuse a pruning rate outside [0, limit], or 1; raises `InputError`."""
+    if not (0 <= pruning <= limit and pruning < 1):
+        allowed = f"[0, {limit:g}]" if limit < 1 else "[0, 1)"
+        raise InputError(f"pruning = {pruning!r}: must be in {allowed}")
+
+
+def kept_parameters(shape: ModelShape, sizes: KeptSizes) -> int:
+    """Return how many weight-matrix entries of the blocks the submodel keeps."""
+    unit = shape.unit_parameters
+    return unit["mlp"] * sum(sizes.mlp_channels) + unit["group"] * sum(sizes.kv_groups)
+
+
+def realised_pruning(shape: ModelShape, sizes: KeptSizes) -> float:
+    """Return the share of the blocks' weight-matrix entries that the submodel leaves out."""
+    return 1 - kept_parameters(shape, sizes) / shape.block_parameters
+
+
+def training_flops(
+    shape: ModelShape,
+    sizes: KeptSizes,
+    step: StepTokens,
+    *,
+    lora_rank: int,
+    freezes_a: bool = False,
+) -> float:
+    """Count the FLOPs of one training step with LoRA on every linear layer of the blocks.
+
+    Per layer with n inputs, m outputs and rank r, over T tokens:
+    forward 2T(nm + rn + rm); backward 2T(2rm + rn) for the adapter's own gradients, and
+    2T(nm + rn) more for the input's, which nothing below the first adapter needs. A frozen A
+    saves its 2Trn.
+    Attention scores: rows of s tokens, h heads of width d: 4hds² a row forward, twice that
+    backward (all s² pairs: what eager attention computes). LM head: at label positions only,
+    4 FLOPs an entry.
+    """
+    tokens = step.rows * step.length
+    total = 4.0 * step.label_tokens * shape.head_inputs * shape.vocab
+    heads_of_group = shape.query_heads // shape.kv_heads
+    matrices = shape.matrices
+    reached = False  # whether an adapter lies below
+    for block in range(shape.blocks):
+        parts: dict[str, list[Matrix]] = {"group": [], "mlp": []}
+        for matrix in matrices:
+            inner = matrix.inputs.unit if matrix.inputs.unit != "hidden" else matrix.outputs.unit
+            parts[inner].append(matrix)
+        below = reached
+        for unit, layers in parts.items():
+            units = sizes.units(block, unit)
+            if not units:
+                continue
+            for matrix in layers:
+                n = matrix.inputs.size(units if matrix.inputs.unit == unit else 1)
+                m = matrix.outputs.size(units if matrix.outputs.unit == unit else 1)
+                reads_hidden = matrix.inputs.unit == "hidden"
+                needs_input_gradient = not reads_hidden or (below if shape.parallel else reached)
+                reads = 1 if freezes_a else 2
+                total += 2.0 * tokens * (n * m + reads * lora_rank * n + 3 * lora_rank * m)
+                if needs_input_gradient:
+                    total += 2.0 * tokens * (n * m + lora_rank * n)
+            if unit == "group":
+                width = units * heads_of_group * shape.head_dim
+                total += 12.0 * width * step.rows * step.length**2
+            reached = True
+    return total
+
+
+def calibration_flops(shape: ModelShape, lengths: Sequence[int], *, sensitivity_rows: int) -> float:
+    """Count the FLOPs of calibrating on texts of so many tokens.
+
+    T tokens in all, s a text; a sublayer's output projection has n features and d outputs.
+    Once through the blocks: 2T a weight, 4hds² a text for attention scores. Second moments:
+    2Tn². Order, factors and harms: n³/3 + 2n³/3 (factor, inverse), 8n³/7 + 4n²d/3 (elimination,
+    half of what is alive at a time), n³/3 + 2n²d. `sensitivity_rows` of the texts also go forward
+    and backward: twice the work of a pass, and 4 FLOPs an entry of the LM head a token. Not
+    counted: stand-ins for whole blocks.
+
+    Args:
+        shape: the model.
+        lengths: tokens of each text.
+        sensitivity_rows: how many texts are also differentiated.
+    """
+    width = shape.query_heads * shape.head_dim
+    count = max(1, len(lengths))
+    tokens, squares = sum(lengths), sum(length**2 for length in lengths)
+    through = shape.blocks * 4.0 * width * squares + 2.0 * tokens * shape.block_parameters
+    differentiated = min(1.0, sensitivity_rows / count)
+    total = through * (1 + 2 * differentiated)
+    total += 4.0 * differentiated * tokens * shape.head_inputs * shape.vocab
+    for n in (shape.mlp_channels, width):
+        orders = (4 / 3 + 8 / 7) * n**3 + (4 / 3 + 2) * n**2 * shape.hidden
+        total += shape.blocks * (2.0 * tokens * n**2 + orders)
+    return total
+
+
+def adapter_size(
+    shape: ModelShape, sizes: KeptSizes, *, lora_rank: int, freezes_a: bool = False
+) -> int:
+    """Return how many numbers the submodel's adapter has: rank x (inputs + outputs) a layer.
+
+    Where A is frozen, only the outputs' side (B) is trained and counted.
+    """
+    return lora_rank * sum(_adapter_sides(shape, sizes, freezes_a=freezes_a))
+
+
+def _adapter_sides(shape: ModelShape, sizes: KeptSizes, *, freezes_a: bool) -> list[int]:
+    """Return the length of each trained factor's vectors: inputs (A) and outputs (B) a layer."""
+    found: list[int] = []
+    for block in range(shape.blocks):
+        for matrix in shape.matrices:
+            sides = (matrix.inputs, matrix.outputs)
+            lengths = [side.size(sizes.units(block, side.unit)) for side in sides]
+            if all(lengths):
+                found += lengths[freezes_a:]
+    return found
+
+
+def payload_bits(
+    shape: ModelShape,
+    sizes: KeptSizes,
+    *,
+    lora_rank: int,
+    bits_per_value: int,
+    bits_per_scale: int = 0,
+    with_unit_indices: bool = True,
+    freezes_a: bool = False,
+) -> float:
+    """Count the bits of an uplink message: adapter values, a bitmap of kept units, a header.
+
+    Where `bits_per_scale` is given, each rank of A and of B in each layer has a scale.
+    """
+    sides = _adapter_sides(shape, sizes, freezes_a=freezes_a)
+    values, scales = lora_rank * sum(sides), lora_rank * len(sides)
+    bits = HEADER_BITS + bits_per_value * values + bits_per_scale * scales
+    if with_unit_indices:
+        bits += shape.blocks * (shape.mlp_channels + shape.kv_heads)
+    return float(bits)
+
+
+def memory_bytes(
+    shape: ModelShape,
+    sizes: KeptSizes,
+    step: StepTokens,
+    *,
+    lora_rank: int,
+    bytes_per_weight: int = 4,
+) -> float:
+    """Estimate the peak memory of a training step.
+
+    Weights of the submodel and the embeddings; the adapter in float32 with its gradient and
+    AdamW's two moments (16 bytes a value); what the backward pass needs of each block:
+    `ACTIVATION_FACTOR` times the inputs and outputs of its linear layers and two norms' inputs;
+    logits in float32 with softmax and gradient (12 bytes). Not counted: the runtime itself.
+    """
+    embeddings = shape.vocab * shape.head_inputs * (1 if shape.tied else 2)
+    weights = bytes_per_weight * (kept_parameters(shape, sizes) + embeddings)
+    adapter = 16 * adapter_size(shape, sizes, lora_rank=lora_rank)
+    activations = 0
+    for block in range(shape.blocks):
+        for matrix in shape.matrices:
+            sides = (matrix.inputs, matrix.outputs)
+            lengths = [side.size(sizes.units(block, side.unit)) for side in sides]
+            if all(lengths):
+                activations += sum(lengths)
+        activations += 2 * shape.hidden
+    tokens = step.rows * step.length
+    return float(
+        weights
+        + adapter
+        + ACTIVATION_FACTOR * bytes_per_weight * tokens * activations
+        + 12 * step.label_tokens * shape.vocab
+    )
+
+
+@dataclass(frozen=True)
+class AffineCosts:
+    """Costs as `fixed + full x (1 - pruning)`, fitted to counts."""
+
+    flops_fixed: float
+    flops_full: float
+    payload_fixed_bits: float
+    payload_full_bits: float
+    memory_fixed_bytes: float
+    memory_full_bytes: float
+
+    def flops(self, pruning: float) -> float:
+        """Return the FLOPs of the steps at a pruning rate."""
+        return self.flops_fixed + self.flops_full * (1 - pruning)
+
+    def payload_bits(self, pruning: float) -> float:
+        """Return the bits of the uplink message at a pruning rate."""
+        return self.payload_fixed_bits + self.payload_full_bits * (1 - pruning)
+
+    def min_pruning(self, available_bytes: float) -> float:
+        """Return the smallest pruning rate that fits into memory; above 1 where none does."""
+        if self.memory_fixed_bytes >= available_bytes:
+            return math.inf
+        return max(0.0, 1 - (available_bytes - self.memory_fixed_bytes) / self.memory_full_bytes)
+
+
+def affine_coefficients(
+    shape: ModelShape,
+    steps: tuple[StepTokens, ...],
+    *,
+    lora_rank: int,
+    bits_per_value: int,
+    bits_per_scale: int = 0,
+    bytes_per_weight: int = 4,
+    max_pruning: float = 0.8,
+    sizes_at: Callable[[float], KeptSizes] | None = None,
+    freezes_a: bool = False,
+) -> AffineCosts:
+    """Return the planner's cost model of one round: the line through two counted submodels.
+
+    Args:
+        shape: the model.
+        steps: the local steps of the round; FLOPs are summed, memory is the largest.
+        lora_rank: of the adapter.
+        bits_per_value: of an adapter value on the air.
+        bits_per_scale: of each rank's scale on the air.
+        bytes_per_weight: of the base model's dtype.
+        max_pruning: the line meets the counts at no pruning and at this rate.
+        sizes_at: the submodel at a rate; default: cut to the same share everywhere.
+        freezes_a: only B is trained and sent.
+    """
+    sizes_at = sizes_at or (lambda rate: uniform_sizes(shape, rate))
+    largest = max(steps, key=lambda step: (step.rows * step.length, step.label_tokens))
+    anchor = max_pruning if max_pruning > 0 else 0.5
+
+    def counts(sizes: KeptSizes) -> tuple[float, float, float, float]:
+        return (
+            realised_pruning(shape, sizes),
+            sum(
+                times * training_flops(shape, sizes, step, lora_rank=lora_rank, freezes_a=freezes_a)
+                for step, times in Counter(steps).items()
+            ),
+            payload_bits(
+                shape,
+                sizes,
+                lora_rank=lora_rank,
+                bits_per_value=bits_per_value,
+                bits_per_scale=bits_per_scale,
+                freezes_a=freezes_a,
+            ),
+            memory_bytes(
+                shape, sizes, largest, lora_rank=lora_rank, bytes_per_weight=bytes_per_weight
+            ),
+        )
+
+    _, *whole = counts(full_sizes(shape))
+    rate, *least = counts(sizes_at(anchor))
+    if rate == 0:  # the largest rate is less than one unit of this model
+        rate, *least = counts(uniform_sizes(shape, 0.5))
+    lines = []
+    for at_zero, at_rate in zip(whole, least, strict=True):
+        full = (at_zero - at_rate) / rate
+        lines += [at_zero - full, full]
+    return AffineCosts(*lines)

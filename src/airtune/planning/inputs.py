@@ -1,0 +1,275 @@
+"""From a scenario, a round's channel and counted work to the round's planning problem.
+
+No torch: `airtune plan` on a scenario comes through here with nominal batch sizes, the round
+loop with the sizes of the very batches that the clients will train on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune import channel, planning
+from airtune.channel import ChannelState, broadcast_rate_bps, numerology
+from airtune.errors import InputError
+from airtune.merging.rules import rule_of
+from airtune.models.devices import DeviceProfile, profile_of
+from airtune.models.workload import (
+    HEADER_BITS,
+    SHAPES,
+    AffineCosts,
+    KeptSizes,
+    ModelShape,
+    StepTokens,
+    affine_coefficients,
+    full_sizes,
+    payload_bits,
+)
+from airtune.planning import Plan, PlanningProblem
+from airtune.randomness import generator
+from airtune.scenario import Scenario
+
+FloatArray = NDArray[np.float64]
+
+NOMINAL_LABEL_SHARE = 0.5
+"""Share of the tokens that are answer tokens, where no data has been read yet."""
+BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Link:
+    """What the air offers in one round, and the broadcast that opens it."""
+
+    air: ChannelState
+    downlink_bits: float
+    """What is sent once to all: the adapter of the full model, of the largest rank."""
+    downlink_s: float
+    """At the slowest device's rate."""
+    needed_bits: FloatArray
+    """(K,) of which each client needs so much: ranks are sent in order, the first ones first."""
+
+    @property
+    def needed_s(self) -> FloatArray:
+        """(K,) when each client has what it needs, s."""
+        return self.needed_bits * (self.downlink_s / self.downlink_bits)
+
+
+@dataclass(frozen=True)
+class ClientLoad:
+    """What planning knows of one client's work in a round."""
+
+    steps: tuple[StepTokens, ...]
+    examples: int
+    pruning_cost: tuple[tuple[float, float], ...] | None = None
+    most_pruned: KeptSizes | None = None
+    """Its submodel at pruning.max_pruning, where known."""
+
+
+def link_of(
+    scenario: Scenario, shape: ModelShape, air: ChannelState, stacked_bits: float | None = None
+) -> Link:
+    """Price the round's broadcast: the whole adapter at the slowest device's rate.
+
+    Args:
+        scenario: ranks, precision, merging rule.
+        shape: of the full model.
+        air: the round's channel.
+        stacked_bits: what the updates of the round before take together, where clients merge
+            them into their base; None before there are any, when nothing but a header is sent.
+    """
+    rule = rule_of(scenario)
+    if rule.restarts:
+        bits = float(HEADER_BITS) if stacked_bits is None else stacked_bits
+        needed = np.full(len(scenario.client_devices), bits)
+    else:
+        needed = np.array(
+            [
+                payload_bits(
+                    shape,
+                    full_sizes(shape),
+                    lora_rank=rank,
+                    bits_per_value=scenario.aggregation.payload_bits_per_value,
+                    freezes_a=rule.freezes_a,
+                )
+                for rank in scenario.client_ranks
+            ]
+        )
+        bits = float(needed.max())
+    return Link(air, bits, bits / broadcast_rate_bps(air), needed)
+
+
+def problem_of_round(
+    scenario: Scenario,
+    shape: ModelShape,
+    profiles: Sequence[DeviceProfile],
+    loads: Sequence[ClientLoad],
+    link: Link,
+) -> PlanningProblem:
+    """Return the planning problem of one round.
+
+    Args:
+        scenario: bandwidth, κ, bounds on pruning, precision on the air.
+        shape: the model's.
+        profiles: one a client, in client order.
+        loads: each client's local steps and weight.
+        link: the round's channel and broadcast.
+
+    Raises:
+        InputError: a device's memory does not hold even the most pruned submodel.
+    """
+    freezes_a = rule_of(scenario).freezes_a
+    coefficients = [
+        affine_coefficients(
+            shape,
+            load.steps,
+            lora_rank=rank,
+            freezes_a=freezes_a,
+            bits_per_value=scenario.aggregation.uplink_bits_per_value,
+            bits_per_scale=scenario.aggregation.uplink_bits_per_scale,
+            bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
+            max_pruning=scenario.pruning.max_pruning,
+            sizes_at=_ending_at(load.most_pruned),
+        )
+        for load, rank in zip(loads, scenario.client_ranks, strict=True)
+    ]
+    speed = np.array([profile.effective_flops for profile in profiles])
+    least = least_pruning(scenario, coefficients, profiles)
+    costs = [load.pruning_cost for load in loads]
+    return PlanningProblem(
+        bandwidth_hz=scenario.cell.uplink_bandwidth_hz,
+        kappa=scenario.planning.kappa,
+        names=scenario.client_names,
+        weight=np.array([load.examples for load in loads], dtype=np.float64),
+        snr_hz=link.air.snr_hz,
+        downlink_s=link.needed_s,
+        compute_fixed_s=np.array([c.flops_fixed for c in coefficients]) / speed,
+        compute_full_s=np.array([c.flops_full for c in coefficients]) / speed,
+        payload_fixed_bits=np.array([c.payload_fixed_bits for c in coefficients]),
+        payload_full_bits=np.array([c.payload_full_bits for c in coefficients]),
+        min_pruning=np.array(least),
+        max_pruning=np.full(len(profiles), scenario.pruning.max_pruning),
+        max_spectral_efficiency=link.air.max_spectral_efficiency,
+        pruning_cost=None
+        if all(cost is None for cost in costs)
+        else tuple(None if cost is None else np.array(cost) for cost in costs),
+        max_pruning_loss=scenario.planning.max_pruning_loss,
+    )
+
+
+def _ending_at(sizes: KeptSizes | None) -> Callable[[float], KeptSizes] | None:
+    return None if sizes is None else lambda rate: sizes
+
+
+def least_pruning(
+    scenario: Scenario, costs: Sequence[AffineCosts], profiles: Sequence[DeviceProfile]
+) -> list[float]:
+    """Return each client's smallest pruning rate: what its memory can hold.
+
+    Raises:
+        InputError: a device does not hold even the most pruned submodel.
+    """
+    most = scenario.pruning.max_pruning
+    rates = [
+        cost.min_pruning(profile.memory_bytes)
+        for cost, profile in zip(costs, profiles, strict=True)
+    ]
+    for name, rate, profile in zip(scenario.client_names, rates, profiles, strict=True):
+        if rate > most:
+            raise InputError(
+                f"client {name}: its memory of {profile.memory_bytes / 1e9:g} GB does not hold "
+                f"the model even at pruning.max_pruning = {most:g}; raise it, or give a device "
+                "with more memory"
+            )
+    return rates
+
+
+def shape_of_model(scenario: Scenario) -> ModelShape:
+    """Return the model's sizes without loading it: a built-in model, or a folder's config.json.
+
+    Raises:
+        InputError: the model is neither.
+    """
+    name = scenario.model.id
+    if name in SHAPES:
+        return SHAPES[name]
+    config = Path(name) / "config.json"
+    try:
+        return ModelShape.of_config(json.loads(config.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        raise InputError(
+            f"model.id = '{name}': planning without loading the model needs a built-in model "
+            f"({', '.join(SHAPES)}) or a folder with a readable config.json"
+        ) from None
+
+
+def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:
+    """Return a scenario's planning problem before any data or model is loaded.
+
+    The channel is the one that the run will draw for `round`. Batches are taken as full
+    (task.max_tokens), half of their tokens as answers, and the clients as equally large: what
+    can be known from the file alone.
+    """
+    section = scenario.training
+    length = scenario.task.max_tokens
+    step = StepTokens(
+        rows=section.batch_size,
+        length=length,
+        label_tokens=int(section.batch_size * length * NOMINAL_LABEL_SHARE),
+    )
+    load = ClientLoad(steps=(step,) * section.local_steps, examples=1)
+    devices = scenario.client_devices
+    shape = shape_of_model(scenario)
+    air = channel.draw(
+        scenario.cell,
+        devices,
+        channel.place(scenario.cell, devices, generator(scenario.seed, "placement")),
+        generator(scenario.seed, "fading", round=round),
+        round=round,
+    )
+    return problem_of_round(
+        scenario,
+        shape,
+        [profile_of(device) for device in devices],
+        [load] * len(devices),
+        link_of(scenario, shape, air),
+    )
+
+
+def plan_of_round(
+    scenario: Scenario,
+    problem: PlanningProblem,
+    round: int,
+    *,
+    method: str | None = None,
+    bound: bool = True,
+) -> Plan:
+    """Plan one round as the scenario asks: its method, tolerance and resource blocks.
+
+    Args:
+        scenario: of the run.
+        problem: the round's, or another one in its place.
+        round: counted from 1.
+        method: in place of the scenario's.
+        bound: False skips the lower bound where the method itself gives none.
+    """
+    spacing_hz = scenario.cell.subcarrier_spacing_hz
+    whole_blocks: dict[str, Any] = {}
+    if spacing_hz is not None:
+        whole_blocks = {
+            "block_hz": numerology.block_hz(spacing_hz),
+            "blocks": numerology.resource_blocks(scenario.cell.uplink_bandwidth_hz, spacing_hz),
+        }
+    return planning.plan(
+        problem,
+        method or scenario.planning.method,
+        bound=bound,
+        tolerance=scenario.planning.tolerance,
+        rng=generator(scenario.seed, "random-plan", round=round),
+        **whole_blocks,
+    )

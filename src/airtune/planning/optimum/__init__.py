@@ -1,0 +1,1 @@
+"""The exact planner: the optimum of a planning problem with its certificate."""

@@ -1,0 +1,1 @@
+"""The round loop on a virtual clock."""

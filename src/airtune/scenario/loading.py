@@ -1,0 +1,100 @@
+"""From a TOML file, or a built-in scenario's name, to a checked `Scenario`."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from airtune.errors import InputError
+from airtune.scenario.overrides import apply_override, resolve_paths
+from airtune.scenario.schema import DeviceSection, Scenario
+
+
+def builtin_scenarios() -> dict[str, str]:
+    """Return the TOML text of each scenario shipped with the package, by name."""
+    folder = resources.files("airtune.scenario") / "builtin"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in files}
+
+
+def load_scenario(source: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+    """Read a scenario file, or a built-in scenario by name, with ``key.path=value`` overrides.
+
+    Paths inside the file (task source, traces, profiles, model folder) are taken relative to
+    the file's folder where such a file exists there, otherwise to the working folder.
+
+    Raises:
+        InputError: the file is missing or not TOML, a key is unknown, a value impossible.
+    """
+    text, folder = _read(source)
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source}: not valid TOML: {error}") from None
+    for override in overrides:
+        apply_override(values, override)
+    if folder is not None:
+        resolve_paths(values, folder)
+    return scenario_from_dict(values, where=str(source))
+
+
+def scenario_from_dict(values: dict[str, Any], *, where: str = "scenario") -> Scenario:
+    """Validate plain values (as in run.json) into a `Scenario`; raises `InputError`."""
+    try:
+        return Scenario.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_explain(error.errors()[0])}") from None
+
+
+def _read(source: str | Path) -> tuple[str, Path | None]:
+    path = Path(source)
+    builtin = builtin_scenarios()
+    if str(source) in builtin and not path.is_file():
+        return builtin[str(source)], None
+    try:
+        return path.read_text(encoding="utf-8"), path.parent
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(
+            f"cannot read scenario '{source}': {reason}; give a TOML file or one of the "
+            f"built-in scenarios: {', '.join(builtin)}"
+        ) from None
+
+
+def _explain(error: ErrorDetails) -> str:
+    """Turn pydantic's first complaint into one line in the user's own words."""
+    key = ".".join(str(part) for part in error["loc"])
+    written = error["input"]
+    match error["type"]:
+        case "extra_forbidden":
+            known = _fields_at(error["loc"][:-1])
+            close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            return f"unknown key '{key}': {hint}known here: {', '.join(known)}"
+        case "missing":
+            return f"'{key}' is missing"
+        case "value_error":
+            message = error["msg"].removeprefix("Value error, ")
+            return f"{key}: {message}" if key else message
+        case "too_short":
+            return f"'{key}' is empty: at least one is needed"
+        case _:
+            message = error["msg"][0].lower() + error["msg"][1:]
+            message = message.replace("input should be", "must be")
+            return f"{key} = {written!r}: {message}"
+
+
+def _fields_at(location: Sequence[str | int]) -> list[str]:
+    section: Any = Scenario
+    for part in location:
+        if isinstance(part, int):
+            continue
+        section = DeviceSection if part == "devices" else section.model_fields[part].annotation
+    return list(section.model_fields)

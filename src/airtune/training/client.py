@@ -1,0 +1,233 @@
+"""What one client does in a round: fine-tune a LoRA adapter on its submodel and hand it back.
+
+The adapter travels as `dict[str, Tensor]` with PEFT's state-dict names and float32 values.
+The base weights stay frozen and never move.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from airtune.adapters.lora import adapted, values_of
+from airtune.adapters.names import Adapter
+from airtune.adapters.slices import gather_adapter, scatter_adapter
+from airtune.data import Batch
+from airtune.models.loading import label_logits
+from airtune.models.structure import Structure
+from airtune.models.workload import ModelShape
+from airtune.scenario import TrainingSection
+
+OptimizerState = dict[str, Tensor]
+"""AdamW's moments by `<adapter entry>|exp_avg`, `…|exp_avg_sq` and `…|step`."""
+
+_SHAPED = ("exp_avg", "exp_avg_sq")
+_MOMENTS = (*_SHAPED, "step")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What the round's plan gives and expects of one client; real devices are held to it."""
+
+    bandwidth_hz: float
+    rate_bps: float
+    downlink_rate_bps: float
+    downlink_s: float
+    compute_s: float
+    upload_s: float
+    round_s: float
+    """The whole round's planned latency."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a real device's part took, where the clock is not virtual."""
+
+    downlink_s: float
+    compute_s: float
+    upload_s: float
+    engine_s: float
+    """The rest, up to the moment the server had the answer: polling, process starts."""
+
+
+@dataclass(frozen=True)
+class ClientJob:
+    """What the server asks of one client in one round."""
+
+    round: int
+    client: int
+    pruning: float
+    """The planned pruning rate; the client realises it as nearly as its units allow."""
+    local_steps: int
+    adapter: Adapter
+    """The server's adapter, of the full model."""
+    optimizer_state: OptimizerState | None = None
+    """AdamW's moments of the full adapter, where clients keep them between rounds."""
+    planned: Planned | None = None
+    """For engines whose clients are real devices."""
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What comes back: the submodel's adapter, what was kept, and what it cost."""
+
+    round: int
+    client: int
+    adapter: Adapter
+    structure: Structure
+    pruning: float
+    """Realised: parameters left out over parameters that may be left out."""
+    flops: float
+    uplink_bits: float
+    examples: int
+    """Size of the client's training set: its weight in the average."""
+    train_loss: float | None
+    """Mean over the local steps, per answer token; None where privacy keeps it on the device."""
+    optimizer_state: OptimizerState | None = None
+    wall_s: float = 0.0
+    """Real time that the work took here: calibration where it was due, cut, fine-tuning."""
+    measured: Measured | None = None
+    """Given: these times go on the record in place of the counted ones."""
+
+
+@dataclass(frozen=True)
+class ClientFailure:
+    """One client's work failed; the round goes on without it."""
+
+    client: int
+    reason: str
+    after_s: float | None = None
+    """How long the round waited for it, where the clock is real."""
+
+
+def failure_of(job: ClientJob, error: Exception) -> ClientFailure:
+    """Report what a client's work ended with in one line, for the record."""
+    lines = str(error).strip().splitlines() or [""]
+    return ClientFailure(job.client, f"{type(error).__name__}: {lines[0]}")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of local training, before it is put on the air."""
+
+    adapter: Adapter
+    optimizer_state: OptimizerState | None
+    train_loss: float
+    wall_s: float
+
+
+def train(
+    submodel: nn.Module,
+    config: LoraConfig,
+    adapter: Adapter,
+    batches: Sequence[Batch],
+    section: TrainingSection,
+    optimizer_state: OptimizerState | None = None,
+    *,
+    freezes_a: bool = False,
+) -> Trained:
+    """Fine-tune the adapter for one AdamW step a batch; loss on answer tokens only.
+
+    Args:
+        submodel: the client's model, cut or whole; its own weights stay as they are.
+        config: the LoRA configuration.
+        adapter: where to start, in the submodel's shapes.
+        batches: one a local step.
+        section: learning rate, weight decay, gradient-norm bound.
+        optimizer_state: AdamW's moments to go on from, in the submodel's shapes.
+        freezes_a: train B alone.
+
+    Returns:
+        The new adapter and, where `section.keep_optimizer`, the new moments.
+    """
+    start = time.perf_counter()
+    losses = []
+    with adapted(submodel, config, adapter) as peft_model:
+        peft_model.train()
+        for name, parameter in peft_model.named_parameters():
+            if freezes_a and ".lora_A." in name:
+                parameter.requires_grad_(False)
+        named = {
+            name.replace(".default.", "."): parameter
+            for name, parameter in peft_model.named_parameters()
+            if parameter.requires_grad
+        }
+        optimizer = torch.optim.AdamW(
+            named.values(), lr=section.learning_rate, weight_decay=section.weight_decay
+        )
+        if optimizer_state is not None:
+            for name, parameter in named.items():
+                moments = {key: optimizer_state[f"{name}|{key}"].clone() for key in _MOMENTS}
+                for key in _SHAPED:
+                    moments[key] = moments[key].to(parameter.device)
+                optimizer.state[parameter] = moments
+        for batch in batches:
+            loss = answer_token_loss(peft_model, batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(named.values(), section.max_grad_norm)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        kept = None
+        if section.keep_optimizer:
+            kept = {
+                f"{name}|{key}": optimizer.state[parameter][key].detach().cpu().clone()
+                for name, parameter in named.items()
+                for key in _MOMENTS
+            }
+        trained = values_of(peft_model)
+    return Trained(trained, kept, sum(losses) / len(losses), time.perf_counter() - start)
+
+
+def gather_moments(
+    state: OptimizerState, structure: Structure, shape: ModelShape
+) -> OptimizerState:
+    """Return the submodel's part of AdamW's moments of the full adapter."""
+    parts = {moment: gather_adapter(_moment(state, moment), structure, shape) for moment in _SHAPED}
+    gathered = {f"{n}|{m}": v for m, part in parts.items() for n, v in part.items()}
+    steps = {f"{n}|step": state[f"{n}|step"] for n in parts[_SHAPED[0]]}
+    return gathered | steps
+
+
+def scatter_moments(
+    new: OptimizerState,
+    old: OptimizerState | None,
+    adapter: Adapter,
+    structure: Structure,
+    shape: ModelShape,
+) -> OptimizerState:
+    """Put a submodel's moments back among the full adapter's; the others keep what they had.
+
+    Args:
+        new: the submodel's moments after training.
+        old: the full adapter's before; None stands for none yet (zeros).
+        adapter: the full adapter, for its shapes.
+        structure: what the submodel kept.
+        shape: of the full model.
+    """
+    if old is None:
+        old = {f"{n}|{m}": torch.zeros_like(v) for n, v in adapter.items() for m in _SHAPED}
+        old |= {f"{n}|step": torch.zeros(()) for n in adapter}
+    merged = dict(old)
+    for moment in _SHAPED:
+        values, held = scatter_adapter(_moment(new, moment), structure, shape)
+        for name, value in values.items():
+            merged[f"{name}|{moment}"] = torch.where(held[name], value, old[f"{name}|{moment}"])
+    return merged | {key: value for key, value in new.items() if key.endswith("|step")}
+
+
+def _moment(state: OptimizerState, moment: str) -> Adapter:
+    end = f"|{moment}"
+    return {key.removesuffix(end): value for key, value in state.items() if key.endswith(end)}
+
+
+def answer_token_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy per answer token; logits are computed only there."""
+    targets = batch.labels[:, 1:]
+    targets = targets[targets != -100]
+    return nn.functional.cross_entropy(label_logits(model, batch).float(), targets)

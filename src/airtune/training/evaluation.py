@@ -1,0 +1,262 @@
+"""What a model has learnt: loss per answer token, accuracy among choices, exact match."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from airtune.data import IGNORED, Batch, Encoded, Example, answer_tokens, collate, prompt_tokens
+from airtune.models.loading import causal_model, head_logits, label_logits, mixed_precision
+
+
+def answer_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
+    """Return the mean negative log-likelihood of an answer token, in nats.
+
+    −Σ log p(token | what precedes it) / number of tokens, over all answer tokens of all
+    batches, end-of-text included: a mean over tokens, not over batches or examples, so it does
+    not depend on how the examples were batched.
+
+    Raises:
+        ValueError: there is no answer token.
+    """
+    total, tokens = 0.0, 0
+    with _evaluating(model):
+        for batch in batches:
+            losses, rows = _token_losses(model, batch)
+            total += float(losses.double().sum())
+            tokens += len(rows)
+    if not tokens:
+        raise ValueError("no answer tokens to take the loss of")
+    return total / tokens
+
+
+def group_losses(
+    model: nn.Module, groups: Sequence[Sequence[Encoded]], batch_size: int
+) -> list[float]:
+    """Return `answer_loss` of each group of examples, e.g. of each client's own held-out text.
+
+    The examples of all groups share batches of similar length, so that many small groups cost
+    no more than one large one.
+
+    Raises:
+        ValueError: a group is empty.
+    """
+    tagged = [(group, one) for group, members in enumerate(groups) for one in members]
+    tagged.sort(key=lambda pair: -len(pair[1].input_ids))
+    sums = torch.zeros(len(groups), dtype=torch.float64)
+    tokens = torch.zeros_like(sums)
+    with _evaluating(model):
+        for at in range(0, len(tagged), batch_size):
+            part = tagged[at : at + batch_size]
+            losses, rows = _token_losses(model, collate([one for _, one in part]))
+            owner = torch.tensor([group for group, _ in part])[rows.cpu()]
+            sums.index_add_(0, owner, losses.double().cpu())
+            tokens.index_add_(0, owner, torch.ones(len(owner), dtype=torch.float64))
+    if not bool((tokens > 0).all()):
+        raise ValueError("a group has no answer tokens to take the loss of")
+    return [float(loss) for loss in sums / tokens]
+
+
+def label_accuracy(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    choices: Sequence[str],
+    *,
+    batch_size: int,
+) -> float:
+    """Return the share of examples whose answer is the most likely of the choices.
+
+    The score of a choice is log p(choice, end-of-text | prompt), summed over its tokens and
+    not divided by their number: these are the probabilities of disjoint events, and with
+    end-of-text a choice that begins another has no advantage. The prompt is run once; its
+    keys and values are shared by all choices.
+
+    Args:
+        model: a causal language model of Transformers, with or without PEFT around it.
+        tokenizer: the model's.
+        examples: at least one; each `answer` is one of the choices.
+        choices: the possible answers.
+        batch_size: prompts run together.
+    """
+    ends = [answer_tokens(choice, tokenizer) for choice in choices]
+    correct = 0
+    for part in _by_length(examples, tokenizer, batch_size):
+        prompts = [prompt_tokens(example.prompt, tokenizer) for example in part]
+        best = choice_scores(model, prompts, ends).argmax(dim=1).tolist()
+        answers = [choices[index] for index in best]
+        correct += sum(e.answer == a for e, a in zip(part, answers, strict=True))
+    return correct / len(examples)
+
+
+def choice_scores(
+    model: nn.Module, prompts: Sequence[Sequence[int]], choices: Sequence[Sequence[int]]
+) -> Tensor:
+    """Return log p(choice | prompt) for every pair, (prompts, choices), in float32 on the CPU."""
+    device = _device(model)
+    ids, mask = _left_padded(prompts, device)
+    width = max(len(choice) for choice in choices)
+    targets = torch.full((len(choices), width), IGNORED, device=device)
+    for row, choice in enumerate(choices):
+        targets[row, : len(choice)] = torch.tensor(choice)
+    causal = causal_model(model)
+    with _evaluating(model):
+        # The head is applied to rows alone: a slice of (prompts, length, width) would have the
+        # whole head copied for each prompt.
+        first = causal.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True
+        )
+        logits = head_logits(causal, first.last_hidden_state[:, -1].contiguous())
+        scores = logits.float().log_softmax(dim=1)[:, targets[:, 0]]
+        if width > 1:
+            cache = first.past_key_values
+            cache.batch_repeat_interleave(len(choices))
+            targets = targets.repeat(len(prompts), 1)
+            fed = targets[:, :-1]
+            wide = torch.cat(
+                [mask.repeat_interleave(len(choices), dim=0), (fed != IGNORED).long()], dim=1
+            )
+            rest = causal.base_model(
+                input_ids=fed.clamp(min=0),
+                attention_mask=wide,
+                position_ids=_positions(wide)[:, -fed.shape[1] :],
+                past_key_values=cache,
+            )
+            wanted = targets[:, 1:] != IGNORED
+            logits = head_logits(causal, rest.last_hidden_state[wanted])
+            losses = cross_entropy(logits.float(), targets[:, 1:][wanted], reduction="none")
+            sums = torch.zeros(len(targets), device=device)
+            sums.index_add_(0, wanted.nonzero()[:, 0], losses)
+            scores = scores - sums.view(scores.shape)
+    return scores.cpu()
+
+
+def exact_match(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    max_new_tokens: int | None = None,
+) -> float:
+    """Return the share of examples whose generated answer is right.
+
+    Answers are generated greedily. Where the reference has ``#### N``, the number after the
+    first ``####`` is compared (see `final_answer`), and a generation without ``####`` is
+    wrong. Otherwise the whole answers are compared, white space aside.
+
+    Args:
+        model: a causal language model of Transformers, with or without PEFT around it.
+        tokenizer: the model's.
+        examples: at least one.
+        batch_size: prompts continued together.
+        max_new_tokens: where to give up; default: half as much again as the longest
+            reference answer.
+    """
+    if max_new_tokens is None:
+        longest = max(len(answer_tokens(e.answer, tokenizer)) for e in examples)
+        max_new_tokens = 3 * longest // 2
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    generator: Any = model
+    correct = 0
+    for part in _by_length(examples, tokenizer, batch_size):
+        prompts = [prompt_tokens(example.prompt, tokenizer) for example in part]
+        ids, mask = _left_padded(prompts, _device(model))
+        with _evaluating(model):
+            output = generator.generate(
+                input_ids=ids, attention_mask=mask, generation_config=config
+            )
+        texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+        correct += sum(_matches(text, e.answer) for text, e in zip(texts, part, strict=True))
+    return correct / len(examples)
+
+
+def final_answer(text: str) -> str | None:
+    """Return what follows the first ``####``, numbers in one spelling, or None without it.
+
+    Thousands separators, currency signs and trailing zeros do not count: ``#### $1,200.0``
+    gives ``1200``.
+    """
+    _, marker, rest = text.partition("####")
+    if not marker:
+        return None
+    line = rest.strip().partition("\n")[0].strip()
+    # A model that goes on after the number is not asked what else it says.
+    number = re.match(r"[^\d\n.+-]{0,3}([+-]?[\d,]*\.?\d+)", line)
+    if number is None:
+        return line
+    try:
+        value = Decimal(number[1].replace(",", ""))
+    except InvalidOperation:
+        return line
+    return format(value.normalize(), "f")
+
+
+def _matches(generated: str, reference: str) -> bool:
+    expected = final_answer(reference)
+    if expected is not None:
+        return final_answer(generated) == expected
+    return generated.split() == reference.split()
+
+
+def _token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return each answer token's loss and its row, both (answer tokens,)."""
+    batch = batch.to(_device(model))
+    labels = batch.labels[:, 1:]
+    wanted = labels != IGNORED
+    logits = label_logits(model, batch).float()
+    losses = cross_entropy(logits, labels[wanted], reduction="none")
+    return losses, wanted.nonzero()[:, 0]
+
+
+def _by_length(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> Iterator[list[Example]]:
+    order = sorted(examples, key=lambda e: -len(prompt_tokens(e.prompt, tokenizer)))
+    for at in range(0, len(order), batch_size):
+        yield order[at : at + batch_size]
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, (prompts, longest): continuing needs all prompts to end together."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros((len(prompts), width), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Return each token's place in its text; models with learned positions need it told."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without gradients and dropout, in the weights' dtype; the mode is put back afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), mixed_precision(model):
+            yield
+    finally:
+        model.train(training)

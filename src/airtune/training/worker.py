@@ -1,0 +1,340 @@
+"""One process that can do any client's work: the base model once, each client's data by index.
+
+Everything here follows from the scenario alone, so that any engine can build a worker
+anywhere and get the same answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from airtune.adapters.few_bits import rounded_change
+from airtune.adapters.lora import adapted, lora_config, merged_into_base, values_of
+from airtune.adapters.names import Adapter, leading, rank_of
+from airtune.adapters.slices import gather_adapter
+from airtune.data import Batch, Encoded, encode, eval_batches, load_task, local_batches, partition
+from airtune.merging.rules import rule_of
+from airtune.models import assets
+from airtune.models.devices import DeviceProfile
+from airtune.models.loading import load_model, speed_up_attention
+from airtune.models.structure import Structure, whole
+from airtune.models.workload import (
+    KeptSizes,
+    ModelShape,
+    StepTokens,
+    calibration_flops,
+    payload_bits,
+    realised_pruning,
+    training_flops,
+)
+from airtune.pruning import Statistics, cached_calibration, calibrate, choose, cost_curve, cut
+from airtune.pruning.calibration import SENSITIVITY_ROWS
+from airtune.randomness import derived_seed, generator
+from airtune.scenario import Scenario
+from airtune.training.client import ClientJob, ClientUpdate, gather_moments, scatter_moments, train
+from airtune.training.evaluation import answer_loss, exact_match, group_losses, label_accuracy
+
+SHARED = -1
+"""In place of a client's index: the statistics of the server's text."""
+
+
+@dataclass(frozen=True)
+class ClientSetting:
+    """What the server knows of one client's data before the first round."""
+
+    examples: int
+    labels: dict[int, int]
+    """How many examples of each label."""
+    pruning_cost: tuple[tuple[float, float], ...] | None
+    """Measured learning cost of pruning, or None for the linear one."""
+    calibration_flops: float = 0.0
+    """What its device computes before it can be cut; 0 where others do it, or before the run."""
+    most_pruned: KeptSizes | None = None
+    """Its submodel at pruning.max_pruning, where it has been calibrated: the line that planning
+    draws through its FLOPs and bits then ends at its own cut."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What planning and the record know of the model and the clients."""
+
+    shape: ModelShape
+    model_fingerprint: str
+    model_parameters: int
+    clients: tuple[ClientSetting, ...]
+    too_long: int
+    """Examples left out because they pass task.max_tokens."""
+    profiles: tuple[DeviceProfile | None, ...] = ()
+    """What real devices measured of themselves, a client each; None: as the scenario says."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the full model with the adapter achieves."""
+
+    loss: float
+    """Per answer token, on the server's test set."""
+    metrics: dict[str, float]
+    """`accuracy` or `exact_match`, and `worst_client_loss` where clients hold data back."""
+
+
+class Worker:
+    """Holds the base model, the data and the clients' calibration statistics.
+
+    Args:
+        scenario: whose clients to work for.
+        device: where to compute, e.g. `cuda`; None takes CUDA where there is one.
+    """
+
+    def __init__(self, scenario: Scenario, *, device: str | None = None) -> None:
+        self.scenario = scenario
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        loaded = load_model(scenario.model, seed=scenario.seed)
+        self._model, self._tokenizer = loaded.model.to(self._device), loaded.tokenizer
+        speed_up_attention(self._model, longest=scenario.task.max_tokens)
+        self.shape, self._fingerprint = loaded.shape, loaded.fingerprint
+        self._targets = loaded.lora_targets
+        self._rule = rule_of(scenario)
+        self._load_data()
+        self._statistics: dict[int, Statistics] = {}
+
+    def _load_data(self) -> None:
+        scenario, held_out = self.scenario, self.scenario.task.client_eval_examples
+        batch_size, limit = scenario.evaluation.batch_size, scenario.task.max_tokens
+        self._task = load_task(scenario.task, seed=scenario.seed, tokenizer=self._tokenizer)
+        data = encode(self._task.train, self._tokenizer, limit)
+        shared = scenario.pruning.calibration == "shared"
+        self._shared_texts = data[: scenario.pruning.calibration_examples] if shared else []
+        data = data[len(self._shared_texts) :]
+        self._test_batches = eval_batches(
+            encode(self._task.test, self._tokenizer, limit), batch_size
+        )
+        shares = partition(
+            [example.label for example in data],
+            len(scenario.client_devices),
+            scenario.partition,
+            generator(scenario.seed, "partition"),
+            held_out=held_out,
+        )
+        owned = [[data[i] for i in share] for share in shares]
+        self._train_data = [own[held_out:] for own in owned]
+        self._client_test_data = [own[:held_out] for own in owned]
+
+    @cached_property
+    def setting(self) -> Setting:
+        """What planning has to know; measures the cost curves where the scenario asks for it."""
+        measured = self.scenario.pruning.cost == "measured"
+        return Setting(
+            shape=self.shape,
+            model_fingerprint=self._fingerprint,
+            model_parameters=sum(p.numel() for p in self._model.parameters()),
+            clients=tuple(
+                ClientSetting(
+                    examples=len(data),
+                    labels=dict(sorted(Counter(example.label for example in data).items())),
+                    pruning_cost=self._cost_curve(client) if measured else None,
+                    calibration_flops=self._calibration_flops(client),
+                    most_pruned=self._most_pruned(client) if measured else None,
+                )
+                for client, data in enumerate(self._train_data)
+            ),
+            too_long=self._task.left_out,
+        )
+
+    def initial_adapter(self) -> Adapter:
+        """Return LoRA's start: random A, B = 0, so that the model is the base model."""
+        seed = derived_seed(self.scenario.seed, "adapter")
+        return self._new_adapter(self.scenario.training.lora_rank, seed)
+
+    def _new_adapter(self, rank: int, seed: int) -> Adapter:
+        with adapted(self._model, self._config(rank), seed=seed) as peft_model:
+            return values_of(peft_model)
+
+    def _config(self, rank: int) -> LoraConfig:
+        transposed = self.shape.table.transposed
+        return lora_config(self.scenario.training, self._targets, rank, transposed=transposed)
+
+    def batches(self, round: int, client: int, steps: int) -> list[Batch]:
+        """Draw a client's batches of one round: the same whatever the method."""
+        return local_batches(
+            self._train_data[client],
+            batch_size=self.scenario.training.batch_size,
+            steps=steps,
+            rng=generator(self.scenario.seed, "batches", round=round, client=client),
+        )
+
+    def step_tokens(self, round: int, client: int) -> tuple[StepTokens, ...]:
+        """Return the size of each local step of a round, counted from its very batches."""
+        steps = self.scenario.training.local_steps
+        return tuple(tokens_of(batch) for batch in self.batches(round, client, steps))
+
+    def train(self, job: ClientJob) -> ClientUpdate:
+        """Cut, fine-tune and answer, as the client's device would."""
+        start = time.perf_counter()
+        rank = self.scenario.client_ranks[job.client]
+        if not self._rule.restarts:
+            return self._train(replace(job, adapter=leading(job.adapter, rank)), start)
+        seed = derived_seed(self.scenario.seed, "restart", round=job.round)
+        if job.pruning > 0:
+            self._calibrated(job.client)  # on the base as it began, whichever round comes first
+        section = self.scenario.training
+        scale = section.lora_alpha / section.lora_rank
+        transposed = self.shape.table.transposed
+        with merged_into_base(self._model, job.adapter, scale, transposed=transposed):
+            return self._train(replace(job, adapter=self._new_adapter(rank, seed)), start)
+
+    def _train(self, job: ClientJob, start: float) -> ClientUpdate:
+        section, rank = self.scenario.training, rank_of(job.adapter)
+        # Fewer steps than the round's are its first ones, so that all clients' draws stay.
+        steps = max(job.local_steps, section.local_steps)
+        drawn = self.batches(job.round, job.client, steps)[: job.local_steps]
+        batches = [batch.to(self._device) for batch in drawn]
+        structure, submodel = self._submodel(job.client, job.pruning)
+        moments = None
+        if job.optimizer_state is not None:
+            moments = gather_moments(job.optimizer_state, structure, self.shape)
+        start_values = gather_adapter(job.adapter, structure, self.shape)
+        trained = train(
+            submodel,
+            self._config(rank),
+            start_values,
+            batches,
+            section.in_round(job.round, self.scenario.rounds),
+            moments,
+            freezes_a=self._rule.freezes_a,
+        )
+        if trained.optimizer_state is not None:
+            moments = scatter_moments(
+                trained.optimizer_state, job.optimizer_state, job.adapter, structure, self.shape
+            )
+        sent, travels = trained.adapter, self.scenario.aggregation
+        if travels.uplink_change_bits is not None:
+            seed = derived_seed(self.scenario.seed, "rounding", round=job.round, client=job.client)
+            sent = rounded_change(start_values, sent, travels.uplink_change_bits, seed=seed)
+        sizes, freezes_a = structure.sizes, self._rule.freezes_a
+        return ClientUpdate(
+            round=job.round,
+            client=job.client,
+            adapter=sent,
+            structure=structure,
+            pruning=realised_pruning(self.shape, sizes),
+            flops=sum(
+                training_flops(self.shape, sizes, tokens_of(b), lora_rank=rank, freezes_a=freezes_a)
+                for b in batches
+            ),
+            uplink_bits=payload_bits(
+                self.shape,
+                sizes,
+                lora_rank=rank,
+                bits_per_value=travels.uplink_bits_per_value,
+                bits_per_scale=travels.uplink_bits_per_scale,
+                freezes_a=freezes_a,
+            ),
+            examples=len(self._train_data[job.client]),
+            train_loss=trained.train_loss,
+            optimizer_state=moments,
+            wall_s=time.perf_counter() - start,
+        )
+
+    def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:
+        """Measure the full model with the adapter on the server's test set.
+
+        Args:
+            adapter: the full model's.
+            final: also measure what may be left to the end: exact match by generation, and with
+                `evaluation.metrics_every_round = false` everything but the loss.
+        """
+        scenario = self.scenario
+        metrics: dict[str, float] = {}
+        with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
+            model.eval()
+            loss = answer_loss(model, self._test_batches)
+            choices, section = self._task.choices, scenario.evaluation
+            asked = final or section.metrics_every_round
+            if asked and scenario.task.client_eval_examples:
+                own = group_losses(model, self._client_test_data, section.batch_size)
+                metrics["mean_client_loss"] = sum(own) / len(own)
+                metrics["worst_client_loss"] = max(own)
+            if asked and choices is not None:
+                metrics["accuracy"] = label_accuracy(
+                    model,
+                    self._tokenizer,
+                    self._task.test,
+                    choices,
+                    batch_size=section.batch_size,
+                )
+            elif choices is None and final and section.generate:
+                examples = self._task.test[: section.generate_examples]
+                metrics["exact_match"] = exact_match(
+                    model, self._tokenizer, examples, batch_size=section.batch_size
+                )
+        return Evaluation(loss, metrics)
+
+    def save_adapter(self, adapter: Adapter, folder: str) -> None:
+        """Write the adapter in PEFT's format; `PeftModel.from_pretrained` loads it."""
+        with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
+            model.save_pretrained(folder)
+
+    def _submodel(self, client: int, pruning: float) -> tuple[Structure, nn.Module]:
+        """Cut the client's submodel; without pruning there is nothing to calibrate for."""
+        if pruning == 0:
+            structure = whole(self.shape)
+            return structure, cut(self._model, self.shape, structure)
+        section = self.scenario.pruning
+        statistics = self._calibrated(client)
+        structure = choose(statistics, self.shape, pruning, section.units)
+        refit = statistics if section.refit else None
+        return structure, cut(self._model, self.shape, structure, refit)
+
+    def _calibrated(self, client: int) -> Statistics:
+        """Return the statistics that the client is cut by, read from their text once."""
+        owner = SHARED if self._shared_texts else client
+        if owner not in self._statistics:
+            texts = self._calibration_texts(client)
+            batches = eval_batches(texts, self.scenario.evaluation.batch_size)
+            section, read = self.scenario.pruning, calibrate
+            if section.cache_statistics:
+                read = partial(cached_calibration, assets.cache_dir() / "statistics")
+            self._statistics[owner] = read(
+                self._model, self.shape, batches, stand_ins=section.units == "blocks"
+            )
+        return self._statistics[owner]
+
+    def _calibration_texts(self, client: int) -> list[Encoded]:
+        wanted = self.scenario.pruning.calibration_examples
+        return self._shared_texts or self._train_data[client][:wanted]
+
+    def _calibration_flops(self, client: int) -> float:
+        """Count what the client's device computes before it is first cut, where it is its work."""
+        if self._shared_texts:
+            return 0.0
+        lengths = [len(text.input_ids) for text in self._calibration_texts(client)]
+        return calibration_flops(self.shape, lengths, sensitivity_rows=SENSITIVITY_ROWS)
+
+    def _most_pruned(self, client: int) -> KeptSizes | None:
+        section = self.scenario.pruning
+        if section.max_pruning == 0:
+            return None
+        statistics = self._calibrated(client)
+        return choose(statistics, self.shape, section.max_pruning, section.units).sizes
+
+    def _cost_curve(self, client: int) -> tuple[tuple[float, float], ...]:
+        section = self.scenario.pruning
+        return cost_curve(
+            self._calibrated(client), self.shape, section.units, max_pruning=section.max_pruning
+        )
+
+
+def tokens_of(batch: Batch) -> StepTokens:
+    """Count what a step on this batch computes: rows, padded length, answer tokens."""
+    rows, length = batch.input_ids.shape
+    return StepTokens(
+        rows=rows, length=length, label_tokens=int(torch.count_nonzero(batch.labels != -100))
+    )

@@ -1,0 +1,435 @@
+"""The round loop, whole: real submodels of the tiny model, on the virtual clock."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+import airtune as at
+from airtune.data import encode, eval_batches, load_task
+from airtune.engines.local import LocalEngine
+from airtune.errors import InputError, RunError
+from airtune.models.devices import profile_of
+from airtune.models.loading import load_model
+from airtune.planning import fitted_kappa
+from airtune.pruning import calibrate
+from airtune.record import RunDescription
+from airtune.rounds.loop import run
+from airtune.scenario import Scenario, load_scenario
+from airtune.training.client import ClientFailure, ClientJob, ClientUpdate, Measured
+from airtune.training.evaluation import answer_loss
+from airtune.training.worker import Worker
+
+
+def tiny(*overrides: str) -> Scenario:
+    return load_scenario("tiny", ["rounds=2", "task.eval_examples=16", *overrides])
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """Return rounds.jsonl without the real time, which no two runs share."""
+    rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    for entry in rounds:
+        del entry["wall_s"]
+    return rounds
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    run(tiny(), out=folder)
+    return folder
+
+
+def test_the_loss_falls_and_the_record_is_whole(finished: Path) -> None:
+    record = at.read_record(finished)
+    assert record.finished
+    assert [entry.round for entry in record.rounds] == [1, 2]
+    first = record.description.initial_eval_loss if record.description else None
+    assert first is not None
+    last = record.rounds[-1].eval_loss
+    assert last is not None
+    assert last < first - 1.0
+
+
+def test_calibration_passes_before_the_first_round(tmp_path: Path) -> None:
+    def cell_of(folder: str, *overrides: str) -> RunDescription:
+        run(tiny("rounds=1", *overrides), out=tmp_path / folder)
+        record = at.read_record(tmp_path / folder)
+        assert record.description is not None
+        first = record.rounds[0]
+        assert first.elapsed_s == record.description.setup_s + first.round_latency_s
+        return record.description
+
+    own = cell_of("own")
+    worker = Worker(tiny())
+    needed = [client.calibration_flops for client in worker.setting.clients]
+    assert min(needed) > 0
+    assert own.setup_flops == sum(needed)
+    assert own.setup_s == pytest.approx(
+        max(n / site.effective_flops for n, site in zip(needed, own.clients, strict=True))
+    )
+    for name, free in {
+        "shared": "pruning.calibration=shared",
+        "none": "planning.method=none",
+        "unpruned": "pruning.max_pruning=0",
+    }.items():
+        described = cell_of(name, free)
+        assert (described.setup_s, described.setup_flops) == (0, 0), name
+
+
+def test_a_cut_that_memory_forces_is_calibrated_for_too(tmp_path: Path) -> None:
+    run(
+        tiny("rounds=1", "planning.method=none", "devices.2.memory_bytes=1e6"),
+        out=tmp_path / "run",
+    )
+    record = at.read_record(tmp_path / "run")
+    assert record.description is not None
+    cut = [client.pruning > 0 for client in record.rounds[0].clients]
+    assert cut == [False, False, False, True]
+    needed = Worker(tiny()).setting.clients[3].calibration_flops
+    assert record.description.setup_flops == needed
+
+
+def test_shared_text_is_read_once_and_is_no_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        read.append(arguments)
+        return calibrate(*arguments, **options)
+
+    monkeypatch.setattr("airtune.training.worker.calibrate", counting)
+    shared = ["pruning.calibration=shared", "pruning.cost=measured"]
+    worker = Worker(tiny(*shared))
+    clients = worker.setting.clients
+    assert len(read) == 1
+    assert {client.pruning_cost for client in clients} == {clients[0].pruning_cost}
+    assert sum(row.input_ids.shape[0] for row in read[0][2]) == 32
+    own = Worker(tiny("pruning.cost=measured"))
+    assert sum(c.examples for c in clients) == sum(c.examples for c in own.setting.clients) - 32
+    assert len(read) == 1 + len(clients)
+
+
+def test_the_clock_is_the_slowest_clients_counted_time(finished: Path) -> None:
+    record = at.read_record(finished)
+    assert record.description is not None
+    elapsed = record.description.setup_s
+    for entry in record.rounds:
+        for client in entry.clients:
+            assert client.total_s == pytest.approx(
+                client.downlink_s + client.compute_s + client.upload_s
+            )
+            assert client.upload_s == pytest.approx(client.uplink_bits / client.rate_bps)
+        assert entry.round_latency_s == max(client.total_s for client in entry.clients)
+        elapsed += entry.round_latency_s
+        assert entry.elapsed_s == pytest.approx(elapsed)
+        assert sum(c.bandwidth_hz for c in entry.clients) <= 1e5 * (1 + 1e-9)
+        assert entry.gap is not None
+        assert entry.gap <= 1e-6
+
+
+def test_the_adapter_loads_with_plain_peft_and_gives_the_recorded_loss(finished: Path) -> None:
+    scenario = tiny()
+    loaded = load_model(scenario.model, seed=scenario.seed)
+    task = load_task(scenario.task, seed=scenario.seed, tokenizer=loaded.tokenizer)
+    batches = eval_batches(encode(task.test, loaded.tokenizer, scenario.task.max_tokens), 16)
+    untrained = answer_loss(loaded.model, batches)
+    model = PeftModel.from_pretrained(loaded.model, str(finished / "adapter"))
+    recorded = at.read_record(finished).rounds[-1].eval_loss
+    assert answer_loss(model, batches) == pytest.approx(recorded, rel=1e-5)
+    assert untrained != pytest.approx(recorded, rel=1e-2)
+
+
+def test_every_method_sees_the_same_draws(finished: Path, tmp_path: Path) -> None:
+    run(tiny("planning.method=none"), out=tmp_path / "none")
+    exact, none = lines(finished), lines(tmp_path / "none")
+    for ours, theirs in zip(exact, none, strict=True):
+        # What `none` took is what the other run said it would have taken.
+        assert theirs["round_latency_s"] == pytest.approx(ours["none_latency_s"], rel=1e-9)
+        for a, b in zip(ours["clients"], theirs["clients"], strict=True):
+            assert a["label_tokens"] == b["label_tokens"]
+            assert a["examples"] == b["examples"]
+        assert theirs["uplink_bits"] > ours["uplink_bits"]
+
+
+class Spoilt(LocalEngine):
+    """Has one client answer with rubbish."""
+
+    def __init__(self, scenario: Scenario, kind: str) -> None:
+        super().__init__(scenario)
+        self._kind = kind
+
+    def train(self, jobs: Iterable[ClientJob]) -> Iterator[ClientUpdate | ClientFailure]:
+        for outcome in super().train(jobs):
+            if outcome.client != 1 or not isinstance(outcome, ClientUpdate):
+                yield outcome
+                continue
+            name = sorted(outcome.adapter)[0]
+            spoilt = dict(outcome.adapter)
+            if self._kind == "not finite":
+                spoilt[name] = torch.full_like(spoilt[name], torch.nan)
+            elif self._kind == "wrong shape":
+                spoilt[name] = spoilt[name][:-1]
+            elif self._kind == "wrong keys":
+                del spoilt[name]
+            else:
+                yield ClientFailure(1, self._kind)
+                continue
+            yield replace(outcome, adapter=spoilt)
+
+
+@pytest.mark.parametrize("kind", ["not finite", "wrong shape", "wrong keys", "out of memory"])
+def test_a_client_that_answers_rubbish_is_left_out_and_the_run_goes_on(
+    kind: str, tmp_path: Path
+) -> None:
+    scenario = tiny("rounds=1")
+    record = run(scenario, out=tmp_path / "spoilt", engine=Spoilt(scenario, kind))
+    clients = record.rounds[0].clients
+    assert kind in clients[1].status
+    assert [c.status for k, c in enumerate(clients) if k != 1] == ["ok"] * 3
+    assert record.finished
+
+
+class Broken(LocalEngine):
+    def train(self, jobs: Iterable[ClientJob]) -> Iterator[ClientUpdate | ClientFailure]:
+        for job in jobs:
+            yield ClientFailure(job.client, "no memory")
+
+
+def test_a_round_without_any_update_ends_the_run_and_keeps_the_record(tmp_path: Path) -> None:
+    run(tiny("rounds=1"), out=tmp_path / "whole")
+    scenario = tiny("rounds=1")
+    with pytest.raises(RunError, match="no client's update could be used"):
+        run(scenario, out=tmp_path / "broken", engine=Broken)
+    assert json.loads((tmp_path / "broken" / "run.json").read_text())["status"] == "failed"
+
+
+def test_the_next_plan_knows_what_a_device_really_took(tmp_path: Path) -> None:
+    scenario = tiny("rounds=3", "planning.method=bandwidth-only")
+    speeds = [profile_of(device).effective_flops for device in scenario.client_devices]
+    ratios: dict[tuple[int, int], float] = {}
+
+    class TwiceAsLong(LocalEngine):
+        """Stands for devices with a clock of their own; the first one fails once."""
+
+        def train(self, jobs: Iterable[ClientJob]) -> Iterator[ClientUpdate | ClientFailure]:
+            for job in jobs:
+                (outcome,) = super().train([job])
+                assert isinstance(outcome, ClientUpdate)
+                assert job.planned is not None
+                named_s = outcome.flops / speeds[job.client]
+                ratios[job.round, job.client] = job.planned.compute_s / named_s
+                if (job.round, job.client) == (2, 0):
+                    yield ClientFailure(job.client, "it went away", after_s=1.0)
+                    continue
+                yield replace(outcome, measured=Measured(0.0, 2 * named_s, 0.1, 0.1))
+
+    run(scenario, out=tmp_path / "run", engine=TwiceAsLong)
+    # Half of what the last plan expected and half of the 2 that it took; nothing from a failure.
+    for (round, client), ratio in ratios.items():
+        expected = {1: 1.0, 2: 1.5, 3: 1.5 if client == 0 else 1.75}[round]
+        assert ratio == pytest.approx(expected), (round, client)
+
+
+class FullDisk(LocalEngine):
+    def save_adapter(self, adapter: dict[str, torch.Tensor], folder: str) -> None:
+        raise OSError(28, "No space left on device", folder)
+
+
+def test_an_adapter_that_cannot_be_written_fails_the_run_and_can_be_made_up_for(
+    tmp_path: Path,
+) -> None:
+    scenario = tiny("rounds=1")
+    with pytest.raises(RunError, match="No space left"):
+        run(scenario, out=tmp_path / "run", engine=FullDisk)
+    assert run(scenario, out=tmp_path / "run", resume=True).finished
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("keep_optimizer", [False, True])
+def test_killed_at_any_moment_and_resumed_it_is_the_same_run(
+    keep_optimizer: bool, tmp_path: Path
+) -> None:
+    settings = [
+        "rounds=4",
+        "task.eval_examples=8",
+        "planning.fit_kappa=true",
+        f"training.keep_optimizer={str(keep_optimizer).lower()}",
+    ]
+    run(load_scenario("tiny", settings), out=tmp_path / "whole")
+    code = (
+        "import sys, torch\n"
+        "torch.set_num_threads(1)\n"
+        "from airtune.rounds.loop import run\n"
+        "from airtune.scenario import load_scenario\n"
+        f"scenario = load_scenario('tiny', {settings!r})\n"
+        "run(scenario, out=sys.argv[1], resume=len(sys.argv) > 2)\n"
+    )
+    folder = tmp_path / "killed"
+    kills = 0
+    for attempt in range(12):
+        arguments = [str(folder)] + (["resume"] if attempt else [])
+        process = subprocess.Popen([sys.executable, "-c", code, *arguments])
+        done = len(lines_so_far(folder)) if (folder / "rounds.jsonl").exists() else 0
+        # Kill it as soon as it has got one round further, wherever it then is.
+        while process.poll() is None and kills < 2:
+            if (folder / "rounds.jsonl").exists() and len(lines_so_far(folder)) > done:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        if process.wait() == 0:
+            break
+    assert kills == 2
+    assert lines(folder) == lines(tmp_path / "whole")
+
+
+def test_a_linear_schedule_ends_at_a_fraction_of_the_learning_rate(tmp_path: Path) -> None:
+    def losses(name: str, *settings: str) -> list[float]:
+        given = ["rounds=2", "task.eval_examples=8", *settings]
+        run(load_scenario("tiny", given), out=tmp_path / name)
+        return [one["eval_loss"] for one in lines(tmp_path / name)]
+
+    constant = losses("constant")
+    linear = losses("linear", "training.learning_rate_schedule=linear")
+    assert linear[0] == constant[0]
+    assert linear[1] != constant[1]
+
+    section = load_scenario("tiny", ["training.learning_rate_schedule=linear"]).training
+    rates = [section.in_round(number, 4).learning_rate for number in (1, 2, 3, 4)]
+    assert rates == pytest.approx([section.learning_rate * k / 4 for k in (4, 3, 2, 1)])
+
+
+def test_kappa_is_fitted_with_the_learning_rate_of_each_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paces = []
+
+    def fitted(losses: object, pruning_losses: object, **given: Any) -> float:
+        paces.append(given["paces"])
+        return float(given["prior"])
+
+    monkeypatch.setattr("airtune.rounds.loop.fitted_kappa", fitted)
+    falls = "training.learning_rate_schedule=linear"
+    given = ["rounds=4", "planning.fit_kappa=true", falls, "task.eval_examples=8"]
+    run(load_scenario("tiny", given), out=tmp_path / "run")
+    # The first round is before any loss.
+    assert paces == [pytest.approx([1.0, 0.75, 0.5][:count]) for count in (1, 2, 3)]
+
+
+def lines_so_far(folder: Path) -> list[str]:
+    return (folder / "rounds.jsonl").read_text().splitlines()
+
+
+def test_the_same_seed_gives_the_same_record_and_another_does_not(
+    finished: Path, tmp_path: Path
+) -> None:
+    run(tiny(), out=tmp_path / "again")
+    assert lines(tmp_path / "again") == lines(finished)
+    run(tiny("seed=2"), out=tmp_path / "other")
+    assert lines(tmp_path / "other") != lines(finished)
+
+
+def test_an_input_error_before_the_first_round_leaves_the_folder_free(tmp_path: Path) -> None:
+    missing = tiny("task.name=prompt-answer", f"task.source={tmp_path / 'no.jsonl'}")
+    with pytest.raises(InputError, match=r"no\.jsonl"):
+        run(missing, out=tmp_path / "run")
+    assert run(tiny("rounds=1"), out=tmp_path / "run").finished
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("planning.method=magic", ["planning.method = 'magic'", "exact", "bcd"]),
+        ("aggregation.rule=sum", ["aggregation.rule = 'sum'", "fedit"]),
+        ("devices.0.profile=toaster", ["toaster", "raspberry-pi-5"]),
+        ("devices.0.memory_bytes=1000", ["jetson-orin-nano-1", "memory", "max_pruning"]),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(
+    override: str, names: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        run(tiny(override), out=tmp_path / "run")
+    assert all(name in str(caught.value) for name in names)
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
+
+
+def test_whole_resource_blocks_are_handed_out(tmp_path: Path) -> None:
+    scenario = tiny("rounds=1", "cell.uplink_bandwidth_hz=5e6", "cell.subcarrier_spacing_hz=15000")
+    clients = run(scenario, out=tmp_path / "run").rounds[0].clients
+    counts = [client.bandwidth_hz / 180e3 for client in clients]
+    assert all(count == pytest.approx(round(count)) for count in counts)
+    assert sum(round(count) for count in counts) <= 25
+
+
+def test_kappa_is_fitted_from_the_run_and_used_in_its_next_plan(tmp_path: Path) -> None:
+    fitting = tiny("rounds=5", "planning.fit_kappa=true")
+    run(fitting, out=tmp_path / "whole")
+    record = at.read_record(tmp_path / "whole")
+    first, *later = record.rounds
+    assert first.pruning_loss == 0
+    assert {client.pruning for client in first.clients} == {0.0}
+    assert first.kappa == later[0].kappa == fitting.planning.kappa  # nothing to compare with yet
+    assert later[0].pruning_loss > 0
+    assert record.description is not None
+    losses = [record.description.initial_eval_loss, *(r.eval_loss for r in record.rounds)]
+    for at_round in (2, 3, 4):
+        before = record.rounds[:at_round]
+        expected = fitted_kappa(
+            losses[: at_round + 1],
+            [r.pruning_loss for r in before],
+            prior=fitting.planning.kappa,
+            largest_pruning_loss=fitting.pruning.max_pruning,
+        )
+        assert record.rounds[at_round].kappa == expected
+    assert record.rounds[-1].kappa != fitting.planning.kappa
+
+
+def test_measured_cost_curves_and_clients_own_losses_reach_the_record(tmp_path: Path) -> None:
+    scenario = tiny("rounds=1", "pruning.cost=measured", "task.client_eval_examples=4")
+    entry = run(scenario, out=tmp_path / "run").rounds[0]
+    assert entry.metrics["worst_client_loss"] >= entry.metrics["mean_client_loss"] > 0  # type: ignore[operator]
+    assert entry.pruning_loss <= 1
+
+
+def test_metrics_beside_the_loss_are_taken_when_they_are_asked_for(tmp_path: Path) -> None:
+    texts = [f"what {k}?,{('Sports', 'Health')[k % 2]}" for k in range(80)]
+    for name, part in (("train", texts[:70]), ("test", texts[70:])):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "\n".join(part) + "\n")
+    task = [
+        "task.name=yahoo-answers",
+        f"task.source='{tmp_path}'",
+        "task.train_examples=64",
+        "task.eval_examples=8",
+        "task.max_tokens=64",
+        "task.client_eval_examples=2",
+    ]
+    for every in (True, False):
+        settings = [*task, f"evaluation.metrics_every_round={str(every).lower()}"]
+        worker = Worker(tiny(*settings))
+        adapter = worker.initial_adapter()
+        expected = {"accuracy", "mean_client_loss", "worst_client_loss"}
+        assert set(worker.evaluate(adapter).metrics) == (expected if every else set())
+        final = worker.evaluate(adapter, final=True)
+        assert set(final.metrics) == expected
+        assert 0 <= final.metrics["accuracy"] <= 1
+        assert final.loss == worker.evaluate(adapter).loss
