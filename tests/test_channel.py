@@ -336,6 +336,9 @@ def test_a_trace_too_fast_for_the_band_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_channel_needs_neither_scipy_nor_torch() -> None:
-    code = "import sys, airtune.channel, airtune.models.devices; print({'scipy', 'torch'} & set(sys.modules))"
+    code = (
+        "import sys, airtune.channel, airtune.models.devices\n"
+        "print({'scipy', 'torch'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
