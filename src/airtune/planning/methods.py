@@ -11,10 +11,14 @@ import numpy as np
 from airtune.errors import InputError
 from airtune.planning import baselines
 from airtune.planning.bcd import bcd
+from airtune.planning.bcd_knobs import bcd_knobs
+from airtune.planning.mode_plans import keeps_budgets
 from airtune.planning.optimum.blocks import check_blocks, exact_in_blocks, in_blocks
+from airtune.planning.optimum.fixed_bands import exact_at_equal_bands
+from airtune.planning.optimum.mode_blocks import modes_in_blocks
 from airtune.planning.optimum.modes_search import exact_over_modes
 from airtune.planning.optimum.search import exact
-from airtune.planning.problem import Plan, PlanningProblem
+from airtune.planning.problem import Plan, PlanningProblem, priced
 from airtune.randomness import generator
 
 
@@ -30,6 +34,8 @@ class Method:
     solve: Callable[[PlanningProblem, float, np.random.Generator], Plan]
     prunes: bool = True
     """Also clients whose memory holds the whole model."""
+    chooses: bool = False
+    """Modes and absence, and keeps energy budgets."""
 
 
 METHODS: dict[str, Method] = {
@@ -37,6 +43,7 @@ METHODS: dict[str, Method] = {
         "the global optimum with a certificate",
         "price on bandwidth inside, interval bounds over the deadline outside",
         lambda problem, tolerance, rng: _exact(problem, tolerance),
+        chooses=True,
     ),
     "bcd": Method(
         "block coordinate descent: pruning block, bandwidth block, repeat",
@@ -47,6 +54,12 @@ METHODS: dict[str, Method] = {
         "block coordinate descent in the other block order, for study",
         "our reading of the JCPBA abstract",
         lambda problem, tolerance, rng: bcd(problem, tolerance=tolerance, bandwidth_first=True),
+    ),
+    "bcd-knobs": Method(
+        "block coordinate descent over modes, absence and pruning, then bands",
+        "the natural descent over every knob",
+        lambda problem, tolerance, rng: bcd_knobs(problem, tolerance=tolerance),
+        chooses=True,
     ),
     "none": Method(
         "no pruning, equal bandwidth",
@@ -118,26 +131,68 @@ def plan(
     if block_hz is None:
         if blocks is not None:
             raise InputError(f"blocks: {blocks!r} needs block_hz, the width of one block")
-        made = METHODS[method].solve(problem, tolerance, rng)
+        made = _solved(problem, method, tolerance, rng)
         made = replace(made, method=method, solve_s=perf_counter() - start)
         if bound and made.lower_bound_s is None:
             made = _bounded(made, _exact(problem, tolerance))
         return made
     count = check_blocks(problem, block_hz, blocks)
-    if method == "exact":
-        made = exact_in_blocks(problem, block_hz, count, tolerance=tolerance)
+    if method == "exact" and not problem.equal_bands:
+        made = _exact_in_blocks(problem, block_hz, count, tolerance)
         return replace(made, solve_s=perf_counter() - start)
     band = replace(problem, bandwidth_hz=count * block_hz)
-    made = replace(METHODS[method].solve(band, tolerance, rng), method=method)
+    made = replace(_solved(band, method, tolerance, rng), method=method)
     made = in_blocks(problem, made, block_hz, count)
     made = replace(made, solve_s=perf_counter() - start)
     if bound:
-        made = _bounded(made, exact_in_blocks(problem, block_hz, count, tolerance=tolerance))
+        best = replace(problem, equal_bands=False)
+        made = _bounded(made, _exact_in_blocks(best, block_hz, count, tolerance))
     return made
+
+
+def _solved(
+    problem: PlanningProblem, method: str, tolerance: float, rng: np.random.Generator
+) -> Plan:
+    """Return a method's plan; those that choose no modes take the ones of least cost for all."""
+    solve = METHODS[method].solve
+    if not problem.chooses or METHODS[method].chooses:
+        return solve(problem, tolerance, rng)
+    if not problem.has_mode.all():
+        name = problem.names[int(np.argmin(problem.has_mode))]
+        raise InputError(
+            f"client {name!r}: modes: none fits, and method {method!r} leaves nobody out; allowed: "
+            + _choosing()
+        )
+    made = solve(problem.without_choice(), tolerance, rng)
+    made = priced(problem, method, made.pruning, made.bandwidth_hz)
+    if not keeps_budgets(problem, made):
+        assert made.energy_j is not None
+        over = int(np.argmax(made.energy_j > problem.energy_budgets))
+        raise InputError(
+            f"client {problem.names[over]!r}: energy_budget_j "
+            f"{float(problem.energy_budgets[over])!r} is not kept by method {method!r}, which does "
+            f"not plan energy; allowed: {_choosing()}"
+        )
+    return made
+
+
+def _choosing() -> str:
+    return ", ".join(name for name, entry in METHODS.items() if entry.chooses)
+
+
+def _exact_in_blocks(
+    problem: PlanningProblem, block_hz: float, blocks: int, tolerance: float
+) -> Plan:
+    if not problem.chooses and not problem.can_stand_still:
+        return exact_in_blocks(problem, block_hz, blocks, tolerance=tolerance)
+    free = _exact(replace(problem, bandwidth_hz=blocks * block_hz), tolerance)
+    return modes_in_blocks(problem, block_hz, blocks, free, tolerance=tolerance)
 
 
 def _exact(problem: PlanningProblem, tolerance: float) -> Plan:
     """Plan a problem with a choice of modes by the search over modes, any other one as ever."""
+    if problem.equal_bands:
+        return exact_at_equal_bands(problem, tolerance=tolerance)
     if problem.chooses or problem.can_stand_still:
         return exact_over_modes(problem, tolerance=tolerance)
     return exact(problem, tolerance=tolerance)
