@@ -289,6 +289,10 @@ def _print_plan(problem: PlanningProblem, made: Plan) -> None:
     headings = ["pruning", "band kHz", "share", "Mbit/s", "compute s", "upload s", "total s"]
     if made.blocks is not None:
         headings.insert(1, "blocks")
+    if made.energy_j is not None:
+        headings.append("energy J")
+    if made.modes is not None:
+        table.add_column("mode", overflow="fold")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("what binds", no_wrap=True)
@@ -307,8 +311,13 @@ def _print_plan(problem: PlanningProblem, made: Plan) -> None:
         ]
         if made.blocks is not None:
             cells.insert(1, str(int(made.blocks[k])))
+        if made.energy_j is not None:
+            cells.append(f"{made.energy_j[k]:.4g}")
         # Text, not markup: a client may be called "[red]".
-        table.add_row(Text(made.names[k]), *cells, _binds(problem, made, k))
+        names = [Text(made.names[k])]
+        if made.modes is not None:
+            names.append(Text(made.modes[k] or "sits out"))
+        table.add_row(*names, *cells, _binds(problem, made, k))
     console.print(table)
     if len(order) > _MAX_ROWS:
         console.print(f"… and {len(order) - _MAX_ROWS} clients that finish sooner (--json has all)")
@@ -317,19 +326,40 @@ def _print_plan(problem: PlanningProblem, made: Plan) -> None:
 
 def _binds(problem: PlanningProblem, made: Plan, k: int) -> str:
     if made.total_s[k] < made.round_latency_s * (1.0 - _LAST):
+        if made.modes is not None and made.modes[k] is None:
+            return "sits out"
         return f"waits {made.round_latency_s - made.total_s[k]:.3g} s"
     part = "compute" if made.compute_s[k] >= made.upload_s[k] else "air"
-    if made.pruning[k] >= problem.max_pruning[k] - _AT_BOUND:
+    if made.energy_j is not None and made.energy_j[k] >= problem.energy_budgets[k] * (1 - _LAST):
+        return f"{part}, energy"
+    low, high = _bounds(problem, made)
+    if made.pruning[k] >= high[k] - _AT_BOUND:
         return f"{part}, max_pruning"
-    if made.pruning[k] <= problem.min_pruning[k] + _AT_BOUND:
-        return f"{part}, min_pruning"
+    if made.pruning[k] <= low[k] + _AT_BOUND:
+        # A lower end above 0 is what the device's memory asks for.
+        return (
+            f"{part}, memory" if made.modes is not None and low[k] > 0 else f"{part}, min_pruning"
+        )
     return part
+
+
+def _bounds(problem: PlanningProblem, made: Plan) -> tuple[Any, Any]:
+    """Return the ends of each client's pruning in the mode that it was given."""
+    from airtune.planning.mode_plans import chosen_of
+
+    low, high = problem.min_pruning.copy(), problem.max_pruning.copy()
+    for k, mode in enumerate(chosen_of(problem, made) or ()):
+        if mode is not None:
+            low[k], high[k] = problem.table.min_pruning[mode], problem.table.max_pruning[mode]
+    return low, high
 
 
 def _summary(problem: PlanningProblem, made: Plan) -> list[str]:
     last = made.total_s >= made.round_latency_s * (1.0 - _LAST)
-    top = made.pruning >= problem.max_pruning - _AT_BOUND
-    bottom = ~top & (made.pruning <= problem.min_pruning + _AT_BOUND)
+    low, high = _bounds(problem, made)
+    here = [made.modes is None or made.modes[k] is not None for k in range(len(last))]
+    top = here & (made.pruning >= high - _AT_BOUND)
+    bottom = here & ~top & (made.pruning <= low + _AT_BOUND)
     used = float(made.bandwidth_hz.sum()) / problem.bandwidth_hz
     air = int((last & (made.upload_s > made.compute_s)).sum())
     lines = [
@@ -340,8 +370,10 @@ def _summary(problem: PlanningProblem, made: Plan) -> list[str]:
         f"{int(last.sum()) - air} mostly computing, {air} mostly on the air; "
         f"{100 * used:.4g}% of the band in use",
         f"pruning: {int(bottom.sum())} clients at min_pruning, {int(top.sum())} at max_pruning, "
-        f"{int((~top & ~bottom).sum())} between",
+        f"{int((here & ~top & ~bottom).sum())} between",
     ]
+    if not all(here):
+        lines.append(f"absence: {len(here) - sum(here)} of {len(here)} clients sit the round out")
     if made.lower_bound_s is not None and made.gap is not None:
         lines.append(
             f"{made.method}: {made.objective_s:.6g} s, and no plan is below "

@@ -184,6 +184,8 @@ def picked(
     return float(wanted.sum()), np.maximum.reduceat(rows, heads)
 
 
+# Choices that cannot be met have infinite times.
+@np.errstate(all="ignore")
 def at_bands(
     problem: PlanningProblem,
     bandwidth_hz: Array,

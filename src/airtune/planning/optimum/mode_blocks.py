@@ -22,6 +22,8 @@ from airtune.planning.problem import Array, Plan, PlanningProblem, priced
 _MAX_CELLS = 20_000_000
 
 
+# Choices that cannot be met have infinite times.
+@np.errstate(all="ignore")
 def modes_in_blocks(
     problem: PlanningProblem, block_hz: float, blocks: int, free: Plan, *, tolerance: float = 1e-6
 ) -> Plan:
