@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +37,7 @@ def document() -> dict[str, Any]:
     return {
         "bandwidth_hz": 2e6,
         "kappa": 0.8,
-        "clients": [{"name": "a", **client}, {"name": "b", **client, **absent}],
+        "clients": [{"name": "a", **deepcopy(client)}, {"name": "b", **client, **absent}],
     }
 
 

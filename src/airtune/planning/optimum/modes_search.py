@@ -54,8 +54,8 @@ def exact_over_modes(
     best = search.best
     if best is None:
         raise InputError(
-            "clients: no plan keeps every energy budget on this band; allowed: larger budgets, "
-            "more bandwidth_hz, or an absent_cost for more clients"
+            "clients: no plan in which someone takes part keeps every energy_budget_j, kappa·Q "
+            "below 1 and max_pruning_loss; allowed: larger ones, or more bandwidth_hz"
         )
     lower = min(search.lower(), best.objective_s)
     gap = best.objective_s / lower - 1.0 if lower > 0 else 0.0
