@@ -16,6 +16,7 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -131,8 +132,8 @@ def core_problem(seed: int) -> PlanningProblem:
     )
 
 
-def table(seeds: list[int]) -> list[dict[str, Any]]:
-    rows = []
+def table(seeds: list[int], done: Callable[[list], None]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     for seed in seeds:
         problem = core_problem(seed)
         known = settings()
@@ -155,6 +156,7 @@ def table(seeds: list[int]) -> list[dict[str, Any]]:
         descent = plan(every, "bcd-knobs", bound=False).objective_s
         rows.append({"seed": seed, "knobs": "all, bcd-knobs", "relative": descent / none})
         print(f"seed {seed}: all {rows[-2]['relative']:.4f}", flush=True)
+        done(rows)
     return rows
 
 
@@ -214,13 +216,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     found: dict[str, Any] = {"python": platform.python_version(), "numpy": np.__version__}
+
+    def keep(part: str, rows: list) -> None:
+        found[part] = rows
+        if asked.out is not None:
+            kept = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+            asked.out.write_text(json.dumps({**kept, **found}, indent=1) + "\n")
+
     if "table" in asked.parts:
-        found["table"] = table(list(range(asked.seeds)))
+        table(list(range(asked.seeds)), lambda rows: keep("table", rows))
     if "scale" in asked.parts:
-        found["scale"] = scale(asked.clients)
-    if asked.out is not None:
-        kept = json.loads(asked.out.read_text()) if asked.out.exists() else {}
-        asked.out.write_text(json.dumps({**kept, **found}, indent=1) + "\n")
+        keep("scale", scale(asked.clients))
 
 
 if __name__ == "__main__":

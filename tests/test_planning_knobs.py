@@ -214,8 +214,8 @@ def test_a_floor_brings_back_who_was_left_out() -> None:
         queues = next_queues(queues, contributions(slow, made), share)
     mean = total / rounds
     assert (mean >= share - queues / rounds - 1e-9).all()
-    assert mean.min() > alone.min()
-    assert mean.min() > 0.5 * share
+    # Whoever the plan without a floor leaves out is heard.
+    assert (mean[alone < 0.01] > 0.05).all()
 
 
 def test_a_floor_that_cannot_be_met_is_refused() -> None:

@@ -33,7 +33,7 @@ _FIRST_RATIO = 1.15
 _WIDE = 1.02
 _MAX_ROWS = 60_000
 # The search ends after so many rows, whatever it has proved by then; the true gap is reported.
-MAX_WORK = 60_000_000
+MAX_WORK = 2_000_000
 _NO_LOSS = 1e-9
 
 
