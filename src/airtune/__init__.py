@@ -13,40 +13,52 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from airtune.channel import ChannelState, channel_model
     from airtune.errors import InputError, RunError
-    from airtune.planning import Plan, PlanningProblem, plan, problem_from_json
+    from airtune.merging import merging_rule
+    from airtune.planning import Plan, PlanningProblem, plan, planning_method, problem_from_json
     from airtune.record import Record, read_record
     from airtune.report import write_report
     from airtune.rounds.loop import run
-    from airtune.scenario import Scenario, load_scenario
+    from airtune.scenario import Scenario, load_scenario, task
 
 _HOME = {
+    "ChannelState": "channel",
     "InputError": "errors",
     "Plan": "planning",
     "PlanningProblem": "planning",
     "Record": "record",
     "RunError": "errors",
     "Scenario": "scenario",
+    "channel_model": "channel",
     "load_scenario": "scenario",
+    "merging_rule": "merging",
     "plan": "planning",
+    "planning_method": "planning",
     "problem_from_json": "planning",
     "read_record": "record",
     "run": "rounds.loop",
+    "task": "scenario",
     "write_report": "report",
 }
 
 __all__ = [
+    "ChannelState",
     "InputError",
     "Plan",
     "PlanningProblem",
     "Record",
     "RunError",
     "Scenario",
+    "channel_model",
     "load_scenario",
+    "merging_rule",
     "plan",
+    "planning_method",
     "problem_from_json",
     "read_record",
     "run",
+    "task",
     "write_report",
 ]
 

@@ -17,16 +17,10 @@ from numpy.typing import NDArray
 
 from airtune.errors import InputError
 from airtune.models.workload import ModelShape, full_sizes, training_flops
-from airtune.planning import Plan, PlanningProblem
+from airtune.planning import METHODS, Plan, PlanningProblem
 from airtune.planning.inputs import ClientLoad, plan_of_round
 from airtune.planning.problem import Array, priced
 from airtune.scenario import Scenario
-
-EQUAL_BAND = ("none", "pruning-only")
-"""Planning methods that do not plan the bandwidth."""
-
-_RELAXED = {"none": "pruning-only", "bandwidth-only": "exact"}
-"""What plans the steps where the scenario's method leaves pruning alone."""
 
 Planner = Callable[[PlanningProblem, str | None], Plan]
 """Plans a problem by the scenario's method, or by another one."""
@@ -163,13 +157,11 @@ def _partial(
 
     def made(steps: Array) -> Plan:
         done = [float(s[:n].sum()) for s, n in zip(step_shares, steps.astype(int), strict=True)]
-        bands = planner(
-            with_work(whole_s * done, nothing), "none" if method in EQUAL_BAND else "bandwidth-only"
-        )
+        bands = planner(with_work(whole_s * done, nothing), METHODS.find(method).bands_method)
         loss = problem.pruning_loss(least) + float(problem.weight @ (1.0 - steps / counts))
         return repriced(bands, problem, least, min(loss, 1.0), method)
 
-    relaxed = planner(with_work(whole_s, 1.0 - 1.0 / counts), _RELAXED.get(method))
+    relaxed = planner(with_work(whole_s, 1.0 - 1.0 / counts), METHODS.find(method).steps_method)
     steps = np.clip(np.floor((1.0 - relaxed.pruning) * counts + 1e-9), 1, counts)
     best = made(steps)
     while True:

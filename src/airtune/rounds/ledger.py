@@ -23,7 +23,6 @@ from airtune.record import Checkpoint, ClientRecord, ClientSite, RunDescription
 from airtune.scenario import Scenario
 from airtune.training.client import ClientFailure, ClientUpdate, OptimizerState
 from airtune.training.worker import Evaluation, Setting
-from airtune.units import linear_to_db
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def bill(
         asked_pruning=float(plan.pruning[client]),
         bandwidth_hz=band_hz,
         rate_bps=rate_bps,
-        snr_db=float(linear_to_db(link.air.snr_hz[client] / band_hz)) if band_hz > 0 else None,
+        snr_db=link.air.snr_db(client, band_hz),
         downlink_s=downlink_s,
         compute_s=compute,
         upload_s=upload_s,

@@ -21,8 +21,8 @@ from airtune.adapters.slices import gather_adapter, scatter_adapter
 from airtune.channel import Placement
 from airtune.engines import ClientFailure, Engine
 from airtune.engines.local import LocalEngine
-from airtune.errors import InputError, RunError
-from airtune.merging.functions import RULES, Contribution, fault_of, normalised
+from airtune.errors import RunError
+from airtune.merging.functions import Contribution, fault_of, merge, normalised
 from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile, profile_of
 from airtune.planning import METHODS, Plan, PlanningProblem, fitted_kappa
@@ -109,8 +109,8 @@ def run(
 def _checked_profiles(scenario: Scenario) -> tuple[DeviceProfile, ...]:
     """Refuse unknown names before anything is loaded or written."""
     method = scenario.planning.method
-    if method not in METHODS:
-        raise InputError(f"planning.method = '{method}': allowed are {', '.join(METHODS)}")
+    METHODS.find(method)
+    channel.CHANNEL_MODELS.find(channel.model_name(scenario.cell))
     rule_of(scenario)
     return tuple(profile_of(device) for device in scenario.client_devices)
 
@@ -355,7 +355,7 @@ def _merged(
     ]
     if this.scenario.participation.rule == "partial-fednova":
         contributions = normalised(server, contributions)
-    return RULES[name][0](server, contributions)
+    return merge(name, server, contributions)
 
 
 def _contribution(
