@@ -232,8 +232,7 @@ def test_link_budget_by_hand() -> None:
     assert state.downlink_rate_bps[0] == pytest.approx(expected_bps, rel=1e-9)
     assert broadcast_rate_bps(state) == pytest.approx(expected_bps, rel=1e-9)
     assert np.isinf(state.max_spectral_efficiency).all()
-    assert state.snr_db(0, 1e6) == pytest.approx(3.9)  # 63.9 dB Hz less 60 of 1 MHz
-    assert state.snr_db(0, 0.0) is None
+    assert state.received_snr_hz(0) == state.snr_hz[0]
 
 
 def test_shadowing_and_fading_are_part_of_the_budget_of_both_directions() -> None:
@@ -306,7 +305,7 @@ def test_a_trace_replaces_the_model_in_its_direction(tmp_path: Path) -> None:
     assert rates[:, 1] == pytest.approx([60e6, 30e6, 60e3])
     assert state.max_spectral_efficiency[2] == 0.01
     # A rate was recorded and no power: such a client has no SNR to speak of.
-    assert [state.snr_db(k, 1e6) is None for k in range(3)] == [True, True, False]
+    assert [state.received_snr_hz(k) is None for k in range(3)] == [True, True, False]
     assert state.downlink_rate_bps == pytest.approx([60e6, 0.01 * 20e6, 3e6])
     assert broadcast_rate_bps(state) == pytest.approx(0.2e6)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from airtune.planning import Plan, PlanningProblem, plan, planning_method, problem_from_json
     from airtune.record import Record, read_record
     from airtune.report import write_report
-    from airtune.rounds.loop import run
+    from airtune.rounds import Cell, Decision, Situation, State, begin, open_cell, run, step
     from airtune.scenario import Scenario, load_scenario, task
 
 _HOME = {
@@ -37,27 +37,41 @@ _HOME = {
     "planning_method": "planning",
     "problem_from_json": "planning",
     "read_record": "record",
-    "run": "rounds.loop",
     "task": "scenario",
+    "Cell": "rounds",
+    "Decision": "rounds",
+    "Situation": "rounds",
+    "State": "rounds",
+    "begin": "rounds",
+    "open_cell": "rounds",
+    "run": "rounds",
+    "step": "rounds",
     "write_report": "report",
 }
 
 __all__ = [
+    "Cell",
     "ChannelState",
+    "Decision",
     "InputError",
     "Plan",
     "PlanningProblem",
     "Record",
     "RunError",
     "Scenario",
+    "Situation",
+    "State",
+    "begin",
     "channel_model",
     "load_scenario",
     "merging_rule",
+    "open_cell",
     "plan",
     "planning_method",
     "problem_from_json",
     "read_record",
     "run",
+    "step",
     "task",
     "write_report",
 ]

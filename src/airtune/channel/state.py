@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.units import FloatArray, linear_to_db
+from airtune.units import FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +37,10 @@ class ChannelState:
         for array in (self.snr_hz, self.max_spectral_efficiency, self.downlink_rate_bps):
             array.flags.writeable = False
 
-    def snr_db(self, client: int, bandwidth_hz: float) -> float | None:
-        """Return a client's uplink SNR in a band, dB; None without a band or a received power."""
+    def received_snr_hz(self, client: int) -> float | None:
+        """Return a client's received power over noise density, Hz; None where it has none."""
         assert self.has_snr is not None
-        if bandwidth_hz <= 0 or not self.has_snr[client]:
-            return None
-        return linear_to_db(float(self.snr_hz[client]) / bandwidth_hz)
+        return float(self.snr_hz[client]) if self.has_snr[client] else None
 
 
 def broadcast_rate_bps(state: ChannelState) -> float:
