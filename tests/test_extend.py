@@ -15,8 +15,6 @@ import airtune as at
 from airtune.channel import CHANNEL_MODELS
 from airtune.merging import MERGING
 from airtune.planning import METHODS
-from airtune.plugins import registry
-from airtune.plugins.loading import _LOADED
 from airtune.scenario import TASKS
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "extend.md"
@@ -24,14 +22,15 @@ BLOCKS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", DOCUMENT.read_text
 SHORT = ("rounds=1", "task.eval_examples=8", "training.local_steps=1")
 
 
+pytestmark = pytest.mark.usefixtures("no_plugins_left")
+
+
 @pytest.fixture(autouse=True)
-def one_thread_and_no_plugins_left() -> Iterator[None]:
-    threads, since = torch.get_num_threads(), registry.added()
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    registry.remove(registry.added_since(since))
-    _LOADED.clear()
 
 
 @pytest.fixture

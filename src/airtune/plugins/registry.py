@@ -80,7 +80,7 @@ def remove(parts: list[tuple[Registry[Any], str]]) -> None:
     """Take parts that were added out of their registries again."""
     for registry, name in parts:
         _ADDED.remove((registry, name))
-        del registry[name]
+        registry.pop(name, None)
 
 
 def loaded(function: Callable[..., Any] | str) -> Callable[..., Any]:

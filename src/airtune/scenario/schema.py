@@ -59,7 +59,8 @@ class TaskSection(Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        TASKS.find(name)
+        if not TASKS.has(name):
+            raise ValueError(f"{name!r} is unknown; allowed: {', '.join(TASKS)}")
         return name
 
 
