@@ -89,6 +89,18 @@ def test_what_cannot_be_a_plan_is_refused_in_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_a_plan_with_modes_keeps_them_and_who_sits_out() -> None:
+    asked = replace(PROBLEM, absent_cost=np.full(PROBLEM.clients, 0.05), kappa=0.9)
+    best = at.plan(asked)
+    assert best.modes is not None
+    assert None in best.modes
+    made = planned_by(at.plan, asked)
+    assert made.modes == best.modes
+    assert made.objective_s == pytest.approx(best.objective_s, rel=1e-9)
+    at.planning_method("all", description="everyone")(lambda p, t, r: (p.min_pruning, equal(p)))
+    assert None not in (at.plan(asked, method="all").modes or (None,))
+
+
 def test_a_method_has_to_keep_the_bound_on_the_pruning_loss() -> None:
     bounded = replace(PROBLEM, max_pruning_loss=0.1)
     with pytest.raises(

@@ -82,6 +82,8 @@ def load_task(
 
     train_stream = examples(streams.train)
     test_stream = None if streams.test is None else examples(streams.test)
+    if section.eval_part == "train":
+        test_stream = None
     seen: set[str] = set()
     test, long_test = _draw(
         train_stream if test_stream is None else test_stream,

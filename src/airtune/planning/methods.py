@@ -14,9 +14,10 @@ from airtune.planning import baselines
 from airtune.planning.answers import checked
 from airtune.planning.bcd import bcd
 from airtune.planning.optimum.blocks import check_blocks, exact_in_blocks, in_blocks
+from airtune.planning.optimum.modes_search import exact_over_modes
 from airtune.planning.optimum.search import exact
-from airtune.planning.problem import Plan, PlanningProblem, priced
-from airtune.plugins import Registry, called
+from airtune.planning.problem import Plan, PlanningProblem
+from airtune.plugins import Registry, called, is_built_in
 from airtune.randomness import generator
 
 Solve = Callable[[PlanningProblem, float, np.random.Generator], Any]
@@ -34,7 +35,6 @@ class Method:
         prunes: also clients whose memory holds the whole model.
         bands: how it shares the band among clients of given pruning rates. "equal": alike. "best":
             by the optimum. "own": in a way of its own, which is then asked for.
-        proves: its Plan has a lower bound that it has proven.
     """
 
     description: str
@@ -42,7 +42,6 @@ class Method:
     solve: Solve
     prunes: bool = True
     bands: Literal["equal", "best", "own"] = "own"
-    proves: bool = False
 
     @property
     def bands_method(self) -> str | None:
@@ -61,9 +60,8 @@ _BUILT_IN: dict[str, Method] = {
     "exact": Method(
         "the global optimum with a certificate",
         "price on bandwidth inside, interval bounds over the deadline outside",
-        lambda problem, tolerance, rng: exact(problem, tolerance=tolerance),
+        lambda problem, tolerance, rng: _exact(problem, tolerance),
         bands="best",
-        proves=True,
     ),
     "bcd": Method(
         "block coordinate descent: pruning block, bandwidth block, repeat",
@@ -195,7 +193,7 @@ def plan(
         made = _made(chosen, problem, method, tolerance, rng)
         made = replace(made, solve_s=perf_counter() - start)
         if bound and made.lower_bound_s is None:
-            made = _bounded(made, exact(problem, tolerance=tolerance))
+            made = _bounded(made, _exact(problem, tolerance))
         return made
     count = check_blocks(problem, block_hz, blocks)
     if method == "exact":
@@ -217,13 +215,18 @@ def _made(
     tolerance: float,
     rng: np.random.Generator,
 ) -> Plan:
-    """Ask a method; its answer is checked and priced here, but for one that proves its bound."""
-    what = f"planning method '{name}'"
-    answer = called(what, chosen.solve, problem, tolerance, rng)
-    if chosen.proves:
+    """Ask a method; what a plugin answers is checked and priced here."""
+    answer = called(f"planning method '{name}'", chosen.solve, problem, tolerance, rng)
+    if is_built_in(chosen.solve):
         return replace(answer, method=name)
-    pruning, bandwidth_hz = checked(problem, what, answer)
-    return priced(problem, name, pruning, bandwidth_hz)
+    return checked(problem, name, answer)
+
+
+def _exact(problem: PlanningProblem, tolerance: float) -> Plan:
+    """Plan a problem with a choice of modes by the search over modes, any other one as ever."""
+    if problem.chooses or problem.can_stand_still:
+        return exact_over_modes(problem, tolerance=tolerance)
+    return exact(problem, tolerance=tolerance)
 
 
 def _bounded(made: Plan, best: Plan) -> Plan:
