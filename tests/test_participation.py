@@ -215,3 +215,13 @@ def test_what_is_deployable_is() -> None:
     for name, rule in MERGING.items():
         if not (rule.restarts or rule.freezes_a):
             check_deployable(load_scenario("tiny", [f"aggregation.rule={name}"]))
+
+
+@pytest.mark.parametrize("method", ["none", "pruning-only", "random", "bandwidth-only", "exact"])
+def test_bands_for_fewer_steps_are_shared_as_the_method_shares_them(method: str) -> None:
+    asked = problem(2)
+    band = decided(asked, "partial", method).plan.bandwidth_hz
+    if method in ("bandwidth-only", "exact"):
+        assert not np.allclose(band, band[0])
+    else:  # equal, or the draw of `random`, which does not depend on the steps
+        np.testing.assert_allclose(band, planning.plan(asked, method, bound=False).bandwidth_hz)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -190,3 +191,42 @@ def test_a_resumed_run_says_that_a_plugin_has_changed(tmp_path: Path) -> None:
         assert f"the plugin {plugin} has changed" in " ".join(directory.notices)
     hashes = [entry["sha256"] for entry in at.read_record(out).plugins]
     assert len(set(hashes)) == 2
+
+
+# Commands
+
+
+def shown(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "from airtune.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        check=False,
+    )
+
+
+def test_the_commands_take_a_plugin(tmp_path: Path) -> None:
+    plugin = written(tmp_path, "p.py", METHOD.format(name="mine"))
+    made = shown("plan", "examples/cell.json", "--plugin", plugin, "--method", "mine", "--json")
+    plan = json.loads(made.stdout)
+    assert plan["method"] == "mine"
+    assert plan["gap"] > 0
+    made = shown("plan", "tiny", "--plugin", plugin, "--method", "mine", "--json")
+    assert json.loads(made.stdout)["method"] == "mine"
+    assert "equal bands" in shown("methods", "--plugin", plugin).stdout
+    refused = shown("methods", "--plugin", "missing.py")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("airtune: plugin 'missing.py' cannot be read")
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_compare_knows_a_plugins_method_before_it_checks_names(tmp_path: Path) -> None:
+    plugin = written(tmp_path, "p.py", METHOD.format(name="mine"))
+    refused = shown("compare", "tiny", "--plugin", plugin, "--methods", "mine,other")
+    assert refused.returncode == 2
+    assert "--methods 'other'" in refused.stderr
+    assert "mine" in refused.stderr.partition("names of: ")[2]
