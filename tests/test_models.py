@@ -12,7 +12,7 @@ from torch import nn
 from airtune.errors import InputError
 from airtune.models import loading as models
 from airtune.models.loading import fingerprint_of, label_logits, load_model, prepared, shape_of
-from airtune.models.workload import SHAPES
+from airtune.models.workload import SHAPES, ModelShape
 from airtune.scenario import ModelSection
 from small_models import NAMES, small_model, text_batch
 
@@ -102,6 +102,21 @@ def test_unknown_architecture_is_refused_with_the_list(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(InputError, match=r"'bert' cannot be cut; known: llama, .*gpt_neox"):
         load_model(ModelSection(id=str(tmp_path)), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "mixtral", "num_local_experts": 8}, "num_local_experts = 8"),
+        ({"model_type": "qwen3_moe", "num_experts": 128}, "num_experts = 128"),
+        ({"model_type": "granitemoe"}, "'granitemoe' is a Mixture-of-Experts:"),
+        ({"model_type": "llama", "n_routed_experts": 4}, "n_routed_experts = 4"),
+    ],
+)
+def test_experts_are_refused_with_the_reason(config: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match="each token passes a few of the experts only") as caught:
+        ModelShape.of_config(config)
+    assert said in str(caught.value)
 
 
 def test_unusable_folders_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -189,9 +189,12 @@ def speed_up_attention(model: nn.Module, *, longest: int) -> None:
 
 
 def head_logits(causal: Any, hidden: Tensor) -> Tensor:
-    """Apply the LM head, with the soft cap of the models that have one."""
+    """Apply the LM head, with the divisor and the soft cap of the models that have one."""
     logits: Tensor = causal.get_output_embeddings()(hidden)
-    cap = getattr(causal.config, "final_logit_softcapping", None)
+    family = family_of(causal.config.model_type)
+    if family.logit_divisor_key is not None:
+        logits = logits / getattr(causal.config, family.logit_divisor_key)
+    cap = getattr(causal.config, family.logit_cap_key, None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from airtune.errors import InputError
-from airtune.models.families import SHAPES, Axis, Matrix, ModelShape
+from airtune.models.shapes import SHAPES, Axis, Matrix, ModelShape
 
 __all__ = [
     "SHAPES",
