@@ -164,6 +164,18 @@ SHAPES = {
         head_inputs=576,
         tied=True,
     ),
+    "gemma-3-270m": ModelShape(
+        family="gemma3_text",
+        hidden=640,
+        blocks=18,
+        mlp_channels=2048,
+        query_heads=4,
+        kv_heads=1,
+        head_dim=256,
+        vocab=262144,
+        head_inputs=640,
+        tied=True,
+    ),
     "tiny": ModelShape(
         family="llama",
         hidden=16,

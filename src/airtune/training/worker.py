@@ -96,7 +96,7 @@ class Worker:
     def __init__(self, scenario: Scenario, *, device: str | None = None) -> None:
         self.scenario = scenario
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = load_model(scenario.model, seed=scenario.seed)
+        loaded = load_model(scenario.model, seed=scenario.seed, max_tokens=scenario.task.max_tokens)
         self._model, self._tokenizer = loaded.model.to(self._device), loaded.tokenizer
         speed_up_attention(self._model, longest=scenario.task.max_tokens)
         self.shape, self._fingerprint = loaded.shape, loaded.fingerprint
