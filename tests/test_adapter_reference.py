@@ -14,7 +14,7 @@ from airtune.models import reference
 from airtune.models.builtin import byte_tokenizer, tiny_model
 from airtune.models.reference import adapter_readme, base_reference
 from airtune.report.console import adapter_lines
-from airtune.rounds.loop import run
+from airtune.rounds import run
 from airtune.scenario import ModelSection, Scenario, load_scenario
 from airtune.training.evaluation import answer_loss
 

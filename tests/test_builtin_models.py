@@ -11,7 +11,7 @@ import torch
 from airtune.models.builtin import GEMMA3, PACKED
 from airtune.models.loading import load_model
 from airtune.models.workload import SHAPES
-from airtune.rounds.loop import run
+from airtune.rounds import run
 from airtune.scenario import ModelSection, load_scenario
 
 
