@@ -69,7 +69,7 @@ def test_auto_peft_loads_from_another_folder(
 
 def test_a_hub_id_stays_one(tmp_path: Path) -> None:
     section = ModelSection(id="someone/some-model")
-    base = base_reference(section, None, None, "")
+    base = base_reference(section, seed=0)
     assert (base.name, base.note) == ("someone/some-model", "")
 
 
@@ -81,14 +81,14 @@ def test_a_built_in_model_from_a_wheel_is_named_as_on_the_hub(
         ("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
         ("gemma-3-270m", "google/gemma-3-270m"),
     ):
-        base = base_reference(ModelSection(id=name), None, None, "")
+        base = base_reference(ModelSection(id=name), seed=0)
         assert base.name == hub_id
         assert str(tmp_path / "unpacked") in base.note
 
 
 def test_a_gguf_file_is_named_too(tmp_path: Path) -> None:
     section = ModelSection(id=str(tmp_path), gguf_file="m.gguf")
-    readme = adapter_readme(base_reference(section, None, None, ""), "m.gguf")
+    readme = adapter_readme(base_reference(section, seed=0), "m.gguf")
     assert f"from_pretrained({str(tmp_path)!r}, gguf_file='m.gguf')" in readme
 
 

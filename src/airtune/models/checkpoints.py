@@ -81,13 +81,15 @@ def read_checkpoint(
     try:
         with quiet():
             # The configuration first: an unknown architecture is refused before any download.
-            _check_configuration(source, options)
+            config = _checked_configuration(source, options)
+            # Parsing a GGUF file's 262 thousand tokens takes many seconds: as seldom as possible.
+            known = {"config": config} if section.gguf_file else {}
             if folder.is_dir() and not section.gguf_file:
                 check_files(folder)
             reading = "tokenizer"
-            tokenizer = AutoTokenizer.from_pretrained(source, **options, **_NO_OWN_CODE)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options, **known, **_NO_OWN_CODE)
             reading = "weights"
-            model, report = _model_of(source, dtype, options)
+            model, report = _model_of(source, dtype, options | known)
         _check_report(report)
     except InputError as error:
         raise InputError(f"model.id = '{section.id}': {error}") from None
@@ -115,8 +117,8 @@ def _reason(error: Exception) -> str:
     return said.partition(". ")[0].rstrip(".") or type(error).__name__
 
 
-def _check_configuration(source: str, options: Mapping[str, Any]) -> None:
-    """Refuse a configuration that cannot be read or used; raises `InputError`."""
+def _checked_configuration(source: str, options: Mapping[str, Any]) -> PretrainedConfig:
+    """Return a configuration; raises `InputError` if it cannot be read or used."""
     folder, gguf = Path(source), options.get("gguf_file")
     if gguf is None:
         is_folder = folder.is_dir()
@@ -129,7 +131,9 @@ def _check_configuration(source: str, options: Mapping[str, Any]) -> None:
     elif folder.is_dir():
         check_gguf(folder, gguf)
     # Where its class is known by now, also with the class's own checks.
-    _check_config(AutoConfig.from_pretrained(source, **options, **_NO_OWN_CODE).to_dict())
+    config: PretrainedConfig = AutoConfig.from_pretrained(source, **options, **_NO_OWN_CODE)
+    _check_config(config.to_dict())
+    return config
 
 
 def _check_config(config: Mapping[str, Any]) -> None:

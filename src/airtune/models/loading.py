@@ -17,6 +17,7 @@ from airtune.errors import InputError
 from airtune.models.builtin import PACKED, TINY, byte_tokenizer, packed_folder, tiny_model
 from airtune.models.checkpoints import read_checkpoint
 from airtune.models.families import family_of
+from airtune.models.quantize import quantize_blocks
 from airtune.models.workload import ModelShape
 from airtune.scenario import ModelSection
 
@@ -91,13 +92,19 @@ def load_model(section: ModelSection, *, seed: int, max_tokens: int | None = Non
         model, tokenizer = read_checkpoint(str(packed_folder(section.id)), section, dtype)
     else:
         model, tokenizer = read_checkpoint(section.id, section, dtype)
-    loaded = prepared(model, tokenizer, name=section.id)
+    loaded = prepared(model, tokenizer, name=section.id, quantize=section.quantize)
     if max_tokens is not None:
         check_context(loaded, max_tokens, name=section.id)
     return loaded
 
 
-def prepared(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str) -> LoadedModel:
+def prepared(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    quantize: str | None = None,
+) -> LoadedModel:
     """Freeze and check a model that is already in memory; raises `InputError` as `load_model`."""
     shape = shape_of(model)
     _check_tied(model, shape, name)
@@ -107,6 +114,8 @@ def prepared(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str)
             raise InputError(f"model '{name}': weights of {key} are not finite")
     model.requires_grad_(False)
     model.eval()
+    if quantize is not None:
+        quantize_blocks(model, shape, quantize)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return LoadedModel(model, tokenizer, shape, fingerprint_of(model))

@@ -8,10 +8,10 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from airtune.models import assets
 from airtune.models.builtin import PACKED, TINY, export, packed_folder
+from airtune.models.loading import load_model
 from airtune.scenario import ModelSection
 
 
@@ -25,34 +25,36 @@ class BaseReference:
     """What to know before loading it, in a sentence or two."""
 
 
-def base_reference(
-    section: ModelSection, model: Any, tokenizer: Any, fingerprint: str
-) -> BaseReference:
+def base_reference(section: ModelSection, *, seed: int) -> BaseReference:
     """Return the base model's name on the hub, or the folder it is in.
 
     `tiny` is nowhere but in memory: it is written once into the cache folder, 60 kB.
 
     Args:
         section: how the scenario names the model.
-        model: as it was loaded.
-        tokenizer: of the model.
-        fingerprint: of the model.
+        seed: of the scenario, for the weights of `tiny`.
 
     Raises:
         OSError: the cache folder cannot be written.
     """
     here = "The base model is a folder of this machine; on another one, give that machine's copy."
+    quantized = ""
+    if section.quantize is not None:
+        quantized = (
+            f" The adapter was trained on weights quantized to {section.quantize}, which the base "
+            "model is not."
+        )
     if section.id == TINY:
-        folder = assets.cache_dir() / "models" / f"{TINY}-{fingerprint[:16]}"
-        _export_once(model, tokenizer, folder)
-        return BaseReference(str(folder.resolve()), here)
+        folder = _tiny_folder(section, seed)
+        return BaseReference(str(folder.resolve()), f"{here}{quantized}")
     if section.id in PACKED:
         hub_id, folder = PACKED[section.id].hub_id, packed_folder(section.id)
         return BaseReference(
             hub_id,
             "The adapter was trained on 4-bit weights of this model, unpacked. They are in "
             f"{folder.resolve()} on this machine: loaded from there, without a network, base and "
-            "adapter have the loss on record. The hub's weights are those they were rounded from.",
+            "adapter have the loss on record. The hub's weights are those they were rounded from."
+            f"{quantized}",
         )
     folder = Path(section.id)
     is_folder = folder.is_dir()
@@ -63,12 +65,15 @@ def base_reference(
             f"Its weights are in a GGUF file: give gguf_file={section.gguf_file!r} to "
             "AutoModelForCausalLM.from_pretrained."
         )
-    return BaseReference(name, " ".join(notes))
+    return BaseReference(name, (" ".join(notes) + quantized).strip())
 
 
-def _export_once(model: Any, tokenizer: Any, folder: Path) -> None:
+def _tiny_folder(section: ModelSection, seed: int) -> Path:
+    loaded = load_model(section.model_copy(update={"quantize": None}), seed=seed)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    folder = assets.cache_dir() / "models" / f"{TINY}-{loaded.fingerprint[:16]}"
     if (folder / "complete.json").is_file():
-        return
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".export-", dir=folder.parent))
     try:
@@ -77,6 +82,7 @@ def _export_once(model: Any, tokenizer: Any, folder: Path) -> None:
             os.rename(work / "folder", folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    return folder
 
 
 def adapter_readme(base: BaseReference, gguf_file: str | None = None) -> str:

@@ -184,7 +184,8 @@ def _tell_head_counts(attention: nn.Module, groups: int, shape: ModelShape) -> N
 
 
 def _index(kept: Any, layer: nn.Module) -> Tensor:
-    return torch.as_tensor(kept, device=weight_of(layer).device)
+    known: Any = layer
+    return torch.as_tensor(kept, device=known.weight.device)
 
 
 def _part(bias: Any, kept: Tensor) -> Tensor | None:

@@ -270,7 +270,7 @@ class Worker:
 
     def save_adapter(self, adapter: Adapter, folder: str) -> None:
         """Write the adapter in PEFT's format; `AutoPeftModelForCausalLM` loads it with its base."""
-        base = base_reference(self.scenario.model, self._model, self._tokenizer, self._fingerprint)
+        base = base_reference(self.scenario.model, seed=self.scenario.seed)
         with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
             save_adapter(model, base, folder, gguf_file=self.scenario.model.gguf_file)
 
