@@ -195,6 +195,7 @@ def problem_of_round(
             load.steps,
             mode,
             bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
+            quantize=scenario.model.quantize,
             max_pruning=scenario.pruning.max_pruning,
             sizes_at=sizes_ending_at(load.most_pruned),
         )

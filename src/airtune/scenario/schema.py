@@ -32,10 +32,13 @@ class ModelSection(Section):
     """The language model that every device holds and the adapter is trained for."""
 
     id: str = "smollm2-135m-instruct"
-    """`smollm2-135m-instruct` and `tiny` are built in; otherwise a folder or a hub id."""
+    """`smollm2-135m-instruct`, `gemma-3-270m` and `tiny` are built in; otherwise a folder or a
+    hub id."""
     gguf_file: str | None = None
     """The file inside the folder or repository, where the weights are in GGUF form."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Literal["int8", "nf4"] | None = None
+    """Hold the blocks' weights in 8 or 4 bits (extra `quantize`); computation stays in `dtype`."""
 
 
 class TaskSection(Section):
