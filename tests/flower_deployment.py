@@ -170,4 +170,10 @@ class Deployment:
             )  # fmt: skip
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        return {
+            **os.environ,
+            # The processes run elsewhere: a relative path would find another airtune.
+            "PYTHONPATH": str(ROOT / "src"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+        }

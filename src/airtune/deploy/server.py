@@ -7,10 +7,13 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from airtune.deploy.keys import public_pem
 from airtune.deploy.processes import (
@@ -20,11 +23,17 @@ from airtune.deploy.processes import (
     flower_environment,
     free_port,
     last_words,
+    sweep,
     wait_for_port,
 )
 from airtune.errors import InputError, RunError
 
 _STATUS_EVERY_S = 30.0
+_MOST_RESTARTS, _FAILING_S = 10, 60.0
+_WHAT = {"superlink": "Flower's server", "superexec": "Flower's starter", "gateway": "the gateway"}
+_UNHURRIED = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"}
+"""Flower's starter looks for a new run, which no round waits for; each look costs Flower's
+server a request and a transaction."""
 CONNECTION = "airtune"
 """How Flower's own commands call this server."""
 
@@ -69,9 +78,10 @@ class State:
 def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable[[], None]) -> None:
     """Run the server until it is interrupted.
 
-    Flower's server listens on loopback alone and restarts if it dies; its database keeps the
-    registered devices and the messages under way. Its app processes are apart from it, so that
-    a run survives the restart.
+    Flower's server listens on loopback alone; its database keeps the registered devices and the
+    messages under way. It, the gateway and the starter of app processes are started again when
+    they end. App processes are apart from it, so that a run survives the restart. What an
+    earlier server on the same folder left running is ended first.
 
     Args:
         state: where to keep what must last.
@@ -82,7 +92,8 @@ def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable
         ready: called once everything listens.
 
     Raises:
-        InputError: the keys are missing, or the address is taken.
+        InputError: the keys are missing, or another server runs on this folder.
+        RunError: one of the three does not start, or ends again and again.
     """
     state.folder.mkdir(parents=True, exist_ok=True)
     state.home.mkdir(exist_ok=True)
@@ -92,37 +103,71 @@ def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable
                 f"'{keys / name}' is missing: make it with `airtune deploy keys server --address "
                 f"HOST --dir {keys}`, or ask for --insecure by name"
             )
+    with _alone(state):
+        swept = sweep(state.home)
+        if swept:
+            print(f"ended {swept} processes that an earlier server had left", flush=True)
+        _serve(state, host, port, keys, ready)
+
+
+def _serve(
+    state: State, host: str, port: int, keys: Path | None, ready: Callable[[], None]
+) -> None:
     inner = free_port()
     _write_connection(state, inner, keys)
-    environment = flower_environment(state.home)
-    with children(state.logs, environment) as held:
-        start_superlink = _superlink(state, inner, keys, held)
-        start_superlink()
+    with children(state.logs, flower_environment(state.home, **_UNHURRIED)) as held:
+        commands = {
+            "superlink": _superlink_command(state, inner, keys),
+            "superexec": _superexec_command(state, inner, keys),
+            "gateway": _gateway_command(state, host, port, inner, keys),
+        }
+        held.start("superlink", commands["superlink"])
         wait_for_port(("127.0.0.1", inner), held, "superlink", 60)
-        held.start("superexec", _superexec_command(state, inner, keys))
-        held.start("gateway", _gateway_command(state, host, port, inner, keys))
+        held.start("superexec", commands["superexec"])
+        held.start("gateway", commands["gateway"])
         reach = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         wait_for_port((reach, port), held, "gateway", 30)
         state.about.write_text(json.dumps({"port": inner, "secure": keys is not None}))
         ready()
         try:
-            _keep_running(held, start_superlink)
+            _keep_running(held, commands)
         finally:
             state.about.unlink(missing_ok=True)
 
 
-def _keep_running(held: Children, start_superlink: Callable[[], None]) -> None:
+@contextmanager
+def _alone(state: State) -> Iterator[None]:
+    """Hold the state folder, so that no second server works on the same database."""
+    lock = FileLock(state.folder / "server.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"--state '{state.folder}': a server is running on this folder already"
+        ) from None
+    with lock:
+        yield
+
+
+def _keep_running(held: Children, commands: Mapping[str, list[str]]) -> None:
+    """Start again whatever ends; what ends again and again is an error."""
+    restarts: dict[str, list[float]] = {name: [] for name in commands}
     while True:
         time.sleep(0.5)
-        ended = held.ended()
-        if "superlink" in ended:
-            print("Flower's server ended; starting it again", flush=True)
-            start_superlink()
-        elif ended:
-            raise RunError(f"{ended[0]} ended: {last_words(held.log(ended[0]))}")
+        for name in held.ended():
+            now_s = time.monotonic()
+            recent = [at_s for at_s in restarts[name] if at_s > now_s - _FAILING_S]
+            if len(recent) >= _MOST_RESTARTS:
+                raise RunError(
+                    f"{name} ended {len(recent) + 1} times within {_FAILING_S:.0f} s: "
+                    f"{last_words(held.log(name))}"
+                )
+            restarts[name] = [*recent, now_s]
+            print(f"{_WHAT[name]} ended; starting it again", flush=True)
+            held.start(name, commands[name])
 
 
-def _superlink(state: State, port: int, keys: Path | None, held: Children) -> Callable[[], None]:
+def _superlink_command(state: State, port: int, keys: Path | None) -> list[str]:
     command = [
         flower_command("flower-superlink"),
         *("--host", "127.0.0.1", "--port", str(port)),
@@ -137,7 +182,7 @@ def _superlink(state: State, port: int, keys: Path | None, held: Children) -> Ca
         command += ["--ssl-ca-certfile", str(keys / "ca.crt")]
         command += ["--ssl-certfile", str(keys / "server.crt")]
         command += ["--ssl-keyfile", str(keys / "server.key"), "--enable-supernode-auth"]
-    return lambda: held.start("superlink", command)
+    return command
 
 
 def _superexec_command(state: State, port: int, keys: Path | None) -> list[str]:
