@@ -162,6 +162,10 @@ class Deployment:
         """Return a process's id."""
         return self._running[name].pid
 
+    def running(self, name: str) -> bool:
+        """Say whether a process is still there."""
+        return name in self._running and self._running[name].poll() is None
+
     def _start(self, name: str, *arguments: str) -> None:
         with (self.folder / f"{name}.log").open("wb") as log:
             self._running[name] = subprocess.Popen(

@@ -40,6 +40,10 @@ from airtune.training.worker import ClientSetting, Evaluation, Setting, Worker
 Outcome = ClientUpdate | ClientFailure
 
 
+_STALL_S = 5.0
+"""So long between two looks at the mailbox, and this process has stood still."""
+
+
 @dataclass(frozen=True)
 class Conditions:
     """How long the server waits, and for whom."""
@@ -174,7 +178,14 @@ class FlowerEngine:
         for node in by_node.keys() - set(posted.values()):
             yield ClientFailure(by_node[node][0].client, "not sent: Flower took no message")
         deadline_s = sent_s + self._patience_s(present[0][0])
-        while pending and time.time() < deadline_s:
+        looked_s = time.time()
+        while pending:
+            now_s = time.time()
+            # While this process stood still no device could be late.
+            deadline_s += max(0.0, now_s - looked_s - _STALL_S)
+            looked_s = now_s
+            if now_s >= deadline_s:
+                break
             for reply in self._post.collect(list(pending)):
                 yield self._outcome(pending.pop(reply.message), reply)
             if pending:
