@@ -126,7 +126,7 @@ def _run(
                 _wait(out, name, "is ready", 600)
             _command(
                 out, links, links.server, "deploy", "run", source, *settings, "--out", "run",
-                "--app", str(ROOT / "flower"), "--bands", str(bands), "--wait", "600",
+                "--bands", str(bands), "--wait", "600",
                 shown=True,
             )  # fmt: skip
 

@@ -97,7 +97,7 @@ class Deployment:
 
     def start_run(self, *extra: str) -> None:
         """Begin a run in the folder `run`."""
-        command = ("deploy", "run", "tiny", *self._settings, "--app", str(ROOT / "flower"))
+        command = ("deploy", "run", "tiny", *self._settings)
         self._start("run", *command, "--out", "run", *extra)
 
     def finish(self, name: str = "run", timeout_s: float = 240.0) -> int:

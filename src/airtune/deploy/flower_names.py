@@ -94,6 +94,18 @@ USED = (
         "without it a TLS handshake that breaks ends the run: find the grid's retries",
     ),
     Name(
+        "flwr.supercore.control",
+        "ControlHttpClient",
+        "lists, admits and revokes many devices in one process",
+        "call `flwr supernode register|unregister` once a device: 2 s each, and no list of names",
+    ),
+    Name(
+        "flwr.supercore.interceptors",
+        "RuntimeVersionHttpInterceptor",
+        "goes with ControlHttpClient: Flower's server wants to know the version that asks",
+        "as for ControlHttpClient",
+    ),
+    Name(
         "flwr.supernode.cli",
         "flower_supernode",
         "SuperNode itself, run in a process where the names above are replaced",
@@ -237,6 +249,24 @@ def prepare_grid(grid: Any, poll_s: float) -> None:
     invoker = getattr(grid, "_retry_invoker", None)
     if invoker is not None:
         patient(invoker)
+
+
+def operator_client(address: str, authority: bytes | None) -> Any:
+    """Return a client of Flower's operator interface; close it after use.
+
+    Args:
+        address: host and port of Flower's server on this machine.
+        authority: the certificate by which it is known, PEM; None without TLS.
+    """
+    from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+    return ControlHttpClient.from_server_address(
+        server_address=address,
+        insecure=authority is None,
+        root_certificates=authority,
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+    )
 
 
 def client_process() -> Callable[[], None]:

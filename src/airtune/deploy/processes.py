@@ -47,8 +47,11 @@ class Children:
     Each is the leader of its own session, so that what it starts in turn is ended with it.
     """
 
-    def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, logs: Path, environment: Mapping[str, str], parting_s: float = PARTING_S
+    ) -> None:
         logs.mkdir(parents=True, exist_ok=True)
+        self._parting_s = parting_s
         self._logs, self._environment = logs, dict(environment)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -85,10 +88,10 @@ class Children:
             return file.read().decode("utf-8", errors="replace")
 
     def close(self) -> None:
-        """End all: a request first, after `PARTING_S` by force."""
+        """End all: a request first, after `parting_s` by force."""
         for process in reversed(self._running.values()):
             _signal_group(process, signal.SIGTERM)
-        deadline_s = time.monotonic() + PARTING_S
+        deadline_s = time.monotonic() + self._parting_s
         for process in self._running.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, deadline_s - time.monotonic()))
@@ -100,13 +103,15 @@ class Children:
 
 
 @contextmanager
-def children(logs: Path, environment: Mapping[str, str]) -> Iterator[Children]:
+def children(
+    logs: Path, environment: Mapping[str, str], parting_s: float = PARTING_S
+) -> Iterator[Children]:
     """Hold child processes for the length of a `with` block; SIGTERM ends the block too."""
 
     def interrupted(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    held = Children(logs, environment)
+    held = Children(logs, environment, parting_s)
     before = signal.signal(signal.SIGTERM, interrupted)
     try:
         yield held

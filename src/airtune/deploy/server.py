@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from airtune.deploy.keys import public_pem
+from airtune.deploy.keys import expiry_warnings
 from airtune.deploy.processes import (
     Children,
     children,
@@ -28,7 +28,6 @@ from airtune.deploy.processes import (
 )
 from airtune.errors import InputError, RunError
 
-_STATUS_EVERY_S = 30.0
 _MOST_RESTARTS, _FAILING_S = 10, 60.0
 _WHAT = {"superlink": "Flower's server", "superexec": "Flower's starter", "gateway": "the gateway"}
 _UNHURRIED = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"}
@@ -60,14 +59,9 @@ class State:
         return self.folder / "server.json"
 
     @property
-    def outcome(self) -> Path:
-        """How the last run ended."""
-        return self.folder / "outcome.json"
-
-    @property
-    def progress(self) -> Path:
-        """What the last run said."""
-        return self.folder / "progress.log"
+    def runs(self) -> Path:
+        """One folder a run: what was asked, what it said, how it ended."""
+        return self.folder / "runs"
 
     @property
     def logs(self) -> Path:
@@ -103,6 +97,8 @@ def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable
                 f"'{keys / name}' is missing: make it with `airtune deploy keys server --address "
                 f"HOST --dir {keys}`, or ask for --insecure by name"
             )
+    for warning in [] if keys is None else expiry_warnings(keys):
+        print(warning, flush=True)
     with _alone(state):
         swept = sweep(state.home)
         if swept:
@@ -127,7 +123,8 @@ def _serve(
         held.start("gateway", commands["gateway"])
         reach = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         wait_for_port((reach, port), held, "gateway", 30)
-        state.about.write_text(json.dumps({"port": inner, "secure": keys is not None}))
+        about = {"port": inner, "keys": None if keys is None else str(keys)}
+        state.about.write_text(json.dumps(about))
         ready()
         try:
             _keep_running(held, commands)
@@ -219,6 +216,23 @@ def _write_connection(state: State, port: int, keys: Path | None) -> None:
     )
 
 
+def about(state: State) -> dict[str, Any]:
+    """Return what a started server left for its operator: `port` and `keys`.
+
+    Raises:
+        InputError: no server is started with this state folder.
+    """
+    try:
+        found = json.loads(state.about.read_text())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"no server is started in '{state.folder}': start one with `airtune deploy server`"
+        )
+    return found
+
+
 def flwr(state: State, *arguments: str, timeout_s: float = 60.0) -> dict[str, Any]:
     """Run one of Flower's operator commands on the started server; return its JSON answer.
 
@@ -226,10 +240,7 @@ def flwr(state: State, *arguments: str, timeout_s: float = 60.0) -> dict[str, An
         InputError: no server is started with this state folder.
         RunError: the command failed; quotes its last line.
     """
-    if not state.about.exists():
-        raise InputError(
-            f"no server is started in '{state.folder}': start one with `airtune deploy server`"
-        )
+    about(state)
     done = subprocess.run(
         [flower_command("flwr"), *arguments, "--format", "json"],
         env=flower_environment(state.home),
@@ -245,75 +256,3 @@ def flwr(state: State, *arguments: str, timeout_s: float = 60.0) -> dict[str, An
     if not isinstance(answer, dict) or not answer.get("success", True):
         raise RunError(f"flwr {arguments[0]}: {answer.get('error-message', 'failed')}")
     return answer
-
-
-def register(state: State, public_key: Path, client: str) -> None:
-    """Admit a device: its public key, and the client of the scenario that it plays."""
-    public_pem(public_key)  # Flower's own refusal is a screenful
-    flwr(state, "supernode", "register", str(public_key), CONNECTION, "--name", client)
-
-
-class Submitted:
-    """A run that was handed to the server."""
-
-    def __init__(self, state: State, run_id: str) -> None:
-        self._state, self._run_id = state, run_id
-        self._asked_s = time.monotonic()
-
-    def outcome(self) -> dict[str, Any] | None:
-        """Return how it ended, or None while it goes on: `ok`, `exit`, `error`."""
-        found = self._left()
-        # The app leaves its outcome in a file; only its violent end shows in Flower's list, and
-        # asking for that starts a process.
-        if found is not None or time.monotonic() < self._asked_s + _STATUS_EVERY_S:
-            return found
-        self._asked_s = time.monotonic()
-        runs = flwr(self._state, "list", "--run-id", self._run_id).get("runs", [])
-        status = str(runs[0].get("status", "")) if runs else ""
-        if not status.startswith("finished"):
-            return None
-        ended = {"ok": False, "exit": 1, "error": f"Flower's run ended as {status}"}
-        return self._left() or ended
-
-    def stop(self) -> None:
-        """End it; what it recorded stays."""
-        flwr(self._state, "stop", self._run_id)
-
-    def _left(self) -> dict[str, Any] | None:
-        if not self._state.outcome.exists():
-            return None
-        found = json.loads(self._state.outcome.read_text())
-        return found if isinstance(found, dict) else None
-
-
-def submit(state: State, app: Path, settings: Mapping[str, str | int | float | bool]) -> Submitted:
-    """Start a run.
-
-    Args:
-        state: of the started server.
-        app: the folder of the Flower app.
-        settings: the app's configuration.
-
-    Raises:
-        InputError: no such app, or no server.
-        RunError: Flower refused the run.
-    """
-    if not (app / "pyproject.toml").is_file():
-        raise InputError(f"--app '{app}': no Flower app there (a folder with pyproject.toml)")
-    state.outcome.unlink(missing_ok=True)
-    state.progress.unlink(missing_ok=True)
-    config = state.folder / "run.toml"
-    config.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in settings.items()))
-    answer = flwr(state, "run", str(app), CONNECTION, "--run-config", str(config))
-    return Submitted(state, str(answer["run-id"]))
-
-
-def as_json(value: object) -> str:
-    """Return a value as JSON, as the app's configuration carries it."""
-    return json.dumps(value)
-
-
-def _toml(value: str | int | float | bool) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return json.dumps(value) if isinstance(value, str) else str(value)
