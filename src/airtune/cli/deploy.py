@@ -183,6 +183,14 @@ def device(
             help="Clip and noise every update; also delta=1e-5, budget=EPSILON.",
         ),
     ] = None,
+    emulate: Annotated[
+        str | None,
+        typer.Option(
+            "--emulate",
+            metavar="PROFILE",
+            help="Take this device's time: a profile's name or file, or scenario for its own.",
+        ),
+    ] = None,
     secure_aggregation: Annotated[
         bool, typer.Option("--secure-aggregation", help="Refused, with the reason.", hidden=True)
     ] = False,
@@ -212,5 +220,6 @@ def device(
             place,
             folder or Path(f"device-{client}"),
             privacy=None if privacy is None else parse_privacy(privacy),
+            emulate=emulate,
             ready=lambda: typer.echo(f"{client} is ready"),
         )

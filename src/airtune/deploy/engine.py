@@ -17,6 +17,7 @@ from airtune.assignment import PlannedTimes
 from airtune.deploy.bands import Bands
 from airtune.deploy.checks import checked_update
 from airtune.deploy.codec import adapter_arrays
+from airtune.deploy.emulation import overran
 from airtune.deploy.meter import WireTimes, read_wire_log, wire_times
 from airtune.deploy.protocol import (
     Introduction,
@@ -236,6 +237,11 @@ class FlowerEngine:
         wire = self._wire_of(dispatch)
         measured = _measured(fields, wire, after_s)
         self._write_timings(dispatch, fields, wire, measured, after_s)
+        if overran(fields.compute_s, fields.emulated_s):
+            self._say(
+                f"{fields.client}: the work took {fields.compute_s:.2f} s, more than the "
+                f"{fields.emulated_s:.2f} s of the device that it emulates: its times do not count"
+            )
         return replace(update, measured=measured)
 
     def _gather(self) -> None:
@@ -308,12 +314,13 @@ class FlowerEngine:
     ) -> None:
         if self._timings is None:
             return
-        planned, rate_bps = _planned(dispatch.job), dispatch.job.assignment.rate_bps
+        planned, assigned = _planned(dispatch.job), dispatch.job.assignment
         line = {
             "round": dispatch.job.round,
             "client": fields.client,
             "planned": {
-                "rate_bps": rate_bps,
+                "rate_bps": assigned.rate_bps,
+                "downlink_rate_bps": assigned.downlink_rate_bps,
                 "downlink_s": planned.downlink_s,
                 "compute_s": planned.compute_s,
                 "upload_s": planned.upload_s,
@@ -329,6 +336,8 @@ class FlowerEngine:
             "uplink_bytes": None if wire is None else wire.uplink_bytes,
             "downlink_bytes": None if wire is None else wire.downlink_bytes,
             "epsilon": fields.epsilon,
+            "emulated_s": fields.emulated_s,
+            "counts": not overran(fields.compute_s, fields.emulated_s),
         }
         with self._timings.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

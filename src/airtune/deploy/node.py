@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from airtune.deploy.emulation import Emulated, emulated_profile
 from airtune.deploy.forkserver import write_command
 from airtune.deploy.pacing import Pacer, TcPacer, TokenBucket, Unpaced, relay
 from airtune.deploy.processes import (
@@ -53,6 +54,7 @@ def run_device(
     folder: Path,
     *,
     privacy: Privacy | None = None,
+    emulate: str | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Take part until interrupted; a lost server is waited for, however long.
@@ -63,6 +65,7 @@ def run_device(
         place: the server.
         folder: where the device keeps sockets, logs and its privacy ledger.
         privacy: protect every update, or None.
+        emulate: take the time of this profile, or None; see `emulation.emulated_profile`.
         ready: called once the server has admitted the device and it looks for work.
 
     Raises:
@@ -81,7 +84,10 @@ def run_device(
 
     from airtune.deploy.device import Device
 
-    device = Device(scenario, client, pacer, folder, privacy)
+    emulated = None
+    if emulate is not None:
+        emulated = Emulated(emulated_profile(emulate, scenario, client))
+    device = Device(scenario, client, pacer, folder, privacy, emulated)
     with ExitStack() as stack:
         # A folder of its own, closed to others and with a short name: the path of a Unix socket
         # may have 107 characters.
