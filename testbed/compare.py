@@ -10,9 +10,9 @@ PARTS = ("downlink_s", "compute_s", "upload_s")
 MESSAGE_BYTES = {"downlink_s": 455, "upload_s": 1670}
 """What a message takes besides its payload: fields, the header of the arrays, Flower's envelope.
 Measured at the gateway, the same in every round of `tiny`."""
-REQUESTS = {"downlink_s": 4, "upload_s": 4}
-REQUEST_BYTES = 900
-"""HTTP headers of a request and its answer, with the device's key and signature, in TLS."""
+REQUESTS = {"downlink_s": 3, "upload_s": 4}
+HEAD_BYTES = {"downlink_s": 230, "upload_s": 865}
+"""Of an answer's and of a request's HTTP headers, with the device's key and signature, in TLS."""
 
 
 def comparison(timings: Path, rounds: Path) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _predicted(planned: dict[str, float]) -> dict[str, float]:
     found = dict(planned)
     for part, rate_bps in rates_bps.items():
         if rate_bps:
-            extra = MESSAGE_BYTES[part] + REQUESTS[part] * REQUEST_BYTES
+            extra = MESSAGE_BYTES[part] + REQUESTS[part] * HEAD_BYTES[part]
             found[part] += 8 * extra / rate_bps
     return found
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from airtune.deploy.server import CONNECTION, State, flwr
+from airtune.deploy.server import CONNECTION, State, flwr, leave
 from airtune.errors import InputError, RunError
 
 APP = Path(__file__).parent / "flower_app"
@@ -166,13 +166,6 @@ def chosen(state: State, name: str | None) -> Run:
 def as_json(value: object) -> str:
     """Return a value as JSON, as the app's configuration carries it."""
     return json.dumps(value)
-
-
-def leave(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a small file so that a reader sees all of it or none."""
-    written = path.with_suffix(".new")
-    written.write_text(json.dumps(values), encoding="utf-8")
-    written.replace(path)
 
 
 def _toml(value: str | int | float | bool) -> str:

@@ -103,6 +103,7 @@ def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable
         swept = sweep(state.home)
         if swept:
             print(f"ended {swept} processes that an earlier server had left", flush=True)
+        _end_runs(state)
         _serve(state, host, port, keys, ready)
 
 
@@ -130,6 +131,21 @@ def _serve(
             _keep_running(held, commands)
         finally:
             state.about.unlink(missing_ok=True)
+
+
+def leave(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a small file so that a reader sees all of it or none."""
+    written = path.with_suffix(".new")
+    written.write_text(json.dumps(values), encoding="utf-8")
+    written.replace(path)
+
+
+def _end_runs(state: State) -> None:
+    """Say of each run that was going on under an earlier server that it has ended."""
+    for about in state.runs.glob("*/about.json"):
+        if not (outcome := about.with_name("outcome.json")).exists():
+            error = "the server ended under it; go on with `airtune deploy run … --resume`"
+            leave(outcome, {"ok": False, "exit": 1, "error": error})
 
 
 @contextmanager
