@@ -14,7 +14,7 @@ from airtune.deploy.protocol import Hello, Introduction, Update, agreement, job_
 from airtune.errors import InputError
 from airtune.models.devices import DeviceProfile, profile_of
 from airtune.scenario import load_scenario
-from assigned import assignment
+from assigned import assignment, mode
 
 SMALL = ["rounds=1", "task.train_examples=96", "task.eval_examples=4", "training.local_steps=1"]
 SLOW = DeviceProfile("slow", 2e9, 0.5, 8e9, None, "a test")
