@@ -128,6 +128,16 @@ class Deployment:
             assert time.monotonic() < deadline, f"no sign of: {what}"
             time.sleep(0.1)
 
+    def attach(self) -> None:
+        """Show the run again, as `attached`."""
+        self._start("attached", "deploy", "attach")
+
+    def end(self, name: str, timeout_s: float = 30.0) -> None:
+        """Ask a process to end, and wait."""
+        process = self._running.pop(name)
+        process.terminate()
+        process.wait(timeout_s)
+
     def kill(self, name: str) -> None:
         """End a process without a word, as a pulled plug does; the kernel ends its children."""
         process = self._running.pop(name)
