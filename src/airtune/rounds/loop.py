@@ -213,6 +213,19 @@ def _with_fitted_kappa(
     return replace(problem, kappa=kappa)
 
 
+def _queues_after(
+    cell: Cell, situation: Situation, decision: Decision, updates: Sequence[ClientUpdate]
+) -> tuple[float, ...]:
+    """Return what the floor still owes each client; only a merged update counts."""
+    share, losses = cell.scenario.participation.floor, decision.plan.losses
+    if share == 0 or losses is None:
+        return ()
+    heard = {update.client for update in updates}
+    merged = np.array([client in heard for client in situation.cohort])
+    contributed = np.where(merged, 1.0 - losses, 0.0)
+    return tuple(next_queues(situation.queues, contributed, share).tolist())
+
+
 def _answers(cell: Cell, state: State, situation: Situation, decision: Decision) -> list[_Answer]:
     """Have every client do its part; answers in the cohort's order, whichever ends first."""
     assigned = {a.client: a for a in decision.assignments if a is not None}
