@@ -7,6 +7,7 @@ quotes the value and says what is allowed.
 
 from __future__ import annotations
 
+import string
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,13 +39,19 @@ class ModelSection(Section):
 class TaskSection(Section):
     """What the model is fine-tuned to do, and how much of the data is used."""
 
-    name: Literal["gsm-symbolic", "gsm8k", "yahoo-answers", "prompt-answer", "sums"] = (
-        "gsm-symbolic"
-    )
+    name: Literal[
+        "gsm-symbolic", "gsm8k", "yahoo-answers", "prompt-answer", "classification", "sums"
+    ] = "gsm-symbolic"
     source: str | None = None
     """A file, a folder or a hub id; not needed by tasks that generate their problems."""
     prompt_column: str = "prompt"
     answer_column: str = "answer"
+    label_column: str = "label"
+    """What `dirichlet` skews; in `classification`, the answer."""
+    prompt_template: str | None = None
+    """Several columns as one prompt, ``"{instruction}\\n{input}"``, in place of prompt_column."""
+    chat_template: bool = False
+    """Prompts and answers as turns in the model's own chat template, not in plain text."""
     train_examples: PositiveInt = 512
     """Over all clients together."""
     eval_examples: PositiveInt = 64
@@ -53,6 +60,32 @@ class TaskSection(Section):
     """Held back from each client's own data, for the loss on its own distribution."""
     max_tokens: Annotated[int, Field(ge=8)] = 160
     """Prompt and answer together; longer examples are left out."""
+
+    @model_validator(mode="after")
+    def _framing(self) -> TaskSection:
+        if self.prompt_template is not None:
+            if self.name in ("gsm-symbolic", "gsm8k", "yahoo-answers", "sums"):
+                raise ValueError(
+                    f"prompt_template is for prompt-answer and classification; name = {self.name!r}"
+                )
+            _check_template(self.prompt_template)
+        if self.chat_template and self.name == "sums":
+            raise ValueError("chat_template = true: sums are plain text, not questions")
+        return self
+
+
+def _check_template(template: str) -> None:
+    """Raise `ValueError` where a prompt template is not text with columns in braces."""
+    wrong = f"prompt_template = {template!r}"
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"{wrong}: {error}; a brace itself is written {{{{ or }}}}") from None
+    columns = [column for _, column, _, _ in parts if column is not None]
+    if not columns:
+        raise ValueError(f"{wrong}: no column in braces, as in '{{instruction}}'")
+    if "" in columns or any(form or cast for _, _, form, cast in parts):
+        raise ValueError(f"{wrong}: braces hold a column's name and nothing else")
 
 
 class PartitionSection(Section):
