@@ -45,7 +45,7 @@ class Example:
         return (Turn(self.prompt, self.answer, self.ending), *self.more)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """What a row holds, before it is framed: (role, text), of system, user and assistant."""
 
