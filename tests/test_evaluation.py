@@ -177,6 +177,19 @@ def test_label_accuracy_counts_the_most_likely_choice(model: nn.Module) -> None:
     assert label_accuracy(model, TOKENIZER, examples, CHOICES, batch_size=2) == 3 / 5
 
 
+def test_choices_end_as_the_examples_do(model: nn.Module) -> None:
+    """Of a chat template: no space before the answer, the template's own end behind it."""
+    ends = [TOKENIZER(f"{choice}!", add_special_tokens=False).input_ids for choice in CHOICES]
+    best = []
+    for text in TEXTS:
+        prompt = TOKENIZER(text, add_special_tokens=False).input_ids
+        best.append(int(np.argmax([log_likelihood(model, prompt, end) for end in ends])))
+    plain_ends = [answer_tokens(choice, TOKENIZER) for choice in CHOICES]
+    assert ends != plain_ends
+    examples = [Example(t, CHOICES[b], 0, "!") for t, b in zip(TEXTS, best, strict=True)]
+    assert label_accuracy(model, TOKENIZER, examples, CHOICES, batch_size=2) == 1
+
+
 def greedy(model: nn.Module, prompt: list[int], most: int) -> str:
     """One prompt, no cache, one token at a time."""
     tokens = list(prompt)
