@@ -39,9 +39,10 @@ def load_task(
     streams = LOADERS[section.name](section, seed)
     framed = _framing(section, tokenizer)
     train = map(framed, streams.train)
+    test_stream = None if section.eval_part == "train" else streams.test
     seen: set[tuple[str, ...]] = set()
     test, long_test = _draw(
-        train if streams.test is None else map(framed, streams.test),
+        train if test_stream is None else map(framed, test_stream),
         section,
         "eval_examples",
         tokenizer,

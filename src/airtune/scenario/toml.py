@@ -58,7 +58,8 @@ def shown(value: object) -> str:
 
 
 def _paths(values: dict[str, Any]) -> Iterator[tuple[str, object]]:
-    for section, keys in (("task", ("source",)), ("model", ("id", "gguf_file"))):
+    named = {"task": ["source"], "model": ["id", "gguf_file"], "planning": ["costs"]}
+    for section, keys in named.items():
         table = values.get(section)
         if isinstance(table, dict):
             yield from ((f"{section}.{key}", table.get(key)) for key in keys)
