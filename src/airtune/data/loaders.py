@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import string
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from airtune.data.yahoo import TOPICS, yahoo_file, yahoo_reader
 from airtune.errors import InputError
 from airtune.randomness import derived_seed, generator
 from airtune.scenario import TaskSection
+from airtune.scenario.tasks import Streams
 
 HUB_IDS = {
     "gsm8k": ("openai/gsm8k", "main"),
@@ -36,38 +36,29 @@ RowReader = Callable[[str, Row], Conversation]
 FileReader = Callable[[Path], Iterator[Conversation]]
 
 
-@dataclass(frozen=True)
-class Streams:
-    """A task's examples, in random order; those of tasks that are plain text are examples."""
-
-    train: Drawn
-    test: Drawn | None
-    """None: the test set is split off the train part."""
-    labels: dict[str, int]
-    """Each label's index by its text; filled as rows are read."""
-    choice: bool = False
-    """The answer is one of the labels."""
+def sums_streams(section: TaskSection, seed: int) -> Streams:
+    """Return additions without end."""
+    return Streams(sums(generator(seed, "task sums")))
 
 
-def _sums(section: TaskSection, seed: int) -> Streams:
-    return Streams(sums(generator(seed, "task sums")), None, {})
+def gsm_symbolic_streams(section: TaskSection, seed: int) -> Streams:
+    """Return generated problems without end."""
+    return Streams(gsm_problems(derived_seed(seed, "task gsm-symbolic")))
 
 
-def _gsm_symbolic(section: TaskSection, seed: int) -> Streams:
-    return Streams(gsm_problems(derived_seed(seed, "task gsm-symbolic")), None, {})
-
-
-def _gsm8k(section: TaskSection, seed: int) -> Streams:
+def gsm8k_streams(section: TaskSection, seed: int) -> Streams:
+    """Return GSM8K's problems."""
     return _read(section, seed, _gsm8k_conversation, {})
 
 
-def _yahoo_answers(section: TaskSection, seed: int) -> Streams:
+def yahoo_answers_streams(section: TaskSection, seed: int) -> Streams:
+    """Return forum texts and their topics."""
     labels = {topic: index for index, topic in enumerate(TOPICS)}
     read = functools.partial(yahoo_file, section)
     return _read(section, seed, yahoo_reader(section), labels, read=read, choice=True)
 
 
-def _prompt_answer(section: TaskSection, seed: int) -> Streams:
+def prompt_answer_streams(section: TaskSection, seed: int) -> Streams:
     """Any prompt and answer; the label column, where there is one, gives the label."""
     labels: dict[str, int] = {}
 
@@ -79,7 +70,7 @@ def _prompt_answer(section: TaskSection, seed: int) -> Streams:
     return _read(section, seed, to_conversation, labels)
 
 
-def _classification(section: TaskSection, seed: int) -> Streams:
+def classification_streams(section: TaskSection, seed: int) -> Streams:
     """Any prompt, and the label as the answer: one of the label column's texts."""
     labels: dict[str, int] = {}
 
@@ -89,17 +80,6 @@ def _classification(section: TaskSection, seed: int) -> Streams:
         return Conversation(turns, labels.setdefault(label, len(labels)), "Label", place)
 
     return _read(section, seed, to_conversation, labels, choice=True)
-
-
-LOADERS: dict[str, Callable[[TaskSection, int], Streams]] = {
-    "sums": _sums,
-    "gsm-symbolic": _gsm_symbolic,
-    "gsm8k": _gsm8k,
-    "yahoo-answers": _yahoo_answers,
-    "prompt-answer": _prompt_answer,
-    "classification": _classification,
-}
-"""Each task's name and the function from (section, seed) to its examples."""
 
 
 def _read(
@@ -143,7 +123,8 @@ def _read(
             for text in part.texts(section.label_column) if isinstance(part, TablePart) else ():
                 labels.setdefault(text, len(labels))
     test = None if parts.test is None else stream(parts.test, "task test part")
-    return Streams(stream(parts.train, "task train part"), test, labels, choice)
+    train = stream(parts.train, "task train part")
+    return Streams(train, test, labels=labels, choice=choice)
 
 
 def _columns(section: TaskSection) -> set[str]:

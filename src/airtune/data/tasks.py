@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from airtune.data.batches import token_count
-from airtune.data.examples import Conversation, Example, Task
+from airtune.data.examples import Conversation, Example, Task, examples_of
 from airtune.data.framing import plain, templated
-from airtune.data.loaders import LOADERS
 from airtune.errors import InputError
-from airtune.scenario import TaskSection
+from airtune.plugins import called, is_built_in
+from airtune.scenario import TASKS, TaskSection
+from airtune.scenario.tasks import Streams
 
 MOST_LABELS = 1000
 """More different labels than this are no classes: every one is scored for every test prompt."""
@@ -36,13 +38,24 @@ def load_task(
     Raises:
         InputError: the data cannot be had, is malformed, or is less than was asked for.
     """
-    streams = LOADERS[section.name](section, seed)
+    what = f"task '{section.name}'"
+    function = TASKS.find(section.name).function
+    streams: Streams = called(what, function, section, seed)
     framed = _framing(section, tokenizer)
-    train = map(framed, streams.train)
+    classes: dict[Hashable, int] = {}
+
+    def examples(items: Iterable[Any]) -> Iterator[Example]:
+        if is_built_in(function):
+            return map(framed, items)
+        if section.chat_template:
+            raise InputError(f"task.chat_template = true: {what} of a plugin is framed as it is")
+        return examples_of(what, items, classes)
+
+    train = examples(streams.train)
     test_stream = None if section.eval_part == "train" else streams.test
     seen: set[tuple[str, ...]] = set()
     test, long_test = _draw(
-        train if test_stream is None else map(framed, test_stream),
+        train if test_stream is None else examples(test_stream),
         section,
         "eval_examples",
         tokenizer,
@@ -54,7 +67,7 @@ def load_task(
         section.name,
         drawn,
         test,
-        _choices(section, labels) if streams.choice else None,
+        _choices(section, labels) if streams.choice else streams.choices,
         left_out=long_test + long_train,
         labels=() if labels == ("",) else labels,
     )
