@@ -137,7 +137,7 @@ class Device:
             client=self._client,
             model_fingerprint=setting.model_fingerprint,
             examples=own.examples,
-            labels={} if private else {str(key): count for key, count in own.labels.items()},
+            labels={} if private else own.labels,
             pruning_cost=None if own.pruning_cost is None else list(own.pruning_cost),
             profile=profile.name,
             effective_flops=self._measured_speed(),

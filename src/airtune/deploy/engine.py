@@ -365,7 +365,7 @@ def _client_setting(own: Introduction) -> ClientSetting:
     cost = own.pruning_cost
     return ClientSetting(
         examples=own.examples,
-        labels={int(label): count for label, count in own.labels.items()},
+        labels=own.labels,
         pruning_cost=None if cost is None else tuple((rate, value) for rate, value in cost),
     )
 

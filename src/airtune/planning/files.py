@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from airtune.encoding import surrogate_in
 from airtune.errors import InputError
 from airtune.planning.modes import MODE_COSTS, MODE_OPTIONS, ClientMode
 from airtune.planning.problem import MODE_FIELDS, PER_CLIENT, Array, Plan, PlanningProblem
@@ -40,7 +41,7 @@ def problem_from_json(source: str | Mapping[str, Any]) -> PlanningProblem:
         InputError: no JSON, an unknown or missing key, a value of the wrong type, or anything
             that :class:`PlanningProblem` refuses.
     """
-    document = _parsed(source) if isinstance(source, str) else source
+    document = parsed(source) if isinstance(source, str) else source
     if not isinstance(document, Mapping):
         raise InputError("a planning problem is a JSON object with bandwidth_hz, kappa and clients")
     _check_keys(
@@ -179,13 +180,29 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     return document
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """Return what a JSON text holds; raises `InputError`, also at a key that is there twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            doubled = next(key for key in keys if keys.count(key) > 1)
+            raise InputError(f"the key {doubled!r} is there twice in one object")
+        return found
+
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise InputError(
             f"line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
         ) from None
+    except RecursionError:
+        raise InputError("not JSON that can be read: nested too deeply") from None
+    except InputError:
+        raise
+    except ValueError:  # Python's own limit of digits
+        raise InputError("a whole number has too many digits; allowed: a finite number") from None
 
 
 def _client_name(number: int, client: object) -> str:
@@ -194,6 +211,8 @@ def _client_name(number: int, client: object) -> str:
     name = client.get("name")
     if not isinstance(name, str) or not name:
         raise InputError(f"clients[{number}]: name {_shown(name)} is not allowed; allowed: a text")
+    if (half := surrogate_in(name)) is not None:
+        raise InputError(f"clients[{number}]: name holds {half}, half of a surrogate pair")
     return name
 
 
