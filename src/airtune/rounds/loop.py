@@ -22,7 +22,7 @@ from airtune.merging.functions import Contribution, fault_of
 from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile
 from airtune.planning import METHODS, PlanningProblem, fitted_kappa
-from airtune.planning.floor import first_queues
+from airtune.planning.floor import first_queues, next_queues
 from airtune.planning.inputs import (
     ClientLoad,
     Situation,
