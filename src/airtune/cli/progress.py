@@ -15,7 +15,11 @@ from airtune.scenario import Scenario
 
 
 class JsonLines(Observer):
-    """Print each round's record as one JSON object a line."""
+    """Print each round's record as one JSON object a line; what was lost goes to stderr."""
+
+    def noticed(self, what: str) -> None:
+        """Say what the user should know."""
+        print(what, file=sys.stderr, flush=True)
 
     def round_ended(self, record: RoundRecord) -> None:
         """Print the record."""
@@ -76,6 +80,10 @@ class Live(Lines):
         """Print the loss before training above the bar."""
         if initial_loss is not None:
             self._progress.console.print(f"before training: test loss {initial_loss:.4f}")
+
+    def noticed(self, what: str) -> None:
+        """Print it above the bar."""
+        self._progress.console.print(what, markup=False, highlight=False)
 
     def client_started(self, round: int, client: str) -> None:
         """Show which client works."""

@@ -189,6 +189,7 @@ def description(
         initial_metrics=untrained.metrics,
         model_fingerprint=setting.model_fingerprint,
         model_parameters=setting.model_parameters,
+        vocabulary=setting.shape.vocab,
         adapter_values=adapter_size(
             setting.shape,
             full_sizes(setting.shape),

@@ -86,6 +86,7 @@ def run(
     Raises:
         InputError: the scenario cannot be run, or `out` cannot be written as asked.
         RunError: the run began and could not go on; what was recorded stays.
+        KeyboardInterrupt: as it came; run.json then says "interrupted", and `resume` goes on.
     """
     watch = observer or Observer()
     profiles = _checked_profiles(scenario)
@@ -95,7 +96,10 @@ def run(
     else:
         directory = RunDirectory.create(out, scenario_values=values, method=method, replace=replace)
     with directory:
-        if not directory.finished:
+        if directory.finished:
+            for notice in directory.notices:
+                watch.noticed(notice)
+        else:
             watch.preparing("loading model and data")
             used = engine(scenario) if callable(engine) else engine
             try:
@@ -140,7 +144,7 @@ def _run_rounds(
         directory.describe(cell)
         state = State(0, cell.setup_s, adapter, {}, (finite(untrained.loss),))
     for notice in directory.notices:
-        watch.preparing(notice)
+        watch.noticed(notice)
     known = directory.description
     watch.started(None if known is None else known.initial_eval_loss)
     for round in range(state.round + 1, scenario.rounds + 1):
