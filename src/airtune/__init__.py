@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from airtune.errors import InputError, RunError
     from airtune.planning import Plan, PlanningProblem, plan, problem_from_json
     from airtune.record import Record, read_record
@@ -42,6 +43,7 @@ __all__ = [
     "Record",
     "RunError",
     "Scenario",
+    "__version__",
     "load_scenario",
     "plan",
     "problem_from_json",
@@ -52,6 +54,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("airtune")
     if name not in _HOME:
         raise AttributeError(f"module 'airtune' has no attribute '{name}'")
     return getattr(import_module(f"airtune.{_HOME[name]}"), name)

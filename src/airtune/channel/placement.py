@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,10 @@ from airtune.channel.link import rate_bps, snr_hz_db
 from airtune.channel.pathloss import check_cell, los_probability, path_loss_db, shadowing_sigma_db
 from airtune.channel.trace import Trace, read_trace
 from airtune.errors import InputError
-from airtune.scenario import CellSection, DeviceSection
 from airtune.units import FloatArray, db_to_linear, linear_to_db
+
+if TYPE_CHECKING:
+    from airtune.scenario import CellSection, DeviceSection
 
 MIN_REACH_BPS = 1000.0
 """A client that gets less from the whole band, without fading, counts as out of reach."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,8 +17,10 @@ from airtune.channel.placement import (
     uplink_snr_hz_db,
 )
 from airtune.channel.trace import Trace
-from airtune.scenario import CellSection, DeviceSection
 from airtune.units import FloatArray, db_to_linear, linear_to_db
+
+if TYPE_CHECKING:
+    from airtune.scenario import CellSection, DeviceSection
 
 
 @dataclass(frozen=True, eq=False)

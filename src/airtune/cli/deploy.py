@@ -159,7 +159,9 @@ def device(
 @app.command("run")
 def run(
     scenario: Annotated[str, typer.Argument(help="A scenario file, or a built-in one.")] = "demo",
-    out: Annotated[Path | None, typer.Option("--out", help="Where the run is recorded.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where the run is recorded.")
+    ] = None,
     devices: Annotated[
         int, typer.Option("--devices", min=0, help="Fewest devices to start with; 0: all.")
     ] = 0,
@@ -212,6 +214,7 @@ def run(
 def _await(submitted: Any, progress: Path, folder: Path) -> None:
     import time
 
+    from airtune.cli.ending import Interrupted
     from airtune.errors import InputError, RunError
 
     printed = 0
@@ -221,7 +224,9 @@ def _await(submitted: Any, progress: Path, folder: Path) -> None:
             time.sleep(0.5)
     except KeyboardInterrupt:
         submitted.stop()
-        raise
+        raise Interrupted(
+            "interrupted; what was recorded is kept: go on with the same command and --resume"
+        ) from None
     _print_new(progress, printed)
     if not ended["ok"]:
         raise (InputError if ended["exit"] == 2 else RunError)(ended["error"])

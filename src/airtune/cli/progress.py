@@ -7,8 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
-from airtune.record import RoundRecord
+from airtune.cli.ending import Interrupted
+from airtune.errors import InputError
+from airtune.record import RoundRecord, read_record
 from airtune.report.summary import is_left_out
 from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario
@@ -120,3 +123,22 @@ def observer(scenario: Scenario, *, quiet: bool, as_json: bool) -> Iterator[Obse
             yield live
     else:
         yield Lines(scenario.rounds)
+
+
+@contextmanager
+def told_when_interrupted(folder: Path) -> Iterator[None]:
+    """Turn Ctrl-C into the line that says what was kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(_kept(folder)) from None
+
+
+def _kept(folder: Path) -> str:
+    try:
+        record = read_record(folder)
+    except InputError:
+        return "interrupted before anything was recorded"
+    done, planned = len(record.rounds), record.scenario.get("rounds")
+    kept = "no round had ended" if not done else f"{done} of {planned} rounds are kept"
+    return f"interrupted: {kept} in '{folder}'; go on with the same command and --resume"
