@@ -27,7 +27,7 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
     before = (folder / "rounds.jsonl").read_bytes()
     with resume(folder, scenario_values=longer(6)) as directory:
         assert not directory.finished
-        assert "made longer: from 4 rounds to 6" in directory.notices[0]
+        assert "made longer: from 4 to 6 rounds" in directory.notices[0]
         checkpoint = directory.load_checkpoint()
         assert checkpoint is not None
         assert checkpoint.round == 4

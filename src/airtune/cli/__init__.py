@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument
 
-from airtune.cli import compare, deploy, methods, plan, profile, report, run, scenarios
+from airtune.cli import compare, costs, deploy, methods, plan, profile, report, run, scenarios
 from airtune.cli.ending import Command, Commands, ended
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ def options(
 app.command("run", cls=Command)(run.run)
 app.command("plan", cls=Command)(plan.plan)
 app.command("compare", cls=Command)(compare.compare)
+app.command("costs", cls=Command)(costs.costs)
 app.command("report", cls=Command)(report.report)
 app.command("profile", cls=Command)(profile.profile)
 app.command("methods", cls=Command)(methods.methods)

@@ -180,7 +180,7 @@ class RunDirectory:
         elif self.finished and after == before:
             return
         if after > before:
-            self._notices.append(f"the run is made longer: from {before} rounds to {after}")
+            self._notices.append(f"the run is made longer: from {before} to {after} rounds")
             if there >= before and last_round_differs(self._info["scenario"]):
                 self._notices.append(
                     f"round {before} was measured as the last one: it is computed again"

@@ -45,7 +45,7 @@ def summary_table(record: Record) -> Fitted:
         columns=(
             Column("client", [client.name for client in clients], kind="name"),
             Column("data", [str(client.examples) for client in clients], rank=5),
-            Column("pruned\n%", [f"{100 * client.pruning:.1f}" for client in clients]),
+            Column("pruned\n%", [_pruned(client.pruning) for client in clients]),
             Column(
                 f"band\n{unit}",
                 [numbers.digits(client.bandwidth_hz / factor) for client in clients],
@@ -61,6 +61,10 @@ def summary_table(record: Record) -> Fitted:
         rows="clients",
         all_in=_PAGE,
     )
+
+
+def _pruned(rate: float | None) -> str:
+    return numbers.NOTHING if rate is None else f"{100 * rate:.1f}"
 
 
 def comparison_table(records: Mapping[str, Record]) -> Fitted:
