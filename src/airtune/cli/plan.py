@@ -92,6 +92,7 @@ def plan(
         _sweep(problem, sweep, method or "exact", tolerance, out, as_json)
         return
     from airtune import planning
+    from airtune.planning.plausible import doubts
 
     if width is None:
         made = planning.plan(problem, method or "exact", tolerance=tolerance)
@@ -99,6 +100,8 @@ def plan(
         if method not in (None, "exact"):
             raise InputError(f"--method {method!r} does not plan in whole blocks; allowed: exact")
         made = planning.plan(problem, tolerance=tolerance, block_hz=width, blocks=count)
+    for doubt in doubts(problem, made):
+        typer.echo(f"airtune: {doubt}", err=True)
     if as_json:
         _print_json(planning.plan_to_json(made))
     else:
@@ -143,7 +146,7 @@ def _problem(file: str, overrides: list[str], round_number: int | None) -> Plann
             return problem_from_json(text)
         try:
             document = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return problem_from_json(text)  # which says what is wrong with it
         for override in overrides:
             _override(document, override)
@@ -161,7 +164,7 @@ def _override(document: Any, override: str) -> None:
     path, equals, text = override.partition("=")
     try:
         value = json.loads(text) if equals else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         value = None
     if value is None:
         raise InputError(f"--set {override!r} is not allowed; allowed: KEY=VALUE with a number")

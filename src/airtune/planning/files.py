@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from airtune.errors import InputError
+from airtune.planning.plausible import check_units
 from airtune.planning.problem import PER_CLIENT, Plan, PlanningProblem
 
 _OPTIONAL_CLIENT_FIELDS = ("max_spectral_efficiency", "pruning_cost")
@@ -27,8 +28,8 @@ def problem_from_json(source: str | Mapping[str, Any]) -> PlanningProblem:
     """Return the problem that a JSON text, or the object read from it, describes.
 
     Raises:
-        InputError: no JSON, an unknown or missing key, a value of the wrong type, or anything
-            that :class:`PlanningProblem` refuses.
+        InputError: no JSON, an unknown or missing key, a value of the wrong type, a unit that
+            cannot be meant, or anything that :class:`PlanningProblem` refuses.
     """
     document = _parsed(source) if isinstance(source, str) else source
     if not isinstance(document, Mapping):
@@ -56,7 +57,7 @@ def problem_from_json(source: str | Mapping[str, Any]) -> PlanningProblem:
             np.inf if cap is None else _number(f"{where}: max_spectral_efficiency", cap)
         )
         curves.append(client.get("pruning_cost"))
-    return PlanningProblem(
+    problem = PlanningProblem(
         bandwidth_hz=_number("bandwidth_hz", document["bandwidth_hz"]),
         kappa=_number("kappa", document["kappa"]),
         names=tuple(names),
@@ -65,6 +66,8 @@ def problem_from_json(source: str | Mapping[str, Any]) -> PlanningProblem:
         max_pruning_loss=None if limit is None else _number("max_pruning_loss", limit),
         **{field: np.array(values) for field, values in rows.items()},
     )
+    check_units(problem)
+    return problem
 
 
 def problem_to_json(problem: PlanningProblem) -> dict[str, Any]:
@@ -116,6 +119,9 @@ def _parsed(text: str) -> Any:
         raise InputError(
             f"line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
         ) from None
+    except (ValueError, RecursionError) as error:
+        # Not the JSON, but its size: a number of thousands of digits, thousands of brackets.
+        raise InputError(f"cannot be read as JSON: {error}") from None
 
 
 def _client_name(number: int, client: object) -> str:

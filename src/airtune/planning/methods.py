@@ -16,6 +16,7 @@ from airtune.planning.optimum.modes_search import exact_over_modes
 from airtune.planning.optimum.search import exact
 from airtune.planning.problem import Plan, PlanningProblem
 from airtune.randomness import generator
+from airtune.units import LEAST_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,11 @@ def plan(
     """
     if method not in METHODS:
         raise InputError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
-    if not 0 < tolerance < 1:
-        raise InputError(f"tolerance {tolerance!r} is not allowed; allowed: between 0 and 1")
+    if not LEAST_TOLERANCE <= tolerance < 1:
+        raise InputError(
+            f"tolerance {tolerance!r} is not allowed; allowed: from {LEAST_TOLERANCE:g} to below 1 "
+            "(64-bit sums do not tell smaller gaps apart)"
+        )
     if rng is None:
         rng = generator(0, "random plan")
     start = perf_counter()

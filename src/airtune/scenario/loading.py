@@ -38,6 +38,9 @@ def load_scenario(source: str | Path, overrides: Sequence[str] = ()) -> Scenario
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{source}: not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        # Not the TOML, but its size: a number of thousands of digits, thousands of brackets.
+        raise InputError(f"{source}: cannot be read as TOML: {error}") from None
     for override in overrides:
         apply_override(values, override)
     if folder is not None:
@@ -88,7 +91,16 @@ def _explain(error: ErrorDetails) -> str:
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
             message = message.replace("input should be", "must be")
-            return f"{key} = {written!r}: {message}"
+            return f"{key} = {_shown(written)}: {message}"
+
+
+def _shown(value: object) -> str:
+    """Quote what was written, cut in the middle: a number may have thousands of digits."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out whole numbers of more than 4,300 digits
+        return "a whole number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:28]}…{text[-28:]}"
 
 
 def _fields_at(location: Sequence[str | int]) -> list[str]:

@@ -22,7 +22,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise InputError(f"--set '{override}': write key.path=value, e.g. cell.radius_m=400")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()  # an unquoted string, as a shell user writes it
     table: Any = values
     for depth, part in enumerate(parts):

@@ -12,6 +12,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from airtune.scenario import bounds
+
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
@@ -45,16 +47,16 @@ class TaskSection(Section):
     """A file, a folder or a hub id; not needed by tasks that generate their problems."""
     prompt_column: str = "prompt"
     answer_column: str = "answer"
-    train_examples: PositiveInt = 512
+    train_examples: Annotated[PositiveInt, bounds.COUNT_OF_EXAMPLES] = 512
     """Over all clients together."""
-    eval_examples: PositiveInt = 64
+    eval_examples: Annotated[PositiveInt, bounds.COUNT_OF_EXAMPLES] = 64
     """The server's test set, from the source's test part where it has one."""
     eval_part: Literal["test", "train"] = "test"
     """`train`: held-out training text stands in for the test part, for searches and pilots that
     must not see it."""
-    client_eval_examples: Annotated[int, Field(ge=0)] = 0
+    client_eval_examples: Annotated[int, Field(ge=0), bounds.COUNT_OR_NONE] = 0
     """Held back from each client's own data, for the loss on its own distribution."""
-    max_tokens: Annotated[int, Field(ge=8)] = 160
+    max_tokens: Annotated[int, Field(ge=8), bounds.TOKENS] = 160
     """Prompt and answer together; longer examples are left out."""
 
 
@@ -63,9 +65,9 @@ class PartitionSection(Section):
 
     kind: Literal["iid", "dirichlet", "quantity"] = "dirichlet"
     """`dirichlet`: over labels (for maths: the number of steps). `quantity`: sizes only."""
-    alpha: PositiveFloat = 0.5
+    alpha: Annotated[PositiveFloat, bounds.ALPHA] = 0.5
     """Concentration of the Dirichlet distribution: smaller is more uneven."""
-    min_examples: PositiveInt = 8
+    min_examples: Annotated[PositiveInt, bounds.COUNT_OF_EXAMPLES] = 8
     """What every client has at least."""
 
 
@@ -74,27 +76,27 @@ class CellSection(Section):
 
     path_loss: Literal["umi", "uma", "classic"] = "umi"
     """3GPP TR 38.901 urban micro or macro, or 128.1 + 37.6 log10(d_km)."""
-    radius_m: PositiveFloat = 250.0
-    min_distance_m: PositiveFloat = 10.0
+    radius_m: Annotated[PositiveFloat, bounds.DISTANCE_M] = 250.0
+    min_distance_m: Annotated[PositiveFloat, bounds.DISTANCE_M] = 10.0
     carrier_hz: Annotated[float, Field(ge=0.5e9, le=100e9)] = 3.5e9
-    base_station_height_m: PositiveFloat | None = None
+    base_station_height_m: Annotated[PositiveFloat, bounds.DISTANCE_M] | None = None
     """Default: 10 m (umi), 25 m (uma)."""
-    device_height_m: PositiveFloat = 1.5
+    device_height_m: Annotated[PositiveFloat, bounds.DISTANCE_M] = 1.5
     shadowing: bool = True
-    shadowing_db: NonNegativeFloat | None = None
+    shadowing_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] | None = None
     """Standard deviation; default: the path-loss model's own (8 dB for classic)."""
     fading: Literal["none", "rayleigh", "rician"] = "rayleigh"
     """Block fading, redrawn every round."""
     rician_k_db: FiniteFloat = 6.0
-    uplink_bandwidth_hz: PositiveFloat = 20e6
-    downlink_bandwidth_hz: PositiveFloat = 20e6
-    base_station_power_dbm: FiniteFloat = 44.0
-    noise_density_dbm_hz: FiniteFloat = -174.0
-    base_station_noise_figure_db: NonNegativeFloat = 5.0
-    device_noise_figure_db: NonNegativeFloat = 9.0
-    gap_db: NonNegativeFloat = 0.0
+    uplink_bandwidth_hz: Annotated[PositiveFloat, bounds.BANDWIDTH_HZ] = 20e6
+    downlink_bandwidth_hz: Annotated[PositiveFloat, bounds.BANDWIDTH_HZ] = 20e6
+    base_station_power_dbm: Annotated[FiniteFloat, bounds.POWER_DBM] = 44.0
+    noise_density_dbm_hz: Annotated[FiniteFloat, bounds.NOISE_DBM_HZ] = -174.0
+    base_station_noise_figure_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] = 5.0
+    device_noise_figure_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] = 9.0
+    gap_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] = 0.0
     """Gap to capacity: the SNR is divided by it."""
-    max_spectral_efficiency: PositiveFloat | None = None
+    max_spectral_efficiency: Annotated[PositiveFloat, bounds.EFFICIENCY] | None = None
     """bit/s/Hz that the best modulation and coding carries; none: Shannon's rate."""
     subcarrier_spacing_hz: Literal[15000, 30000, 60000] | None = None
     """Given: bandwidth is handed out in whole 5G NR resource blocks of 12 subcarriers."""
@@ -114,15 +116,15 @@ class DeviceSection(Section):
 
     profile: str
     """A name from `airtune methods --devices`, or the file that `airtune profile` wrote."""
-    count: PositiveInt = 1
+    count: Annotated[PositiveInt, bounds.COUNT_OF_CLIENTS] = 1
     utilisation: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the peak that fine-tuning reaches; default: the profile's."""
-    memory_bytes: PositiveFloat | None = None
-    lora_rank: PositiveInt | None = None
+    memory_bytes: Annotated[PositiveFloat, bounds.MEMORY_BYTES] | None = None
+    lora_rank: Annotated[PositiveInt, bounds.RANK] | None = None
     """Rank of its clients' adapters; default: training.lora_rank, which is the largest allowed."""
-    power_dbm: FiniteFloat = 23.0
+    power_dbm: Annotated[FiniteFloat, bounds.POWER_DBM] = 23.0
     """Transmit power of the uplink."""
-    distance_m: PositiveFloat | None = None
+    distance_m: Annotated[PositiveFloat, bounds.DISTANCE_M] | None = None
     """Fixed distance to the base station; default: drawn uniformly over the cell."""
     uplink_trace: str | None = None
     """A mahimahi trace that replaces the uplink's channel model."""
@@ -132,18 +134,27 @@ class DeviceSection(Section):
 class TrainingSection(Section):
     """Local fine-tuning with LoRA and AdamW."""
 
-    local_steps: PositiveInt = 4
-    batch_size: PositiveInt = 4
-    learning_rate: PositiveFloat = 1e-3
+    local_steps: Annotated[PositiveInt, bounds.COUNT_OF_STEPS] = 4
+    batch_size: Annotated[PositiveInt, bounds.COUNT_OF_STEPS] = 4
+    learning_rate: Annotated[PositiveFloat, bounds.LEARNING_RATE] = 1e-3
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
     """Over the rounds. AdamW's steps do not shrink with the gradient, so at a constant rate the
     loss of clients of few labels swings to the end; linear: the last of R rounds has 1/R of it."""
-    weight_decay: NonNegativeFloat = 0.0
-    max_grad_norm: PositiveFloat = 1.0
-    lora_rank: PositiveInt = 8
-    lora_alpha: PositiveFloat = 16.0
+    weight_decay: Annotated[NonNegativeFloat, bounds.DECAY] = 0.0
+    max_grad_norm: Annotated[PositiveFloat, bounds.FACTOR] = 1.0
+    lora_rank: Annotated[PositiveInt, bounds.RANK] = 8
+    lora_alpha: Annotated[PositiveFloat, bounds.FACTOR] = 16.0
     keep_optimizer: bool = False
     """Clients keep AdamW's moments from round to round instead of starting afresh."""
+
+    @model_validator(mode="after")
+    def _sizes(self) -> TrainingSection:
+        if self.local_steps * self.batch_size > bounds.MOST_EXAMPLES_A_ROUND:
+            raise ValueError(
+                f"local_steps = {self.local_steps} times batch_size = {self.batch_size} is above "
+                f"{bounds.MOST_EXAMPLES_A_ROUND:,}: a client's examples of a round are one list"
+            )
+        return self
 
     def in_round(self, round: int, rounds: int) -> TrainingSection:
         """Return the settings of one round, counted from 1, of so many: its own learning rate."""
@@ -165,7 +176,7 @@ class PruningSection(Section):
     """Whose text: each client's own, which its device reads before the first round and is billed
     for, or the server's, read beforehand; its statistics then lie on every device beside the
     base model, and like the base model they are not billed."""
-    calibration_examples: PositiveInt = 32
+    calibration_examples: Annotated[PositiveInt, bounds.COUNT_OF_EXAMPLES] = 32
     cost: Literal["linear", "measured"] = "linear"
     """Learning cost of pruning: e(rho) = rho, or the curve of the client's calibration."""
     cache_statistics: bool = False
@@ -180,14 +191,14 @@ class PlanningSection(Section):
 
     method: str = "exact"
     """A name from `airtune methods`."""
-    kappa: NonNegativeFloat = 0.5
+    kappa: Annotated[NonNegativeFloat, bounds.COST] = 0.5
     """How much pruning slows learning: rounds needed grow as 1/(1 - kappa Q)."""
     fit_kappa: bool = False
     """Fit kappa to the run's own losses after each round, from the value above; the first round
     then leaves the model whole, so that there is something to compare with."""
-    max_pruning_loss: NonNegativeFloat | None = None
+    max_pruning_loss: Annotated[NonNegativeFloat, bounds.COST] | None = None
     """Given: minimise the round's latency subject to Q <= this, instead of N(Q) T."""
-    tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    tolerance: Annotated[float, Field(gt=0, lt=1), bounds.TOLERANCE] = 1e-6
     knobs: Literal["all"] | Annotated[tuple[Knob, ...], Field(strict=False)] | None = None
     """What the plan may turn, each client by itself: any of bandwidth, pruning, steps, rank, bits
     and absence, or `all`. Left out, the method's own: bandwidth and pruning."""
@@ -231,7 +242,7 @@ class ParticipationSection(Section):
 
     rule: Literal["all", "partial", "partial-fednova", "deadline", "in-turn"] = "all"
     """A name from `airtune methods`."""
-    every_rounds: Annotated[int, Field(ge=2)] = 2
+    every_rounds: Annotated[int, Field(ge=2), bounds.ROUNDS] = 2
     """`in-turn`: the slowest clients take part in every so manieth round only."""
     left_out_cost: Annotated[float, Field(gt=0, le=1)] = 1.0
     """What a client that sits a round out costs in learning, on the scale of e(rho)."""
@@ -243,13 +254,13 @@ class ParticipationSection(Section):
 class EvaluationSection(Section):
     """What is measured on the server's test set."""
 
-    every_rounds: PositiveInt = 1
-    batch_size: PositiveInt = 16
+    every_rounds: Annotated[PositiveInt, bounds.ROUNDS] = 1
+    batch_size: Annotated[PositiveInt, bounds.COUNT_OF_STEPS] = 16
     metrics_every_round: bool = True
     """Accuracy, and the loss on clients' own held-out text; false: at the end only."""
     generate: bool = False
     """At the end, also exact match (maths) by generating answers."""
-    generate_examples: PositiveInt = 32
+    generate_examples: Annotated[PositiveInt, bounds.COUNT_OF_EXAMPLES] = 32
 
 
 class Scenario(Section):
@@ -258,7 +269,7 @@ class Scenario(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    rounds: PositiveInt = 8
+    rounds: Annotated[PositiveInt, bounds.ROUNDS] = 8
     model: ModelSection = ModelSection()
     task: TaskSection = TaskSection()
     partition: PartitionSection = PartitionSection()
@@ -294,6 +305,12 @@ class Scenario(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
+        clients = sum(device.count for device in self.devices)
+        if clients > bounds.MOST_CLIENTS:
+            raise ValueError(
+                f"devices: {clients:,} clients together, above {bounds.MOST_CLIENTS:,}: each "
+                "client is a row of every round's record"
+            )
         for index, device in enumerate(self.devices):
             if device.lora_rank is not None and device.lora_rank > self.training.lora_rank:
                 raise ValueError(
@@ -307,7 +324,6 @@ class Scenario(Section):
                 "planning.fit_kappa goes with participation.rule = 'all' only: "
                 "what clients leave undone is not what pruning costs"
             )
-        clients = len(self.client_devices)
         need = clients * (self.partition.min_examples + self.task.client_eval_examples)
         what = "partition.min_examples and task.client_eval_examples"
         if self.pruning.calibration == "shared":
