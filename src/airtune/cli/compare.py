@@ -42,7 +42,6 @@ def compare(
       airtune compare tiny --methods exact,bcd,bandwidth-only,none
     """
     from airtune.cli.output import console
-    from airtune.cli.progress import observer, told_when_interrupted
     from airtune.errors import InputError
     from airtune.record import RunDirectory
     from airtune.scenario import load_scenario
@@ -71,6 +70,8 @@ def compare(
             folder / name, scenario_values=values, method=name, resume=goes_on, replace=replace
         )
 
+    # Only now what loads torch: a refusal should not wait for it.
+    from airtune.cli.progress import observer, told_when_interrupted
     from airtune.engines.local import LocalEngine
     from airtune.report import comparison_table, write_comparison, write_report
     from airtune.rounds import run as run_federation

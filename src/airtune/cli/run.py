@@ -69,7 +69,6 @@ def run(
       airtune run mine.toml --engine ray --workers 4 --gpus-per-worker 0.25
     """
     from airtune.cli.output import console
-    from airtune.cli.progress import observer, told_when_interrupted
     from airtune.errors import InputError
     from airtune.scenario import load_scenario
     from airtune.scenario.overrides import key_of
@@ -86,6 +85,8 @@ def run(
     loaded = load_scenario(scenario, settings)
     folder = out or Path("runs") / f"{loaded.name}-{loaded.planning.method}"
 
+    # Only now what loads torch: a refusal should not wait for it.
+    from airtune.cli.progress import observer, told_when_interrupted
     from airtune.engines.choice import engine_maker
     from airtune.report import loss_of_a_guess, summary_table, write_report
     from airtune.rounds import run as run_federation
