@@ -24,6 +24,12 @@ def compare(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key for every method."),
     ] = None,
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin", metavar="FILE.py", help="A file or module of parts of your own; repeatable."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep finished runs and go on with the others.")
     ] = False,
@@ -53,8 +59,8 @@ def compare(
         raise InputError("--quiet prints nothing and --json prints the comparison: give one")
     if any(key_of(text) == "planning.method" for text in overrides or []):
         raise InputError("--set planning.method has no effect here: give the methods to --methods")
+    base = load_scenario(scenario, overrides or [], plugins=plugins or [])
     names = _methods(methods)
-    base = load_scenario(scenario, overrides or [])
     folder = out or Path("runs") / f"compare-{base.name}"
     planned = {
         name: base.model_copy(
@@ -112,7 +118,7 @@ def _methods(text: str) -> list[str]:
     from airtune.planning import METHODS
 
     names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in METHODS]
+    unknown = [name for name in names if not METHODS.has(name)]
     if unknown or len(names) < 2 or len(set(names)) != len(names):
         wrong = unknown[0] if unknown else text
         raise InputError(

@@ -9,7 +9,7 @@ same random streams, which gives the same line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -159,6 +159,7 @@ class RunDirectory:
             require_same_run(path, info, wanted)
             directory = cls(path, info, lock, is_new=False)
             directory._note_other_libraries(wanted["versions"])
+            directory._note_other_plugins(wanted["plugins"])
             directory._go_on(wanted["scenario"])
         except BaseException:
             lock.release()
@@ -342,3 +343,14 @@ class RunDirectory:
                     f"the run was begun with {name} {before} and goes on with {version}: the "
                     "rounds to come may differ from an uninterrupted run's"
                 )
+
+    def _note_other_plugins(self, now: Sequence[Mapping[str, str]]) -> None:
+        before = {plugin["plugin"]: plugin["sha256"] for plugin in self._info.get("plugins", [])}
+        for plugin in now:
+            if before.get(plugin["plugin"], plugin["sha256"]) != plugin["sha256"]:
+                self._notices.append(
+                    f"the plugin {plugin['plugin']} has changed since the run was begun: the "
+                    "rounds to come are done by its new code"
+                )
+            if plugin not in self._info.setdefault("plugins", []):
+                self._info["plugins"].append(dict(plugin))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import os
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from airtune.errors import InputError
+from airtune.plugins import provenance
 from airtune.record.files import write_durably
+from airtune.record.provenance import machine, versions
 from airtune.record.reading import FORMAT, RUN
 from airtune.record.schema import dump_json, plain
 
-_LIBRARIES = ("airtune", "torch", "transformers", "peft", "numpy")
 _MAY_CHANGE = ("rounds", "description")
 
 
@@ -37,27 +35,13 @@ def new_info(scenario_values: Mapping[str, Any], method: str) -> dict[str, Any]:
         "ended_at": None,
         "error": None,
         "resumed_at": [],
-        "versions": _versions(),
-        "platform": {
-            "system": platform.platform(),
-            "machine": platform.machine(),
-            "cpus": os.cpu_count(),
-        },
+        "versions": versions(),
+        "platform": machine(),
         "scenario": scenario,
+        "plugins": provenance(scenario.get("plugins", ())),
         "cell": None,
         "results": {},
     }
-
-
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        # From the installed metadata: importing torch to ask it takes seconds.
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
 
 
 def now() -> str:
@@ -78,8 +62,10 @@ def require_same_run(path: Path, info: Mapping[str, Any], wanted: Mapping[str, A
     before["airtune version"] = info["versions"].get("airtune")
     after["airtune version"] = wanted["versions"]["airtune"]
     for key in [*before, *(key for key in after if key not in before)]:
-        old, new = (values.get(key, "not set") for values in (before, after))
+        # A key without a value is one that the run's own version of the schema did not have yet.
+        old, new = (values.get(key) for values in (before, after))
         if old != new and key not in _MAY_CHANGE:
+            old, new = (values.get(key, "not set") for values in (before, after))
             raise InputError(
                 f"'{path}' holds another run: {key} was {old!r} and is now {new!r}; resume "
                 "with the same settings, or give another --out"

@@ -36,6 +36,7 @@ class Record:
         description: the cell and what was measured before training; None in the first moments.
         results: what the run measured at its end.
         rounds: those recorded so far.
+        plugins: name and SHA-256 of each plugin that was loaded.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Record:
     description: RunDescription | None
     results: Mapping[str, Any]
     rounds: tuple[RoundRecord, ...]
+    plugins: tuple[Mapping[str, str], ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -101,6 +103,7 @@ def read_record(folder: str | Path) -> Record:
         description=description,
         results=info.get("results") or {},
         rounds=rounds,
+        plugins=tuple(info.get("plugins", ())),
     )
 
 
