@@ -11,6 +11,7 @@ import numpy as np
 from airtune.encoding import surrogate_in
 from airtune.errors import InputError
 from airtune.planning.modes import MODE_COSTS, MODE_OPTIONS, ClientMode
+from airtune.planning.plausible import check_units
 from airtune.planning.problem import MODE_FIELDS, PER_CLIENT, Array, Plan, PlanningProblem
 
 _OPTIONAL_NUMBERS = (
@@ -38,8 +39,8 @@ def problem_from_json(source: str | Mapping[str, Any]) -> PlanningProblem:
     """Return the problem that a JSON text, or the object read from it, describes.
 
     Raises:
-        InputError: no JSON, an unknown or missing key, a value of the wrong type, or anything
-            that :class:`PlanningProblem` refuses.
+        InputError: no JSON, an unknown or missing key, a value of the wrong type, a unit that
+            cannot be meant, or anything that :class:`PlanningProblem` refuses.
     """
     document = parsed(source) if isinstance(source, str) else source
     if not isinstance(document, Mapping):
@@ -71,7 +72,7 @@ def problem_from_json(source: str | Mapping[str, Any]) -> PlanningProblem:
             options[field].append(None if value is None else _number(f"{where}: {field}", value))
         curves.append(client.get("pruning_cost"))
         modes.append(_modes(where, client["modes"]) if "modes" in client else None)
-    return PlanningProblem(
+    problem = PlanningProblem(
         bandwidth_hz=_number("bandwidth_hz", document["bandwidth_hz"]),
         kappa=_number("kappa", document["kappa"]),
         names=tuple(names),
@@ -81,6 +82,8 @@ def problem_from_json(source: str | Mapping[str, Any]) -> PlanningProblem:
         **cast(Any, {field: _filled(field, values) for field, values in options.items()}),
         **cast(Any, {field: np.array(values) for field, values in rows.items()}),
     )
+    check_units(problem)
+    return problem
 
 
 def _filled(field: str, values: list[float | None]) -> Array | None:

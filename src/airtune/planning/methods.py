@@ -23,6 +23,7 @@ from airtune.planning.optimum.search import exact
 from airtune.planning.problem import Plan, PlanningProblem, priced
 from airtune.plugins import Registry, called, is_built_in
 from airtune.randomness import generator
+from airtune.units import LEAST_TOLERANCE
 
 Solve = Callable[[PlanningProblem, float, np.random.Generator], Any]
 """(problem, tolerance, rng) → (pruning, bandwidth_hz), (K,) each, or a `Plan`."""
@@ -196,8 +197,11 @@ def plan(
     if not METHODS.has(method):
         raise InputError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
     chosen = METHODS[method]
-    if not 0 < tolerance < 1:
-        raise InputError(f"tolerance {tolerance!r} is not allowed; allowed: between 0 and 1")
+    if not LEAST_TOLERANCE <= tolerance < 1:
+        raise InputError(
+            f"tolerance {tolerance!r} is not allowed; allowed: from {LEAST_TOLERANCE:g} to below 1 "
+            "(64-bit sums do not tell smaller gaps apart)"
+        )
     if rng is None:
         rng = generator(0, "random plan")
     start = perf_counter()

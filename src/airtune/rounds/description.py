@@ -56,6 +56,7 @@ def description_of(cell: Cell, untrained: Evaluation, may_be_cut: Sequence[bool]
         initial_metrics=untrained.metrics,
         model_fingerprint=setting.model_fingerprint,
         model_parameters=setting.model_parameters,
+        vocabulary=setting.shape.vocab,
         adapter_values=adapter_size(
             setting.shape,
             full_sizes(setting.shape),

@@ -11,6 +11,11 @@ from airtune.errors import InputError
 from airtune.plugins.loading import is_path
 
 
+def key_of(override: str) -> str:
+    """Return the key that ``key.path=value`` sets."""
+    return override.partition("=")[0].strip()
+
+
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Set one key of nested tables; raises `InputError`."""
     key, equals, text = override.partition("=")
