@@ -8,8 +8,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from airtune.encoding import surrogate_in
 from airtune.errors import InputError
 from airtune.planning.modes import MODE_COSTS, MODE_OPTIONS, ClientMode
+from airtune.planning.plausible import check_units
 from airtune.planning.problem import MODE_FIELDS, PER_CLIENT, Array, Plan, PlanningProblem
 
 _OPTIONAL_NUMBERS = (
@@ -37,10 +39,10 @@ def problem_from_json(source: str | Mapping[str, Any]) -> PlanningProblem:
     """Return the problem that a JSON text, or the object read from it, describes.
 
     Raises:
-        InputError: no JSON, an unknown or missing key, a value of the wrong type, or anything
-            that :class:`PlanningProblem` refuses.
+        InputError: no JSON, an unknown or missing key, a value of the wrong type, a unit that
+            cannot be meant, or anything that :class:`PlanningProblem` refuses.
     """
-    document = _parsed(source) if isinstance(source, str) else source
+    document = parsed(source) if isinstance(source, str) else source
     if not isinstance(document, Mapping):
         raise InputError("a planning problem is a JSON object with bandwidth_hz, kappa and clients")
     _check_keys(
@@ -70,7 +72,7 @@ def problem_from_json(source: str | Mapping[str, Any]) -> PlanningProblem:
             options[field].append(None if value is None else _number(f"{where}: {field}", value))
         curves.append(client.get("pruning_cost"))
         modes.append(_modes(where, client["modes"]) if "modes" in client else None)
-    return PlanningProblem(
+    problem = PlanningProblem(
         bandwidth_hz=_number("bandwidth_hz", document["bandwidth_hz"]),
         kappa=_number("kappa", document["kappa"]),
         names=tuple(names),
@@ -80,6 +82,8 @@ def problem_from_json(source: str | Mapping[str, Any]) -> PlanningProblem:
         **cast(Any, {field: _filled(field, values) for field, values in options.items()}),
         **cast(Any, {field: np.array(values) for field, values in rows.items()}),
     )
+    check_units(problem)
+    return problem
 
 
 def _filled(field: str, values: list[float | None]) -> Array | None:
@@ -179,13 +183,29 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     return document
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """Return what a JSON text holds; raises `InputError`, also at a key that is there twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            doubled = next(key for key in keys if keys.count(key) > 1)
+            raise InputError(f"the key {doubled!r} is there twice in one object")
+        return found
+
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise InputError(
             f"line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
         ) from None
+    except RecursionError:
+        raise InputError("not JSON that can be read: nested too deeply") from None
+    except InputError:
+        raise
+    except ValueError:  # Python's own limit of digits
+        raise InputError("a whole number has too many digits; allowed: a finite number") from None
 
 
 def _client_name(number: int, client: object) -> str:
@@ -194,6 +214,8 @@ def _client_name(number: int, client: object) -> str:
     name = client.get("name")
     if not isinstance(name, str) or not name:
         raise InputError(f"clients[{number}]: name {_shown(name)} is not allowed; allowed: a text")
+    if (half := surrogate_in(name)) is not None:
+        raise InputError(f"clients[{number}]: name holds {half}, half of a surrogate pair")
     return name
 
 

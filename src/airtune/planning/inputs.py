@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune import channel, planning
-from airtune.channel import ChannelState, broadcast_rate_bps, numerology
+from airtune.assignment import Mode
+from airtune.channel import ChannelState, numerology
 from airtune.errors import InputError
 from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile, profile_of
@@ -42,22 +43,38 @@ NOMINAL_LABEL_SHARE = 0.5
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Link:
-    """What the air offers in one round, and the broadcast that opens it."""
+    """What the air offers the clients of one round, and the broadcast that opens it.
+
+    The broadcast is sent once, at the rate of the slowest client that listens: who sits the round
+    out holds nobody up.
+
+    Attributes:
+        air: the round's channel.
+        needed_bits: (K,) what each client needs of the broadcast. Ranks are sent in order, the
+            first ones first.
+    """
 
     air: ChannelState
-    downlink_bits: float
-    """What is sent once to all: the adapter of the full model, of the largest rank."""
-    downlink_s: float
-    """At the slowest device's rate."""
     needed_bits: FloatArray
-    """(K,) of which each client needs so much: ranks are sent in order, the first ones first."""
+
+    def rate_bps(self, listens: NDArray[np.bool_]) -> float:
+        """Return the broadcast's rate, bit/s; `listens` is (K,), at least one of them True."""
+        return float(self.air.downlink_rate_bps[listens].min())
+
+    def bits(self, listens: NDArray[np.bool_]) -> float:
+        """Return what is sent once to all who listen: what the largest of their ranks needs."""
+        return float(self.needed_bits[listens].max())
+
+    def needed_s(self, listens: NDArray[np.bool_]) -> FloatArray:
+        """Return (K,) when each client has what it needs, s; 0 for one that does not listen."""
+        return np.where(listens, self.needed_bits / self.rate_bps(listens), 0.0)
 
     @property
-    def needed_s(self) -> FloatArray:
-        """(K,) when each client has what it needs, s."""
-        return self.needed_bits * (self.downlink_s / self.downlink_bits)
+    def everyone(self) -> NDArray[np.bool_]:
+        """(K,) True: all clients listen."""
+        return np.ones(self.needed_bits.size, dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -71,37 +88,86 @@ class ClientLoad:
     """Its submodel at pruning.max_pruning, where known."""
 
 
+@dataclass(frozen=True, eq=False)
+class Situation:
+    """What is known when a round is planned; K is the number of clients in its cohort.
+
+    Attributes:
+        round: counted from 1.
+        shape: the model's.
+        cohort: K places in the scenario's order of clients.
+        profiles: K devices, at the speed that they have kept.
+        loads: K clients' steps of this round and their weights.
+        modes: K clients' modes as the scenario has them.
+        link: the K clients' channel and the broadcast.
+        problem: the planning problem in which all K take part.
+        queues: (K,) what is still owed to each client under `participation.floor`; zeros without.
+    """
+
+    round: int
+    shape: ModelShape
+    cohort: tuple[int, ...]
+    profiles: tuple[DeviceProfile, ...]
+    loads: tuple[ClientLoad, ...]
+    modes: tuple[Mode, ...]
+    link: Link
+    problem: PlanningProblem
+    queues: FloatArray
+
+
+def modes_of(scenario: Scenario) -> tuple[Mode, ...]:
+    """Return each client's mode as the scenario has it: all of its steps, at its device's rank."""
+    section = scenario.aggregation
+    freezes_a = rule_of(scenario).freezes_a
+    return tuple(
+        Mode(
+            local_steps=scenario.training.local_steps,
+            rank=rank,
+            bits_per_value=section.uplink_bits_per_value,
+            bits_per_scale=section.uplink_bits_per_scale,
+            freezes_a=freezes_a,
+        )
+        for rank in scenario.client_ranks
+    )
+
+
 def link_of(
-    scenario: Scenario, shape: ModelShape, air: ChannelState, stacked_bits: float | None = None
+    scenario: Scenario,
+    shape: ModelShape,
+    modes: Sequence[Mode],
+    air: ChannelState,
+    stacked_bits: float | None = None,
 ) -> Link:
-    """Price the round's broadcast: the whole adapter at the slowest device's rate.
+    """Return what each client needs of the round's broadcast: the full model's adapter.
 
     Args:
-        scenario: ranks, precision, merging rule.
+        scenario: precision on the air, merging rule.
         shape: of the full model.
+        modes: one a client; its rank and trained factors are what it needs.
         air: the round's channel.
         stacked_bits: what the updates of the round before take together, where clients merge
             them into their base; None before there are any, when nothing but a header is sent.
     """
-    rule = rule_of(scenario)
-    if rule.restarts:
-        bits = float(HEADER_BITS) if stacked_bits is None else stacked_bits
-        needed = np.full(len(scenario.client_devices), bits)
-    else:
-        needed = np.array(
-            [
-                payload_bits(
-                    shape,
-                    full_sizes(shape),
-                    lora_rank=rank,
-                    bits_per_value=scenario.aggregation.payload_bits_per_value,
-                    freezes_a=rule.freezes_a,
-                )
-                for rank in scenario.client_ranks
-            ]
-        )
-        bits = float(needed.max())
-    return Link(air, bits, bits / broadcast_rate_bps(air), needed)
+    restart = float(HEADER_BITS) if stacked_bits is None else stacked_bits
+    return Link(air, needed_bits(scenario, shape, modes, restart))
+
+
+def needed_bits(
+    scenario: Scenario, shape: ModelShape, modes: Sequence[Mode], restart_bits: float
+) -> FloatArray:
+    """Return what a client in each of the modes needs of the broadcast, bit.
+
+    Args:
+        scenario: precision on the air, merging rule.
+        shape: of the full model.
+        modes: their ranks and trained factors decide.
+        restart_bits: what every client needs where they restart, whatever its mode.
+    """
+    if rule_of(scenario).restarts:
+        return np.full(len(modes), restart_bits)
+    whole, bits_per_value = full_sizes(shape), scenario.aggregation.payload_bits_per_value
+    sent = [replace(mode, bits_per_value=bits_per_value, bits_per_scale=0) for mode in modes]
+    return np.array([payload_bits(shape, whole, mode) for mode in sent])
 
 
 def problem_of_round(
@@ -109,34 +175,33 @@ def problem_of_round(
     shape: ModelShape,
     profiles: Sequence[DeviceProfile],
     loads: Sequence[ClientLoad],
+    modes: Sequence[Mode],
     link: Link,
 ) -> PlanningProblem:
     """Return the planning problem of one round.
 
     Args:
-        scenario: bandwidth, κ, bounds on pruning, precision on the air.
+        scenario: bandwidth, κ, bounds on pruning, the model's precision.
         shape: the model's.
         profiles: one a client, in client order.
         loads: each client's local steps and weight.
-        link: the round's channel and broadcast.
+        modes: how much each client works and sends.
+        link: the round's channel and broadcast; everyone listens.
 
     Raises:
         InputError: a device's memory does not hold even the most pruned submodel.
     """
-    freezes_a = rule_of(scenario).freezes_a
     coefficients = [
         affine_coefficients(
             shape,
             load.steps,
-            lora_rank=rank,
-            freezes_a=freezes_a,
-            bits_per_value=scenario.aggregation.uplink_bits_per_value,
-            bits_per_scale=scenario.aggregation.uplink_bits_per_scale,
+            mode,
             bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
+            quantize=scenario.model.quantize,
             max_pruning=scenario.pruning.max_pruning,
-            sizes_at=_ending_at(load.most_pruned),
+            sizes_at=sizes_ending_at(load.most_pruned),
         )
-        for load, rank in zip(loads, scenario.client_ranks, strict=True)
+        for load, mode in zip(loads, modes, strict=True)
     ]
     speed = np.array([profile.effective_flops for profile in profiles])
     least = least_pruning(scenario, coefficients, profiles)
@@ -147,7 +212,7 @@ def problem_of_round(
         names=scenario.client_names,
         weight=np.array([load.examples for load in loads], dtype=np.float64),
         snr_hz=link.air.snr_hz,
-        downlink_s=link.needed_s,
+        downlink_s=link.needed_s(link.everyone),
         compute_fixed_s=np.array([c.flops_fixed for c in coefficients]) / speed,
         compute_full_s=np.array([c.flops_full for c in coefficients]) / speed,
         payload_fixed_bits=np.array([c.payload_fixed_bits for c in coefficients]),
@@ -162,8 +227,15 @@ def problem_of_round(
     )
 
 
-def _ending_at(sizes: KeptSizes | None) -> Callable[[float], KeptSizes] | None:
+def sizes_ending_at(sizes: KeptSizes | None) -> Callable[[float], KeptSizes] | None:
+    """Return the submodel that a cost line ends at, where it is known, whatever the rate."""
     return None if sizes is None else lambda rate: sizes
+
+
+def may_sit_out(scenario: Scenario) -> bool:
+    """Return whether the plan may leave a client out of any round."""
+    every_round = scenario.participation.rule != "in-turn"
+    return "absence" in scenario.planning.turned and every_round
 
 
 def least_pruning(
@@ -171,14 +243,19 @@ def least_pruning(
 ) -> list[float]:
     """Return each client's smallest pruning rate: what its memory can hold.
 
+    A client that may sit out and does not hold even the most pruned submodel has none that it can
+    hold; it gets the largest rate, and no plan can give it work.
+
     Raises:
-        InputError: a device does not hold even the most pruned submodel.
+        InputError: a device does not hold even the most pruned submodel, and has to take part.
     """
     most = scenario.pruning.max_pruning
     rates = [
         cost.min_pruning(profile.memory_bytes)
         for cost, profile in zip(costs, profiles, strict=True)
     ]
+    if may_sit_out(scenario):
+        return [min(rate, most) for rate in rates]
     for name, rate, profile in zip(scenario.client_names, rates, profiles, strict=True):
         if rate > most:
             raise InputError(
@@ -208,8 +285,8 @@ def shape_of_model(scenario: Scenario) -> ModelShape:
         ) from None
 
 
-def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:
-    """Return a scenario's planning problem before any data or model is loaded.
+def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
+    """Return what is known of a scenario's round before any data or model is loaded.
 
     The channel is the one that the run will draw for `round`. Batches are taken as full
     (task.max_tokens), half of their tokens as answers, and the clients as equally large: what
@@ -217,14 +294,14 @@ def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:
     """
     section = scenario.training
     length = scenario.task.max_tokens
-    step = StepTokens(
+    size = StepTokens(
         rows=section.batch_size,
         length=length,
         label_tokens=int(section.batch_size * length * NOMINAL_LABEL_SHARE),
     )
-    load = ClientLoad(steps=(step,) * section.local_steps, examples=1)
+    load = ClientLoad(steps=(size,) * section.local_steps, examples=1)
     devices = scenario.client_devices
-    shape = shape_of_model(scenario)
+    shape, modes = shape_of_model(scenario), modes_of(scenario)
     air = channel.draw(
         scenario.cell,
         devices,
@@ -232,13 +309,17 @@ def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:
         generator(scenario.seed, "fading", round=round),
         round=round,
     )
-    return problem_of_round(
-        scenario,
-        shape,
-        [profile_of(device) for device in devices],
-        [load] * len(devices),
-        link_of(scenario, shape, air),
-    )
+    profiles, loads = tuple(profile_of(device) for device in devices), (load,) * len(devices)
+    link = link_of(scenario, shape, modes, air)
+    problem = problem_of_round(scenario, shape, profiles, loads, modes, link)
+    cohort = tuple(range(len(devices)))
+    queues = np.zeros(len(devices))
+    return Situation(round, shape, cohort, profiles, loads, modes, link, problem, queues)
+
+
+def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:
+    """Return a scenario's planning problem before any data or model is loaded."""
+    return situation_of_scenario(scenario, round).problem
 
 
 def plan_of_round(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from airtune.report.numbers import counted, digits, loss, seconds
 OK = "ok"
 SAT_OUT = "sat out"
 """The status of a client that the round did not ask to train."""
+_NEAR_GUESS = 0.01
+# So close to ln V, relatively, a loss counts as that of a guess.
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class ClientSummary:
     distance_m: float | None
     is_los: bool | None
     examples: int
-    pruning: float
+    pruning: float | None
     bandwidth_hz: float
-    rate_bps: float
+    rate_bps: float | None
     downlink_s: float
     compute_s: float
     upload_s: float
@@ -150,7 +153,11 @@ def _client_summary(
     asked = [client for client in own if client.status != SAT_OUT]
 
     def mean(key: str) -> float:
-        return sum(getattr(client, key) for client in asked) / len(asked) if asked else 0.0
+        return known_mean(key) or 0.0
+
+    def known_mean(key: str) -> float | None:
+        values = [value for client in asked if (value := getattr(client, key)) is not None]
+        return sum(values) / len(values) if values else None
 
     return ClientSummary(
         number=number,
@@ -159,9 +166,9 @@ def _client_summary(
         distance_m=site.distance_m if site else None,
         is_los=site.is_los if site else None,
         examples=own[-1].examples,
-        pruning=mean("pruning"),
+        pruning=known_mean("pruning"),
         bandwidth_hz=mean("bandwidth_hz"),
-        rate_bps=mean("rate_bps"),
+        rate_bps=known_mean("rate_bps"),
         downlink_s=mean("downlink_s"),
         compute_s=mean("compute_s"),
         upload_s=mean("upload_s"),
@@ -201,6 +208,25 @@ def headline(record: Record) -> str:
     return text
 
 
+def loss_of_a_guess(record: Record) -> str | None:
+    """Say that the final test loss is that of a guess among all tokens, ln V; else None."""
+    final, cell = totals(record).final_loss, record.description
+    if final is None or cell is None or not cell.vocabulary or cell.vocabulary < 2:
+        return None
+    guess = math.log(cell.vocabulary)
+    if abs(final - guess) <= guess * _NEAR_GUESS:
+        where = "stands at"
+    elif final > guess and cell.initial_eval_loss is not None and final >= cell.initial_eval_loss:
+        where = "is not lower than before training, and above"
+    else:
+        return None
+    return (
+        f"the test loss {where} ln V = {loss(guess)}, what a guess among all V = "
+        f"{cell.vocabulary:,} tokens has: the model predicts nothing. Are its weights loaded, is "
+        "training.learning_rate too large, do the data fit the tokenizer?"
+    )
+
+
 def comparison_rows(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """Compare runs: one row each, with the time to the loss that all of them reach.
 
@@ -224,6 +250,7 @@ def _comparison_row(name: str, record: Record, target: float | None) -> dict[str
     return {
         "name": name,
         "method": record.method,
+        "status": record.status,
         "rounds": total.rounds,
         "initial_loss": total.initial_loss,
         "final_loss": total.final_loss,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from airtune.encoding import read_text
 from airtune.errors import InputError
-from airtune.scenario.overrides import apply_override, resolve_paths
+from airtune.plugins import load_plugins
+from airtune.scenario.overrides import add_plugins, apply_override, resolve_paths
 from airtune.scenario.schema import DeviceSection, Scenario
+from airtune.scenario.toml import check_paths, parsed_toml, shown
 
 
 def builtin_scenarios() -> dict[str, str]:
@@ -24,29 +26,43 @@ def builtin_scenarios() -> dict[str, str]:
     return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in files}
 
 
-def load_scenario(source: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+def load_scenario(
+    source: str | Path, overrides: Sequence[str] = (), *, plugins: Sequence[str] = ()
+) -> Scenario:
     """Read a scenario file, or a built-in scenario by name, with ``key.path=value`` overrides.
 
     Paths inside the file (task source, traces, profiles, model folder) are taken relative to
     the file's folder where such a file exists there, otherwise to the working folder.
 
+    Args:
+        source: the file, or the name.
+        overrides: as on the command line.
+        plugins: further plugins, as if the file named them: paths or modules.
+
     Raises:
-        InputError: the file is missing or not TOML, a key is unknown, a value impossible.
+        InputError: a plugin cannot be loaded, the file is missing or not TOML, a key is unknown,
+            a value impossible.
     """
     text, folder = _read(source)
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{source}: not valid TOML: {error}") from None
+    values = parsed_toml(text, str(source))
     for override in overrides:
         apply_override(values, override)
+    check_paths(values, str(source))
     if folder is not None:
         resolve_paths(values, folder)
+    add_plugins(values, plugins, folder)
     return scenario_from_dict(values, where=str(source))
 
 
 def scenario_from_dict(values: dict[str, Any], *, where: str = "scenario") -> Scenario:
-    """Validate plain values (as in run.json) into a `Scenario`; raises `InputError`."""
+    """Load a scenario's plugins and validate plain values (as in run.json) into a `Scenario`.
+
+    Raises:
+        InputError: a plugin cannot be loaded, a key is unknown, a value impossible.
+    """
+    plugins = values.get("plugins")
+    if isinstance(plugins, list | tuple) and all(isinstance(name, str) for name in plugins):
+        load_plugins(plugins)
     try:
         return Scenario.model_validate(values)
     except ValidationError as error:
@@ -59,9 +75,11 @@ def _read(source: str | Path) -> tuple[str, Path | None]:
     if str(source) in builtin and not path.is_file():
         return builtin[str(source)], None
     try:
-        return path.read_text(encoding="utf-8"), path.parent
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        return read_text(path), path.parent
+    except InputError as error:
+        raise InputError(f"cannot read scenario '{source}': {error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(
             f"cannot read scenario '{source}': {reason}; give a TOML file or one of the "
             f"built-in scenarios: {', '.join(builtin)}"
@@ -88,7 +106,7 @@ def _explain(error: ErrorDetails) -> str:
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
             message = message.replace("input should be", "must be")
-            return f"{key} = {written!r}: {message}"
+            return f"{key} = {shown(written)}: {message}"
 
 
 def _fields_at(location: Sequence[str | int]) -> list[str]:

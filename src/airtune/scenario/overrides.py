@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from airtune.errors import InputError
+from airtune.plugins.loading import is_path
+
+
+def key_of(override: str) -> str:
+    """Return the key that ``key.path=value`` sets."""
+    return override.partition("=")[0].strip()
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -19,6 +26,10 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # an unquoted string, as a shell user writes it
+    except (RecursionError, ValueError):  # brackets without end; Python's own limit of digits
+        raise InputError(
+            f"--set '{key}=…': a whole number has too many digits, or brackets are too deep"
+        ) from None
     table: Any = values
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
@@ -49,7 +60,30 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
 
     resolve(values.get("task"), "source")
     resolve(values.get("model"), "id")
+    resolve(values.get("cell"), "table")
     devices = values.get("devices")
     for device in devices if isinstance(devices, list) else []:
         for key in ("profile", "uplink_trace", "downlink_trace"):
             resolve(device, key)
+
+
+def add_plugins(values: dict[str, Any], more: Sequence[str], folder: Path | None) -> None:
+    """Add plugins to a scenario's own, each once; the paths of files become absolute.
+
+    A path of the scenario is taken relative to its folder where such a file exists there; the
+    others are relative to the working folder.
+    """
+
+    def located(name: str, beside: Path | None) -> str:
+        if not is_path(name):
+            return name
+        if beside is not None and (beside / name).exists():
+            return str((beside / name).resolve())
+        return str(Path(name).resolve())
+
+    own = values.get("plugins", [])
+    if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
+        return  # validation says what is wrong with it
+    names = [located(name, folder) for name in own] + [located(name, None) for name in more]
+    if names:
+        values["plugins"] = list(dict.fromkeys(names))

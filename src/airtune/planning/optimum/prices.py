@@ -85,7 +85,9 @@ def best_prices(batch: Batch, limits: Limits, log_price: Array, y: Array, enough
         both = np.isfinite(rich.log_price) & np.isfinite(poor.log_price)
         meet, peak = _tangents(rich, poor)
         known = np.maximum(rich.value, poor.value)
-        done |= both & ((peak - known <= enough) | (poor.log_price - rich.log_price < 1e-12))
+        with np.errstate(invalid="ignore"):  # where a side is not known yet
+            met = peak - known <= enough
+            done |= both & (met | (poor.log_price - rich.log_price < 1e-12))
         if done.all():
             break
         cut = np.where(turn % 2 == 0, meet, _secant(rich, poor, total))
