@@ -57,7 +57,7 @@ def test_a_problem_with_modes_goes_through_a_file_unchanged() -> None:
 
 def test_who_sits_out_has_no_mode_no_band_and_no_pruning() -> None:
     changed = document()
-    changed["clients"][1]["snr_hz"] = 1.0
+    changed["clients"][1]["snr_hz"] = 200.0
     made = plan_to_json(plan(problem_from_json(changed)))["clients"][1]
     assert made["mode"] is None
     assert [made[key] for key in ("pruning", "bandwidth_hz", "total_s", "energy_j")] == [0.0] * 4
