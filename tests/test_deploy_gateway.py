@@ -21,7 +21,7 @@ import uvicorn
 
 from airtune.deploy.forkserver import write_command
 from airtune.deploy.gateway import Gateway, fingerprint
-from airtune.deploy.meter import read_wire_log, wire_times
+from airtune.deploy.meter import LogPosition, earlier_log, end_of_log, read_wire_log, wire_times
 from airtune.deploy.processes import free_port
 
 KEY = b"-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----\n"
@@ -185,13 +185,27 @@ def test_rounds_before_and_half_rounds_do_not_count() -> None:
 
 
 def test_the_log_is_read_line_by_line(log: Path) -> None:
-    assert read_wire_log(log) == ([], 0)
+    assert read_wire_log(log) == ([], LogPosition())
     log.write_text('{"a": 1}\n{"b"')
     lines, offset = read_wire_log(log)
     assert lines == [{"a": 1}]
     with log.open("a") as file:
         file.write(": 2}\n")
     assert read_wire_log(log, offset)[0] == [{"b": 2}]
+    assert read_wire_log(log, end_of_log(log))[0] == []
+
+
+def test_the_log_is_read_across_a_new_file(log: Path) -> None:
+    assert end_of_log(log) == LogPosition()
+    log.write_text('{"a": 1}\n')
+    began = end_of_log(log)
+    with log.open("a") as file:
+        file.write('{"b": 2}\nhalf a li\n')
+    log.rename(earlier_log(log))
+    log.write_text('{"c": 3}\n')
+    lines, position = read_wire_log(log, began)
+    assert lines == [{"b": 2}, {"c": 3}]
+    assert read_wire_log(log, position) == ([], position)
 
 
 def test_the_stand_in_command_becomes_the_real_one_where_nobody_forks(tmp_path: Path) -> None:

@@ -131,13 +131,19 @@ def device(
 ) -> None:
     """Take part as one client, on this machine; ends with Ctrl-C."""
     from airtune.deploy.node import Place, run_device
-    from airtune.deploy.privacy import SECURE_AGGREGATION_REFUSED, parse_privacy
+    from airtune.deploy.privacy import (
+        LEAVES_WITHOUT_NOISE,
+        SECURE_AGGREGATION_REFUSED,
+        parse_privacy,
+    )
     from airtune.deploy.processes import split_address
     from airtune.errors import InputError
     from airtune.scenario import load_scenario
 
     if secure_aggregation:
         raise InputError(SECURE_AGGREGATION_REFUSED)
+    if privacy is not None:
+        typer.echo(LEAVES_WITHOUT_NOISE)
     place = Place(
         server=split_address(server),
         authority=None if insecure else authority.resolve(),
@@ -170,6 +176,17 @@ def run(
     engine_s: Annotated[
         float, typer.Option("--grace", min=0, help="…plus this, for Flower's own time, s.")
     ] = 30.0,
+    longest_s: Annotated[
+        float, typer.Option("--longest", min=1, help="…and no round waits longer than this, s.")
+    ] = 3600.0,
+    allow_privacy: Annotated[
+        str | None,
+        typer.Option(
+            "--allow-privacy",
+            metavar="clip=C,noise=Z",
+            help="Let devices clip and noise their updates, at most so; without it none may.",
+        ),
+    ] = None,
     bands: Annotated[
         Path | None, typer.Option("--bands", help="Unix socket of what enforces the band shares.")
     ] = None,
@@ -185,8 +202,11 @@ def run(
 ) -> None:
     """Run a scenario on the connected devices and wait for its end."""
     from airtune.deploy import server
+    from airtune.deploy.privacy import parse_privacy
     from airtune.scenario import load_scenario
 
+    if allow_privacy is not None:
+        parse_privacy(allow_privacy, "--allow-privacy")
     loaded = load_scenario(scenario, overrides or [])
     where = server.State(state.resolve())
     folder = (out or Path("runs") / f"{loaded.name}-devices").resolve()
@@ -201,6 +221,8 @@ def run(
         "wait-s": float(wait_s),
         "slack": float(slack),
         "engine-s": float(engine_s),
+        "longest-s": float(longest_s),
+        "allow-privacy": allow_privacy or "",
         "wire": str(where.wire_log),
         "bands": "" if bands is None else str(bands.resolve()),
         "outcome": str(where.outcome),

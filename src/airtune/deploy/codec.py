@@ -15,6 +15,8 @@ from airtune.models.workload import ModelShape
 
 _VALUES = "values"
 _KEPT = "kept"
+ARRAYS = frozenset({_VALUES, _KEPT})
+"""All arrays that an update has."""
 
 Layout = Mapping[str, tuple[int, ...]]
 """Shapes by entry name: what both ends know, so that it need not travel."""

@@ -6,8 +6,6 @@ between rounds. Whatever goes wrong becomes a refusal with its reason: no messag
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 import traceback
@@ -18,6 +16,7 @@ from airtune.adapters.names import Adapter
 from airtune.adapters.slices import gather_adapter
 from airtune.deploy import privacy as dp
 from airtune.deploy.codec import adapter_arrays, adapter_of, layout_of, structure_array
+from airtune.deploy.introductions import full_steps
 from airtune.deploy.pacing import Pacer
 from airtune.deploy.protocol import (
     PROTOCOL,
@@ -35,11 +34,13 @@ from airtune.deploy.protocol import (
     disagreement,
     kind_of,
     pack,
+    plain,
     unpack,
 )
 from airtune.errors import InputError, RunError
 from airtune.merging.rules import check_deployable
 from airtune.models.devices import profile_of
+from airtune.models.workload import StepTokens, full_sizes, training_flops
 from airtune.scenario import Scenario
 from airtune.training.client import ClientJob, ClientUpdate, OptimizerState
 from airtune.training.worker import Worker
@@ -78,6 +79,8 @@ class Device:
         self._scenario, self._client, self._pacer = scenario, client, pacer
         self._index = scenario.client_names.index(client)
         self._privacy, self._ledger = privacy, folder / "privacy.json"
+        if privacy is not None:
+            dp.read_ledger(self._ledger)  # a refusal at the start, not in the first round
         self._worker = Worker(scenario)
         self._layout = layout_of(self._worker.initial_adapter())
         self._run: str | None = None
@@ -98,6 +101,8 @@ class Device:
             return _refusal(str(error))
         except Exception as error:
             traceback.print_exc(file=sys.stderr)  # for whoever looks after the device
+            if self._privacy is not None:  # a message may quote the data
+                return _refusal(f"{type(error).__name__}: see this device's own log")
             lines = str(error).strip().splitlines()
             return _refusal(f"{type(error).__name__}: {lines[0] if lines else ''}")
 
@@ -152,9 +157,21 @@ class Device:
         self._worker.train(job)
         begin = time.perf_counter()
         update = self._worker.train(job)
-        return update.flops / (time.perf_counter() - begin)
+        flops = update.flops
+        if self._privacy is not None:  # counted for full batches, as the server will plan
+            flops = sum(self._full_flops(step) for step in self._full_steps())
+        return flops / (time.perf_counter() - begin)
+
+    def _full_steps(self) -> tuple[StepTokens, ...]:
+        return full_steps(self._scenario.training, self._scenario.task.max_tokens)
+
+    def _full_flops(self, step: StepTokens) -> float:
+        shape, rank = self._worker.shape, self._scenario.client_ranks[self._index]
+        return training_flops(shape, full_sizes(shape), step, lora_rank=rank)
 
     def _steps(self, round: int) -> list[Step]:
+        if self._privacy is not None:
+            return []
         return [
             Step(rows=step.rows, length=step.length, label_tokens=step.label_tokens)
             for step in self._worker.step_tokens(round, self._index)
@@ -164,7 +181,9 @@ class Device:
         if job.run != self._run:
             return _refusal(f"run {job.run} has not introduced itself to this device")
         adapter = adapter_of(arrays, self._layout)
-        spent = self._spend()
+        if self._privacy is not None and job.pruning > 0:
+            return _refusal("privacy needs pruning = 0: the choice of units tells of the text")
+        spent = None if self._privacy is None else dp.spend(self._ledger, self._privacy)
         begin = time.perf_counter()
         update = self._worker.train(
             ClientJob(
@@ -208,28 +227,6 @@ class Device:
         )
         return {name: torch.from_numpy(value) for name, value in noised.items()}
 
-    def _spend(self) -> float | None:
-        """Count this release before it is made, on disk, so that a restart cannot forget it."""
-        if self._privacy is None:
-            return None
-        releases = 1
-        if self._ledger.exists():
-            releases += int(json.loads(self._ledger.read_text())["releases"])
-        section = self._privacy
-        spent = dp.epsilon(section.noise_multiplier, releases, section.delta)
-        if section.max_epsilon is not None and spent > section.max_epsilon:
-            raise RunError(
-                f"privacy budget used up: this round would bring epsilon to {spent:.3g}, allowed "
-                f"are {section.max_epsilon:g} at delta {section.delta:g}"
-            )
-        written = self._ledger.with_suffix(".new")
-        with written.open("w", encoding="utf-8") as file:
-            json.dump({"releases": releases, "epsilon": spent, "delta": section.delta}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        written.replace(self._ledger)
-        return spent
-
 
 def _refusal(reason: str) -> bytes:
-    return pack(Refusal(reason=reason[:2000] or "refused"))
+    return pack(Refusal(reason=plain(reason)[:2000] or "refused"))
