@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+from airtune.assignment import Assignment
 from airtune.deploy.checks import norm_bound
 from airtune.deploy.codec import (
     adapter_arrays,
@@ -25,14 +27,15 @@ from airtune.deploy.engine import Conditions, FlowerEngine
 from airtune.deploy.pacing import Unpaced
 from airtune.deploy.privacy import parse_privacy, read_ledger
 from airtune.deploy.protocol import (
+    PROTOCOL,
     Fields,
     Hello,
     Introduction,
-    Job,
     ProtocolError,
     Refusal,
     Update,
     agreement,
+    job_fields,
     kind_of,
     pack,
     unpack,
@@ -40,8 +43,9 @@ from airtune.deploy.protocol import (
 from airtune.deploy.roster import Node, Reply
 from airtune.errors import InputError, RunError
 from airtune.models.structure import Structure
+from airtune.planning.inputs import modes_of
 from airtune.record import Record
-from airtune.rounds.loop import run
+from airtune.rounds import run
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientJob
 from airtune.training.worker import Worker
@@ -303,12 +307,14 @@ def asked(device: Device, fields: Fields, arrays: dict[str, np.ndarray] | None =
 def test_a_device_refuses_in_one_line(scenario: Scenario, devices: dict[str, Device]) -> None:
     device = devices[scenario.client_names[0]]
     hello = Hello(version="0.1.0", run="run-9", scenario=agreement(scenario))
-    assert "version mismatch" in asked(device, hello.model_copy(update={"protocol": 2}))
+    assert "version mismatch" in asked(device, hello.model_copy(update={"protocol": PROTOCOL + 1}))
     other = agreement(load_scenario("tiny", [*SMALL, "seed=5"]))
     assert "the scenarios differ: aggregation" in asked(
         device, hello.model_copy(update={"scenario": other})
     )
-    job = Job(run="run-9", round=1, pruning=0.0, local_steps=1, uplink_bps=1e6)
+    mode = modes_of(scenario)[0]
+    told = Assignment(0, mode, 0.0, bandwidth_hz=1e5, rate_bps=1e6, downlink_rate_bps=1e6)
+    job = job_fields("run-9", 1, told)
     assert "has not introduced itself" in asked(device, job)
     assert kind_of(device.handle(pack(hello))) == "introduction"
     assert "values were expected" in asked(device, job)
@@ -347,7 +353,9 @@ def test_no_honest_update_passes_the_norm_bound(scenario: Scenario) -> None:
     hot = scenario.training.model_copy(update={"learning_rate": 1.0, "weight_decay": 0.1})
     worker = Worker(scenario.model_copy(update={"training": hot}))
     start = worker.initial_adapter()
-    update = worker.train(ClientJob(round=1, client=0, pruning=0.0, local_steps=4, adapter=start))
+    mode = replace(modes_of(scenario)[0], local_steps=4)
+    told = Assignment(0, mode, 0.0, bandwidth_hz=1e5, rate_bps=1e6, downlink_rate_bps=1e6)
+    update = worker.train(ClientJob(round=1, assignment=told, adapter=start))
     moved = sum(float((update.adapter[n] - start[n]).square().sum()) for n in start) ** 0.5
     values = sum(value.numel() for value in start.values())
     norm = sum(float(value.square().sum()) for value in start.values()) ** 0.5

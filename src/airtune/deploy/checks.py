@@ -76,16 +76,17 @@ def checked_update(
         raise ProtocolError(f"array {unknown[0][:80]!r} is not part of an update")
     structure = structure_of(arrays, shape)
     check_structure(structure, shape)
-    _check_planned(structure, job.pruning, scenario, shape)
+    _check_planned(structure, job.assignment.pruning, scenario, shape)
     before = gather_adapter(job.adapter, structure, shape)
     adapter = adapter_of(arrays, layout_of(before))
     training = scenario.training.in_round(job.round, scenario.rounds)
+    mode = job.assignment.mode
     if own.privacy is None:
-        _check_distance(before, adapter, job.local_steps, training)
+        _check_distance(before, adapter, mode.local_steps, training)
     else:
         _check_noised(before, adapter, own.privacy)
-    rank = scenario.training.lora_rank
-    flops = sum(training_flops(shape, structure.sizes, s, lora_rank=rank) for s in steps)
+    done = steps[: mode.local_steps]
+    flops = sum(training_flops(shape, structure.sizes, step, mode) for step in done)
     _check_time(fields.compute_s, flops, waited_s)
     return ClientUpdate(
         round=job.round,
@@ -94,15 +95,9 @@ def checked_update(
         structure=structure,
         pruning=realised_pruning(shape, structure.sizes),
         flops=flops,
-        uplink_bits=payload_bits(
-            shape,
-            structure.sizes,
-            lora_rank=rank,
-            bits_per_value=scenario.aggregation.payload_bits_per_value,
-        ),
+        uplink_bits=payload_bits(shape, structure.sizes, mode),
         examples=fields.examples,
         train_loss=fields.train_loss,
-        wall_s=fields.compute_s,
     )
 
 

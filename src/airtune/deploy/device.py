@@ -14,6 +14,7 @@ from pathlib import Path
 
 from airtune.adapters.names import Adapter
 from airtune.adapters.slices import gather_adapter
+from airtune.assignment import Assignment
 from airtune.deploy import privacy as dp
 from airtune.deploy.codec import adapter_arrays, adapter_of, layout_of, structure_array
 from airtune.deploy.introductions import full_steps
@@ -31,6 +32,7 @@ from airtune.deploy.protocol import (
     Step,
     Update,
     agreement,
+    assignment_of,
     disagreement,
     kind_of,
     pack,
@@ -41,6 +43,7 @@ from airtune.errors import InputError, RunError
 from airtune.merging.rules import check_deployable
 from airtune.models.devices import profile_of
 from airtune.models.workload import StepTokens, full_sizes, training_flops
+from airtune.planning.inputs import modes_of
 from airtune.scenario import Scenario
 from airtune.training.client import ClientJob, ClientUpdate, OptimizerState
 from airtune.training.worker import Worker
@@ -149,9 +152,14 @@ class Device:
         """
         job = ClientJob(
             round=1,
-            client=self._index,
-            pruning=self._scenario.pruning.max_pruning / 2,
-            local_steps=self._scenario.training.local_steps,
+            assignment=Assignment(
+                client=self._index,
+                mode=modes_of(self._scenario)[self._index],
+                pruning=self._scenario.pruning.max_pruning / 2,
+                bandwidth_hz=0.0,  # nothing of a rehearsal is sent
+                rate_bps=0.0,
+                downlink_rate_bps=0.0,
+            ),
             adapter=self._worker.initial_adapter(),
         )
         self._worker.train(job)
@@ -166,8 +174,8 @@ class Device:
         return full_steps(self._scenario.training, self._scenario.task.max_tokens)
 
     def _full_flops(self, step: StepTokens) -> float:
-        shape, rank = self._worker.shape, self._scenario.client_ranks[self._index]
-        return training_flops(shape, full_sizes(shape), step, lora_rank=rank)
+        shape, mode = self._worker.shape, modes_of(self._scenario)[self._index]
+        return training_flops(shape, full_sizes(shape), step, mode)
 
     def _steps(self, round: int) -> list[Step]:
         if self._privacy is not None:
@@ -188,9 +196,7 @@ class Device:
         update = self._worker.train(
             ClientJob(
                 round=job.round,
-                client=self._index,
-                pruning=job.pruning,
-                local_steps=job.local_steps,
+                assignment=assignment_of(job, self._index),
                 adapter=adapter,
                 optimizer_state=self._moments,
             )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airtune.adapters.names import Adapter
+from airtune.assignment import PlannedTimes
 from airtune.deploy.bands import Bands
 from airtune.deploy.checks import checked_update
 from airtune.deploy.codec import adapter_arrays
@@ -21,11 +22,11 @@ from airtune.deploy.introductions import Known, planned_steps
 from airtune.deploy.meter import LogPosition, WireTimes, end_of_log, read_wire_log, wire_times
 from airtune.deploy.protocol import (
     Introduction,
-    Job,
     Privacy,
     ProtocolError,
     Refusal,
     Update,
+    job_fields,
     kind_of,
     pack,
     plain,
@@ -37,7 +38,7 @@ from airtune.errors import InputError, RunError
 from airtune.models.devices import DeviceProfile
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario
-from airtune.training.client import ClientJob, ClientUpdate, Measured, Planned
+from airtune.training.client import ClientJob, ClientUpdate, Measured
 from airtune.training.worker import ClientSetting, Evaluation, Setting, Worker
 
 Outcome = ClientUpdate | ClientFailure
@@ -181,7 +182,7 @@ class FlowerEngine:
     def _exchange(self, present: list[tuple[ClientJob, Member]]) -> Iterator[Outcome]:
         if self._bands is not None:
             names = self._scenario.client_names
-            self._bands.grant({names[job.client]: _planned(job) for job, _ in present})
+            self._bands.grant({names[job.client]: job.assignment for job, _ in present})
         bodies = {member.node.id: self._job_body(job) for job, member in present}
         if self._wire_log is not None:
             self._wire_from = end_of_log(self._wire_log)
@@ -192,14 +193,15 @@ class FlowerEngine:
         for node in by_node.keys() - set(posted.values()):
             yield ClientFailure(by_node[node][0].client, "not sent: Flower took no message")
         deadline_s, greeted_s = sent_s + self._patience_s(present[0][0]), sent_s
-        while pending and time.time() < deadline_s:
+        while pending:
             for reply in self._collect(pending):
                 yield self._outcome(pending.pop(reply.message), reply)
-            if time.time() > greeted_s + self._conditions.greet_s:
+            if not pending or (now_s := time.time()) >= deadline_s:
+                break
+            if now_s > greeted_s + self._conditions.greet_s:
                 self._greetings.send()
-                greeted_s = time.time()
-            if pending:
-                time.sleep(self._conditions.poll_s)
+                greeted_s = now_s
+            time.sleep(self._conditions.poll_s)
         for dispatch in pending.values():
             waited_s = time.time() - sent_s
             reason = f"late: no answer within {waited_s:.1f} s"
@@ -211,13 +213,7 @@ class FlowerEngine:
         return min(planned_s, conditions.longest_s)
 
     def _job_body(self, job: ClientJob) -> bytes:
-        fields = Job(
-            run=self._roster.run,
-            round=job.round,
-            pruning=job.pruning,
-            local_steps=job.local_steps,
-            uplink_bps=_planned(job).rate_bps,
-        )
+        fields = job_fields(self._roster.run, job.round, job.assignment)
         bits = self._scenario.aggregation.payload_bits_per_value
         return pack(fields, adapter_arrays(job.adapter, bits))
 
@@ -322,12 +318,12 @@ class FlowerEngine:
     ) -> None:
         if self._timings is None:
             return
-        planned = _planned(dispatch.job)
+        planned, rate_bps = _planned(dispatch.job), dispatch.job.assignment.rate_bps
         line = {
             "round": dispatch.job.round,
             "client": fields.client,
             "planned": {
-                "rate_bps": planned.rate_bps,
+                "rate_bps": rate_bps,
                 "downlink_s": planned.downlink_s,
                 "compute_s": planned.compute_s,
                 "upload_s": planned.upload_s,
@@ -348,10 +344,10 @@ class FlowerEngine:
             file.write(json.dumps(line) + "\n")
 
 
-def _planned(job: ClientJob) -> Planned:
-    if job.planned is None:
+def _planned(job: ClientJob) -> PlannedTimes:
+    if job.assignment.planned is None:
         raise RunError("a job for a device needs its plan")
-    return job.planned
+    return job.assignment.planned
 
 
 def _measured(fields: Update, wire: WireTimes | None, after_s: float) -> Measured:

@@ -22,7 +22,7 @@ from airtune.models.workload import (
     uniform_sizes,
 )
 from airtune.planning.curves import checked_curve
-from airtune.planning.inputs import BYTES_PER_WEIGHT, NOMINAL_LABEL_SHARE
+from airtune.planning.inputs import BYTES_PER_WEIGHT, NOMINAL_LABEL_SHARE, modes_of
 from airtune.scenario import Scenario, TrainingSection
 
 TOP_FLOPS = 1e16
@@ -181,8 +181,7 @@ def _check_memory(
     costs = affine_coefficients(
         known.shape,
         steps,
-        lora_rank=scenario.client_ranks[client],
-        bits_per_value=32,
+        modes_of(scenario)[client],
         bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
         max_pruning=most,
     )
@@ -204,8 +203,8 @@ def _check_speed(
     # least once, so it is no slower; one as slow as the scenario says need not show it.
     scenario = known.scenario
     sizes = uniform_sizes(known.shape, scenario.pruning.max_pruning / 2)
-    rank = scenario.client_ranks[client]
-    rehearsed = sum(training_flops(known.shape, sizes, step, lora_rank=rank) for step in steps)
+    mode = modes_of(scenario)[client]
+    rehearsed = sum(training_flops(known.shape, sizes, step, mode) for step in steps)
     shown = 0.5 * rehearsed / max(waited_s, 1e-9)
     expected = profile_of(scenario.client_devices[client]).effective_flops / _SLOWER
     least = min(shown, expected)

@@ -82,6 +82,13 @@ def earlier_log(path: Path) -> Path:
     return path.with_name(path.name + ".1")
 
 
+def recent_devices(path: Path, most_bytes: int = 2**20) -> set[str]:
+    """Return the key fingerprints of devices that were served near the end of the log."""
+    end = end_of_log(path)
+    lines, _ = read_wire_log(path, LogPosition(end.file, max(0, end.offset - most_bytes)))
+    return {line["device"] for line in lines if line.get("status") == 200 and line.get("device")}
+
+
 def read_wire_log(
     path: Path, position: LogPosition = LogPosition()
 ) -> tuple[list[dict[str, Any]], LogPosition]:
