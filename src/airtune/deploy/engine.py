@@ -114,7 +114,7 @@ class FlowerEngine:
         self._steps: dict[int, tuple[StepTokens, ...]] = {}
         self._wire_log, self._bands, self._timings = wire_log, bands, timings
         self._wire_from = LogPosition() if wire_log is None else end_of_log(wire_log)
-        self._say = say
+        self._say, self._gathered = say, False
 
     def setting(self) -> Setting:
         """Wait for the devices, and describe the clients as they describe themselves.
@@ -124,7 +124,9 @@ class FlowerEngine:
         Raises:
             RunError: fewer devices than asked for within the time allowed.
         """
-        self._gather()
+        if not self._gathered:  # waited for once, whoever asks again
+            self._gather()
+            self._gathered = True
         own = self._worker.setting
         members = [self._roster.members.get(name) for name in self._scenario.client_names]
         return replace(

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from airtune.deploy.door import Limits
 from airtune.deploy.gateway import Gateway
+from airtune.deploy.loglevel import gateway_level
 from airtune.deploy.metrics import serve_metrics
 from airtune.errors import InputError
 
@@ -119,9 +120,7 @@ def serve(
         ssl_keyfile=None if pair is None else str(pair[1]),
         http=Connection,
         h11_max_incomplete_event_size=gateway.limits.header_bytes,
-        # Refused requests are counted, not written down one by one: whoever is refused could
-        # fill the disk.
-        log_level="error",
+        log_level=gateway_level(),
         timeout_keep_alive=_KEEP_ALIVE_S,
         access_log=False,
         server_header=False,

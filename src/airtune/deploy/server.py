@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from airtune.deploy.keys import public_pem
+from airtune.deploy.listener import check_host
 from airtune.deploy.processes import (
     Children,
     children,
@@ -66,7 +68,15 @@ class State:
         return self.folder / "logs"
 
 
-def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable[[], None]) -> None:
+def serve(
+    state: State,
+    host: str,
+    port: int,
+    keys: Path | None,
+    ready: Callable[[], None],
+    *,
+    metrics_port: int | None = None,
+) -> None:
     """Run the server until it is interrupted.
 
     Flower's server listens on loopback alone and restarts if it dies; its database keeps the
@@ -80,11 +90,16 @@ def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable
         keys: the folder of `airtune deploy keys server`; None runs without TLS and without
             device authentication.
         ready: called once everything listens.
+        metrics_port: where the gateway answers Prometheus, on loopback; None: nowhere.
 
     Raises:
         InputError: the keys are missing, or the address is taken.
     """
+    if keys is None:
+        check_host(host)
+    os.umask(0o077)  # whatever this process and those that it starts create is its own alone
     state.folder.mkdir(parents=True, exist_ok=True)
+    state.folder.chmod(0o700)
     state.home.mkdir(exist_ok=True)
     for name in ("ca.crt", "server.crt", "server.key") if keys is not None else ():
         if keys is not None and not (keys / name).is_file():
@@ -92,6 +107,7 @@ def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable
                 f"'{keys / name}' is missing: make it with `airtune deploy keys server --address "
                 f"HOST --dir {keys}`, or ask for --insecure by name"
             )
+    metrics = [] if metrics_port is None else [str(metrics_port)]
     inner = free_port()
     _write_connection(state, inner, keys)
     environment = flower_environment(state.home)
@@ -100,7 +116,7 @@ def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable
         start_superlink()
         wait_for_port(("127.0.0.1", inner), held, "superlink", 60)
         held.start("superexec", _superexec_command(state, inner, keys))
-        held.start("gateway", _gateway_command(state, host, port, inner, keys))
+        held.start("gateway", [*_gateway_command(state, host, port, inner, keys), *metrics])
         reach = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         wait_for_port((reach, port), held, "gateway", 30)
         state.about.write_text(json.dumps({"port": inner, "secure": keys is not None}))
@@ -124,7 +140,7 @@ def _keep_running(held: Children, start_superlink: Callable[[], None]) -> None:
 
 def _superlink(state: State, port: int, keys: Path | None, held: Children) -> Callable[[], None]:
     command = [
-        flower_command("flower-superlink"),
+        *guarded("superlink"),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--database", str(state.folder / "superlink.db")),
         *("--isolation", "process"),
@@ -143,7 +159,7 @@ def _superlink(state: State, port: int, keys: Path | None, held: Children) -> Ca
 def _superexec_command(state: State, port: int, keys: Path | None) -> list[str]:
     trust = ["--insecure"] if keys is None else ["--root-certificates", str(keys / "ca.crt")]
     return [
-        flower_command("flower-superexec"),
+        *guarded("superexec"),
         *("--runtime-api-address", f"127.0.0.1:{port}"),
         *("--superexec-auth-secret-file", str(_secret(state))),
         *trust,
@@ -155,6 +171,12 @@ def _gateway_command(
 ) -> list[str]:
     command = [sys.executable, "-m", "airtune.deploy.gateway", host, str(port), str(inner)]
     return [*command, str(state.wire_log), "" if keys is None else str(keys)]
+
+
+def guarded(program: str) -> list[str]:
+    """Return the command of one of Flower's servers, closed to other users of this machine."""
+    flower_command(f"flower-{program}")  # a clear refusal where Flower is not installed
+    return [sys.executable, "-m", "airtune.deploy.guarded", program]
 
 
 def _secret(state: State) -> Path:
