@@ -180,7 +180,7 @@ def messages_have_one_sender(client: httpx.Client, signer: Signer) -> None:
     from flwr.proto.node_pb2 import Node
 
     def ask(call: str, request: object) -> httpx.Response:
-        headers = signer.headers(content_type="application/x-protobuf")
+        headers = signer.headers(content_type="application/protobuf")
         content = request.SerializeToString()  # type: ignore[attr-defined]
         return client.post(call, headers=headers, content=content)
 
@@ -229,7 +229,7 @@ def other_users_are_kept_out(deployment: Deployment) -> None:
     ask = (
         f"import http.client, ssl; c = http.client.HTTPSConnection('127.0.0.1', {port}, "
         "context=ssl._create_unverified_context()); c.request('POST', '/v1/control/list-runs', "
-        "headers={'content-type': 'application/x-protobuf'}); print(c.getresponse().status)"
+        "headers={'content-type': 'application/protobuf'}); print(c.getresponse().status)"
     )
     python = "/usr/bin/python3"
     if Path(python).exists():

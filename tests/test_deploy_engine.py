@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 import safetensors.numpy
 import torch
 
-from airtune.assignment import Assignment
 from airtune.deploy.checks import norm_bound
 from airtune.deploy.codec import (
     adapter_arrays,
@@ -40,15 +38,15 @@ from airtune.deploy.protocol import (
     pack,
     unpack,
 )
-from airtune.deploy.roster import Node, Reply
 from airtune.errors import InputError, RunError
 from airtune.models.structure import Structure
-from airtune.planning.inputs import modes_of
 from airtune.record import Record
 from airtune.rounds import run
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientJob
 from airtune.training.worker import Worker
+from assigned import assignment, mode
+from fake_post import FakePost, Tamper
 
 SMALL = [
     "rounds=2",
@@ -58,43 +56,6 @@ SMALL = [
     "task.eval_examples=16",
     "training.local_steps=2",
 ]
-Tamper = Callable[[bytes], bytes | None]
-
-
-class FakePost:
-    """Devices in this process; `tamper` changes or swallows what one of them answers."""
-
-    def __init__(self, devices: Mapping[str, Device]) -> None:
-        self.devices = dict(devices)
-        self.tamper: dict[tuple[str, str], Tamper] = {}
-        self.registered = True
-        self.away: set[str] = set()
-        self._answers: dict[str, Reply] = {}
-        self._sent = 0
-
-    def nodes(self) -> list[Node]:
-        return [
-            Node(i, name if self.registered else "", name.encode(), online=name not in self.away)
-            for i, name in enumerate(self.devices)
-        ]
-
-    def send(self, bodies: Mapping[int, bytes], group: str) -> dict[str, int]:
-        names, posted = list(self.devices), {}
-        for node, body in bodies.items():
-            self._sent += 1
-            message = f"m{self._sent}"
-            posted[message] = node
-            answer: bytes | None = self.devices[names[node]].handle(body)
-            tamper = self.tamper.get((names[node], group))
-            if tamper is not None and answer is not None:
-                answer = tamper(answer)
-            if answer is not None:
-                error = answer.decode() if answer.startswith(b"error") else ""
-                self._answers[message] = Reply(message, None if error else answer, error)
-        return posted
-
-    def collect(self, messages: Iterable[str]) -> list[Reply]:
-        return [self._answers.pop(m) for m in list(messages) if m in self._answers]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -312,9 +273,7 @@ def test_a_device_refuses_in_one_line(scenario: Scenario, devices: dict[str, Dev
     assert "the scenarios differ: aggregation" in asked(
         device, hello.model_copy(update={"scenario": other})
     )
-    mode = modes_of(scenario)[0]
-    told = Assignment(0, mode, 0.0, bandwidth_hz=1e5, rate_bps=1e6, downlink_rate_bps=1e6)
-    job = job_fields("run-9", 1, told)
+    job = job_fields("run-9", 1, assignment(0, mode(4)))
     assert "has not introduced itself" in asked(device, job)
     assert kind_of(device.handle(pack(hello))) == "introduction"
     assert "values were expected" in asked(device, job)
@@ -353,9 +312,7 @@ def test_no_honest_update_passes_the_norm_bound(scenario: Scenario) -> None:
     hot = scenario.training.model_copy(update={"learning_rate": 1.0, "weight_decay": 0.1})
     worker = Worker(scenario.model_copy(update={"training": hot}))
     start = worker.initial_adapter()
-    mode = replace(modes_of(scenario)[0], local_steps=4)
-    told = Assignment(0, mode, 0.0, bandwidth_hz=1e5, rate_bps=1e6, downlink_rate_bps=1e6)
-    update = worker.train(ClientJob(round=1, assignment=told, adapter=start))
+    update = worker.train(ClientJob(1, assignment(0, mode(4, steps=4)), start))
     moved = sum(float((update.adapter[n] - start[n]).square().sum()) for n in start) ** 0.5
     values = sum(value.numel() for value in start.values())
     norm = sum(float(value.square().sum()) for value in start.values()) ** 0.5

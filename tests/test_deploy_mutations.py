@@ -11,15 +11,17 @@ import copy
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
+from airtune.adapters.slices import gather_adapter
 from airtune.assignment import Assignment
 from airtune.deploy.checks import checked_update, noise_range
 from airtune.deploy.codec import adapter_arrays, structure_array
@@ -29,7 +31,7 @@ from airtune.deploy.protocol import PROTOCOL, Introduction, ProtocolError, Updat
 from airtune.deploy.roster import Node, Reply, Roster
 from airtune.errors import InputError
 from airtune.models.structure import whole
-from airtune.models.workload import StepTokens
+from airtune.models.workload import StepTokens, realised_pruning
 from airtune.planning.inputs import modes_of
 from airtune.randomness import generator
 from airtune.scenario import Scenario, load_scenario
@@ -95,8 +97,6 @@ def ground(*overrides: str, private: bool = False) -> Ground:
     if privacy is not None:
         noise = privacy.noise_multiplier
         moved = privatise(values, moved, clip=privacy.clip, noise_multiplier=noise, rng=rng)
-    import torch
-
     adapter = {name: torch.from_numpy(np.asarray(v, dtype="f4")) for name, v in moved.items()}
     kept = structure_array(whole(worker.shape), worker.shape)
     update = {
@@ -244,6 +244,14 @@ def server(request: pytest.FixtureRequest) -> Ground:
     return ground("aggregation.payload_bits_per_value=32", private=bool(request.param))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_honest_messages_pass(server: Ground) -> None:
     assert admitted(server, server.introduction, 5.0)
     assert taken(server, packed(server.update, server.arrays)) is not None
@@ -344,6 +352,20 @@ def test_a_privacy_announcement_does_not_lift_the_bound(server: Ground) -> None:
     loud = {"clip": 1e6, "noise_multiplier": 1e6, "delta": 1e-5, "max_epsilon": None}
     lying = {**server.introduction, "privacy": loud, "labels": {}, "next_steps": []}
     assert not admitted(server, lying, 5.0)
+
+
+def test_a_submodel_is_the_planned_one(server: Ground) -> None:
+    shape = server.known.shape
+    full = whole(shape)
+    half = replace(full, channels=tuple(c[: len(c) // 2] for c in full.channels))
+    kept = gather_adapter(server.job.adapter, half, shape)
+    if server.introduction["privacy"] is not None:
+        return  # whole models alone
+    arrays = adapter_arrays(kept, 32) | structure_array(half, shape)
+    assert taken(server, packed(server.update, arrays)) is None
+    asked = replace(server.job.assignment, pruning=realised_pruning(shape, half.sizes))
+    planned = replace(server, job=replace(server.job, assignment=asked))
+    assert taken(planned, packed(server.update, arrays)) is not None
 
 
 def test_noise_that_was_announced_has_to_be_there() -> None:

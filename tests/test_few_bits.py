@@ -9,14 +9,12 @@ import pytest
 import torch
 
 from airtune.adapters.few_bits import rounded_change
-from airtune.deploy.device import Device
-from airtune.deploy.pacing import TokenBucket
-from airtune.errors import InputError
-from airtune.merging.rules import MERGING, check_deployable
+from airtune.merging.rules import MERGING
 from airtune.models.workload import adapter_size, full_sizes
-from airtune.rounds.loop import run
+from airtune.rounds import run
 from airtune.scenario import load_scenario
 from airtune.training.worker import Worker
+from assigned import mode
 
 A, B = "layer.lora_A.weight", "layer.lora_B.weight"
 
@@ -82,7 +80,7 @@ def test_a_run_is_billed_for_few_bits_and_still_learns(tmp_path: Path) -> None:
     few = load_scenario("tiny", [*settings, "aggregation.uplink_change_bits=4"])
     record = run(few, out=tmp_path / "few")
     shape, rank = Worker(few).shape, few.training.lora_rank
-    values = adapter_size(shape, full_sizes(shape), lora_rank=rank)
+    values = adapter_size(shape, full_sizes(shape), mode(rank))
     scales = 32 * rank * 2 * shape.blocks * len(shape.matrices)
     bitmap = shape.blocks * (shape.mlp_channels + shape.kv_heads)
     entry = record.rounds[-1]
@@ -130,12 +128,3 @@ def test_every_client_and_round_rounds_by_its_own_draws(
     settings = ["rounds=2", "task.eval_examples=8", "aggregation.uplink_change_bits=4"]
     run(load_scenario("tiny", settings), out=tmp_path / "run")
     assert len(seeds) == len(set(seeds)) == 8
-
-
-def test_real_devices_refuse_it(tmp_path: Path) -> None:
-    scenario = load_scenario("tiny", ["aggregation.uplink_change_bits=4"])
-    refusal = r"aggregation\.uplink_change_bits = 4 runs in simulation"
-    with pytest.raises(InputError, match=refusal):
-        check_deployable(scenario)
-    with pytest.raises(InputError, match=refusal):
-        Device(scenario, scenario.client_names[0], TokenBucket(), tmp_path)

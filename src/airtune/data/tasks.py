@@ -64,6 +64,8 @@ def load_task(
         InputError: the data cannot be had, is malformed, or is less than was asked for.
     """
     train_stream, test_stream = _streams(section, seed)
+    if section.eval_part == "train":
+        test_stream = None
     seen: set[str] = set()
     test, long_test = _draw(
         train_stream if test_stream is None else test_stream,

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from airtune.adapters.names import Adapter
+from airtune.adapters.names import Adapter, leading
 from airtune.adapters.slices import gather_adapter
-from airtune.deploy.codec import ARRAYS, adapter_of, layout_of, structure_of
+from airtune.deploy.codec import arrays_of, on_air, structure_of, trained, updated_adapter
 from airtune.deploy.introductions import TOP_FLOPS, check_steps
 from airtune.deploy.protocol import Arrays, Introduction, Privacy, ProtocolError, Update
 from airtune.models.structure import Structure, check_structure
@@ -72,15 +72,17 @@ def checked_update(
         raise ProtocolError(f"{fields.examples} examples, {own.examples} were announced")
     _check_loss(fields, own.privacy)
     check_steps(fields.next_steps, scenario, private=own.privacy is not None)
-    if unknown := sorted(arrays.keys() - ARRAYS):
+    mode = job.assignment.mode
+    if unknown := sorted(arrays.keys() - arrays_of(mode)):
         raise ProtocolError(f"array {unknown[0][:80]!r} is not part of an update")
     structure = structure_of(arrays, shape)
     check_structure(structure, shape)
     _check_planned(structure, job.assignment.pruning, scenario, shape)
-    before = gather_adapter(job.adapter, structure, shape)
-    adapter = adapter_of(arrays, layout_of(before))
+    told = gather_adapter(leading(job.adapter, mode.rank), structure, shape)
+    # What the device began with: the trained entries, as they reached it.
+    before = on_air(trained(told, mode), scenario.aggregation.payload_bits_per_value)
+    adapter = updated_adapter(arrays, before, mode)
     training = scenario.training.in_round(job.round, scenario.rounds)
-    mode = job.assignment.mode
     if own.privacy is None:
         _check_distance(before, adapter, mode.local_steps, training)
     else:
@@ -91,7 +93,7 @@ def checked_update(
     return ClientUpdate(
         round=job.round,
         client=job.client,
-        adapter=adapter,
+        adapter=told | adapter,
         structure=structure,
         pruning=realised_pruning(shape, structure.sizes),
         flops=flops,

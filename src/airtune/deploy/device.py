@@ -9,14 +9,15 @@ from __future__ import annotations
 import sys
 import time
 import traceback
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from airtune.adapters.names import Adapter
+from airtune.adapters.names import Adapter, leading
 from airtune.adapters.slices import gather_adapter
 from airtune.assignment import Assignment
 from airtune.deploy import privacy as dp
-from airtune.deploy.codec import adapter_arrays, adapter_of, layout_of, structure_array
+from airtune.deploy.codec import adapter_of, layout_of, structure_array, trained, update_arrays
 from airtune.deploy.introductions import full_steps
 from airtune.deploy.pacing import Pacer
 from airtune.deploy.protocol import (
@@ -44,8 +45,9 @@ from airtune.merging.rules import check_deployable
 from airtune.models.devices import profile_of
 from airtune.models.workload import StepTokens, full_sizes, training_flops
 from airtune.planning.inputs import modes_of
+from airtune.randomness import derived_seed
 from airtune.scenario import Scenario
-from airtune.training.client import ClientJob, ClientUpdate, OptimizerState
+from airtune.training.client import ClientJob, OptimizerState
 from airtune.training.worker import Worker
 
 
@@ -85,7 +87,7 @@ class Device:
         if privacy is not None:
             dp.read_ledger(self._ledger)  # a refusal at the start, not in the first round
         self._worker = Worker(scenario)
-        self._layout = layout_of(self._worker.initial_adapter())
+        self._initial = self._worker.initial_adapter()
         self._run: str | None = None
         self._moments: OptimizerState | None = None
         self._introduction: Introduction | None = None
@@ -188,7 +190,10 @@ class Device:
     def _train(self, job: Job, arrays: Arrays) -> bytes:
         if job.run != self._run:
             return _refusal(f"run {job.run} has not introduced itself to this device")
-        adapter = adapter_of(arrays, self._layout)
+        told = assignment_of(job, self._index)
+        known = leading(self._initial, told.mode.rank)
+        # What does not travel is as it began at both ends.
+        adapter = known | adapter_of(arrays, layout_of(trained(known, told.mode)))
         if self._privacy is not None and job.pruning > 0:
             return _refusal("privacy needs pruning = 0: the choice of units tells of the text")
         spent = None if self._privacy is None else dp.spend(self._ledger, self._privacy)
@@ -196,12 +201,16 @@ class Device:
         update = self._worker.train(
             ClientJob(
                 round=job.round,
-                assignment=assignment_of(job, self._index),
+                # The change is rounded on its way, below.
+                assignment=replace(told, mode=replace(told.mode, bits_per_scale=0)),
                 adapter=adapter,
                 optimizer_state=self._moments,
             )
         )
-        values = self._protected(adapter, update)
+        before = trained(gather_adapter(adapter, update.structure, self._worker.shape), told.mode)
+        after = self._protected(before, trained(update.adapter, told.mode))
+        seed = derived_seed(self._scenario.seed, "rounding", round=job.round, client=self._index)
+        values = update_arrays(before, after, told.mode, seed=seed)
         compute_s = time.perf_counter() - begin
         self._moments = update.optimizer_state
         fields = Update(
@@ -214,20 +223,18 @@ class Device:
             next_steps=self._steps(job.round + 1),
             epsilon=spent,
         )
-        bits = self._scenario.aggregation.payload_bits_per_value
         kept = structure_array(update.structure, self._worker.shape)
         self._pacer.grant(job.uplink_bps)
-        return pack(fields, adapter_arrays(values, bits) | kept)
+        return pack(fields, values | kept)
 
-    def _protected(self, before: Adapter, update: ClientUpdate) -> Adapter:
+    def _protected(self, before: Adapter, after: Adapter) -> Adapter:
         if self._privacy is None:
-            return update.adapter
+            return after
         import torch
 
-        old = gather_adapter(before, update.structure, self._worker.shape)
         noised = dp.privatise(
-            {name: value.numpy() for name, value in old.items()},
-            {name: value.numpy() for name, value in update.adapter.items()},
+            {name: value.numpy() for name, value in before.items()},
+            {name: value.numpy() for name, value in after.items()},
             clip=self._privacy.clip,
             noise_multiplier=self._privacy.noise_multiplier,
         )

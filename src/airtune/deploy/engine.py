@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from airtune.adapters.names import Adapter
+from airtune.adapters.names import Adapter, leading
 from airtune.assignment import PlannedTimes
 from airtune.deploy.bands import Bands
 from airtune.deploy.checks import checked_update
-from airtune.deploy.codec import adapter_arrays
+from airtune.deploy.codec import adapter_arrays, trained
 from airtune.deploy.greetings import Greetings
 from airtune.deploy.introductions import Known, planned_steps
 from airtune.deploy.meter import LogPosition, WireTimes, end_of_log, read_wire_log, wire_times
@@ -111,7 +111,8 @@ class FlowerEngine:
         self._greetings = Greetings(
             post, self._roster, patience_s=conditions.wait_s, welcome=self._welcome, say=say
         )
-        self._steps: dict[int, tuple[StepTokens, ...]] = {}
+        # By client: for which round, and the sizes of its steps.
+        self._steps: dict[int, tuple[int, tuple[StepTokens, ...]]] = {}
         self._wire_log, self._bands, self._timings = wire_log, bands, timings
         self._wire_from = LogPosition() if wire_log is None else end_of_log(wire_log)
         self._say, self._gathered = say, False
@@ -147,8 +148,16 @@ class FlowerEngine:
         return self._worker.initial_adapter()
 
     def step_tokens(self, round: int, client: int) -> tuple[StepTokens, ...]:
-        """Return the sizes that the device announced; for one that is away, those expected."""
-        return self._steps.get(client) or self._worker.step_tokens(round, client)
+        """Return the sizes that the device announced for this round, or else those expected.
+
+        A device that was away or sat a round out has announced none; one with privacy never does
+        and is planned with full batches.
+        """
+        member = self._roster.members.get(self._scenario.client_names[client])
+        if member is not None and member.introduction.privacy is not None:
+            return planned_steps((), self._scenario)
+        announced_for, steps = self._steps.get(client, (0, ()))
+        return steps if announced_for == round else self._worker.step_tokens(round, client)
 
     def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:
         """Measure the full model with the adapter."""
@@ -217,7 +226,9 @@ class FlowerEngine:
     def _job_body(self, job: ClientJob) -> bytes:
         fields = job_fields(self._roster.run, job.round, job.assignment)
         bits = self._scenario.aggregation.payload_bits_per_value
-        return pack(fields, adapter_arrays(job.adapter, bits))
+        mode = job.assignment.mode
+        sent = trained(leading(job.adapter, mode.rank), mode)
+        return pack(fields, adapter_arrays(sent, bits))
 
     def _outcome(self, dispatch: _Dispatch, reply: Reply) -> Outcome:
         job, answered_s = dispatch.job, time.time()
@@ -250,7 +261,8 @@ class FlowerEngine:
             return failed(f"rejected: {error}")
         except Exception as error:  # a fault of the checks must not end the run either
             return failed(f"rejected: it cannot be checked: {type(error).__name__}: {error}")
-        self._steps[job.client] = planned_steps(fields.next_steps, self._scenario)
+        announced = planned_steps(fields.next_steps, self._scenario)
+        self._steps[job.client] = (job.round + 1, announced)
         wire = self._wire_of(dispatch)
         measured = _measured(fields, wire, after_s)
         self._write_timings(dispatch, fields, wire, measured, after_s)
@@ -295,7 +307,7 @@ class FlowerEngine:
             member = self._roster.members.get(name)
             if member is not None and member.node.id == node_id:
                 own = member.introduction
-                self._steps[client] = planned_steps(own.next_steps, self._scenario)
+                self._steps[client] = (1, planned_steps(own.next_steps, self._scenario))
                 self._say(f"{name} is ready: {own.effective_flops:.3g} FLOP/s")
 
     def _wire_of(self, dispatch: _Dispatch) -> WireTimes | None:

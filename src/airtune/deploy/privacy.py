@@ -162,6 +162,11 @@ def require_private_scenario(scenario: Scenario) -> None:
             "privacy needs pruning.cost = 'linear': a measured cost curve tells of the "
             "device's text"
         )
+    if scenario.aggregation.uplink_change_bits is not None:
+        raise InputError(
+            "privacy needs aggregation.uplink_change_bits unset: the server holds an update "
+            "against the noise that was announced, and rounding hides it"
+        )
     if scenario.task.client_eval_examples > 0:
         raise InputError(
             "privacy needs task.client_eval_examples = 0: the loss on a device's own text is "
