@@ -22,7 +22,6 @@ import safetensors.numpy
 import torch
 
 from airtune.adapters.slices import gather_adapter
-from airtune.assignment import Assignment
 from airtune.deploy.checks import checked_update, noise_range
 from airtune.deploy.codec import adapter_arrays, structure_array
 from airtune.deploy.introductions import Known, full_steps
@@ -37,6 +36,7 @@ from airtune.randomness import generator
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientJob, ClientUpdate
 from airtune.training.worker import Worker
+from assigned import assignment
 
 MUTATIONS = 5000
 """Of introductions, and as many of updates."""
@@ -88,7 +88,7 @@ def ground(*overrides: str, private: bool = False) -> Ground:
         "privacy": None if privacy is None else privacy.model_dump(),
     }  # fmt: skip
     start = worker.initial_adapter()
-    told = Assignment(index, modes_of(scenario)[index], 0.0, 1e4, 1e5, 1e5)
+    told = assignment(index, modes_of(scenario)[index])
     job = ClientJob(round=1, assignment=told, adapter=start)
     values = {name: value.numpy() for name, value in start.items()}
     rng = generator(0, "mutations")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from airtune.planning.optimum.pricing import Batch, Limits, at_price
 from airtune.planning.problem import Array
 
-_MAX_TURNS = 40
+_MAX_TURNS = 24
 _FIRST_STEPS = 5
 _STEPS = 2
 _SETTLED = 1e-10
