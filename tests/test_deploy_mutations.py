@@ -169,7 +169,7 @@ def introduction_fits(v: Values, g: Ground, waited_s: float) -> bool:
             return False
     else:
         labels = v["labels"]
-        if not all(int(k) in g.known.labels and str(int(k)) == k for k in labels):
+        if not all(k in g.known.labels for k in labels):
             return False
         if sum(labels.values()) != v["examples"] or min(labels.values()) < 1:
             return False

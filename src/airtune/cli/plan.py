@@ -120,7 +120,7 @@ def _problem(
 ) -> PlanningProblem:
     from airtune.errors import InputError
 
-    if not file.endswith(".json"):
+    if not file.lower().endswith(".json"):
         from airtune.planning.inputs import problem_of_scenario
         from airtune.scenario import load_scenario
 
@@ -137,27 +137,19 @@ def _problem(
                 err=True,
             )
         return problem_of_scenario(scenario, round=round_number)
-    import json
-
+    from airtune.encoding import read_text
     from airtune.planning import problem_from_json
+    from airtune.planning.files import parsed
     from airtune.plugins import load_plugins
 
     load_plugins(plugins)
     try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"{file}: cannot be read ({reason})") from None
-    try:
-        if not overrides:
-            return problem_from_json(text)
-        try:
-            document = json.loads(text)
-        except json.JSONDecodeError:
-            return problem_from_json(text)  # which says what is wrong with it
+        document = parsed(read_text(file))
         for override in overrides:
             _override(document, override)
         return problem_from_json(document)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 
@@ -171,7 +163,7 @@ def _override(document: Any, override: str) -> None:
     path, equals, text = override.partition("=")
     try:
         value = json.loads(text) if equals else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON; too many digits; too deep
         value = None
     if value is None:
         raise InputError(f"--set {override!r} is not allowed; allowed: KEY=VALUE with a number")

@@ -83,6 +83,7 @@ def run(
 
     from airtune.engines.choice import engine_maker
     from airtune.report import summary_table, write_report
+    from airtune.report.console import adapter_lines
     from airtune.rounds import run as run_federation
 
     make_engine = engine_maker(
@@ -102,4 +103,4 @@ def run(
 
         console = Console()
         console.print(summary_table(record))
-        console.print(f"adapter: {folder / 'adapter'}\nreport:  {page}", soft_wrap=True)
+        console.print(f"{adapter_lines(folder / 'adapter')}\nreport:  {page}", soft_wrap=True)

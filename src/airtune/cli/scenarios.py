@@ -43,11 +43,20 @@ def scenarios(context: typer.Context) -> None:
 @app.command("show", epilog="Example: airtune scenarios show demo > mine.toml")
 def show(
     name: Annotated[str, typer.Argument(help="A name that `airtune scenarios` lists.")],
+    clients: Annotated[
+        bool,
+        typer.Option("--clients", help="Its clients' names and devices; also of a file of yours."),
+    ] = False,
 ) -> None:
     """Print a built-in scenario's TOML file."""
     from airtune.errors import InputError
-    from airtune.scenario import builtin_scenarios
+    from airtune.scenario import builtin_scenarios, load_scenario
 
+    if clients:
+        scenario = load_scenario(name)
+        for client, device in zip(scenario.client_names, scenario.client_devices, strict=True):
+            typer.echo(f"{client}\t{device.profile}")
+        return
     builtin = builtin_scenarios()
     if name not in builtin:
         raise InputError(f"no built-in scenario '{name}'; there are: {', '.join(builtin)}")

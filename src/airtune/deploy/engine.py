@@ -17,11 +17,11 @@ from airtune.assignment import PlannedTimes
 from airtune.deploy.bands import Bands
 from airtune.deploy.checks import checked_update
 from airtune.deploy.codec import adapter_arrays, trained
+from airtune.deploy.emulation import overran
 from airtune.deploy.greetings import Greetings
 from airtune.deploy.introductions import Known, planned_steps
 from airtune.deploy.meter import LogPosition, WireTimes, end_of_log, read_wire_log, wire_times
 from airtune.deploy.protocol import (
-    Introduction,
     Privacy,
     ProtocolError,
     Refusal,
@@ -32,16 +32,26 @@ from airtune.deploy.protocol import (
     plain,
     unpack,
 )
-from airtune.deploy.roster import Member, Post, Reply, Roster
+from airtune.deploy.roster import (
+    Member,
+    Post,
+    Reply,
+    Roster,
+    client_setting,
+    measured_profile,
+)
 from airtune.engines import ClientFailure
 from airtune.errors import InputError, RunError
-from airtune.models.devices import DeviceProfile
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario
 from airtune.training.client import ClientJob, ClientUpdate, Measured
-from airtune.training.worker import ClientSetting, Evaluation, Setting, Worker
+from airtune.training.worker import Evaluation, Setting, Worker
 
 Outcome = ClientUpdate | ClientFailure
+
+
+_STALL_S = 5.0
+"""So long between two looks at the mailbox, and this process has stood still."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +145,12 @@ class FlowerEngine:
             clients=tuple(
                 replace(client, calibration_flops=0.0)
                 if member is None
-                else _client_setting(member.introduction)
+                else client_setting(member.introduction)
                 for client, member in zip(own.clients, members, strict=True)
             ),
             profiles=tuple(
-                None if member is None else _profile(member.introduction) for member in members
+                None if member is None else measured_profile(member.introduction)
+                for member in members
             ),
         )
 
@@ -204,10 +215,15 @@ class FlowerEngine:
         for node in by_node.keys() - set(posted.values()):
             yield ClientFailure(by_node[node][0].client, "not sent: Flower took no message")
         deadline_s, greeted_s = sent_s + self._patience_s(present[0][0]), sent_s
+        looked_s = time.time()
         while pending:
+            now_s = time.time()
+            # While this process stood still no device could be late.
+            deadline_s += max(0.0, now_s - looked_s - _STALL_S)
+            looked_s = now_s
             for reply in self._collect(pending):
                 yield self._outcome(pending.pop(reply.message), reply)
-            if not pending or (now_s := time.time()) >= deadline_s:
+            if not pending or now_s >= deadline_s:
                 break
             if now_s > greeted_s + self._conditions.greet_s:
                 self._greetings.send()
@@ -266,6 +282,11 @@ class FlowerEngine:
         wire = self._wire_of(dispatch)
         measured = _measured(fields, wire, after_s)
         self._write_timings(dispatch, fields, wire, measured, after_s)
+        if overran(fields.compute_s, fields.emulated_s):
+            self._say(
+                f"{fields.client}: the work took {fields.compute_s:.2f} s, more than the "
+                f"{fields.emulated_s:.2f} s of the device that it emulates: its times do not count"
+            )
         return replace(update, measured=measured)
 
     def _gather(self) -> None:
@@ -332,12 +353,13 @@ class FlowerEngine:
     ) -> None:
         if self._timings is None:
             return
-        planned, rate_bps = _planned(dispatch.job), dispatch.job.assignment.rate_bps
+        planned, assigned = _planned(dispatch.job), dispatch.job.assignment
         line = {
             "round": dispatch.job.round,
             "client": fields.client,
             "planned": {
-                "rate_bps": rate_bps,
+                "rate_bps": assigned.rate_bps,
+                "downlink_rate_bps": assigned.downlink_rate_bps,
                 "downlink_s": planned.downlink_s,
                 "compute_s": planned.compute_s,
                 "upload_s": planned.upload_s,
@@ -353,6 +375,8 @@ class FlowerEngine:
             "uplink_bytes": None if wire is None else wire.uplink_bytes,
             "downlink_bytes": None if wire is None else wire.downlink_bytes,
             "epsilon": fields.epsilon,
+            "emulated_s": fields.emulated_s,
+            "counts": not overran(fields.compute_s, fields.emulated_s),
         }
         with self._timings.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -373,24 +397,4 @@ def _measured(fields: Update, wire: WireTimes | None, after_s: float) -> Measure
         compute_s=fields.compute_s,
         upload_s=upload_s,
         engine_s=max(0.0, after_s - known_s),
-    )
-
-
-def _client_setting(own: Introduction) -> ClientSetting:
-    cost = own.pruning_cost
-    return ClientSetting(
-        examples=own.examples,
-        labels={int(label): count for label, count in own.labels.items()},
-        pruning_cost=None if cost is None else tuple((rate, value) for rate, value in cost),
-    )
-
-
-def _profile(own: Introduction) -> DeviceProfile:
-    return DeviceProfile(
-        name=own.profile,
-        peak_flops=own.effective_flops,
-        utilisation=1.0,
-        memory_bytes=own.memory_bytes,
-        power_w=None,
-        source="measured by the device itself, on the model that it trains",
     )

@@ -101,6 +101,7 @@ class Situation:
         modes: K clients' modes as the scenario has them.
         link: the K clients' channel and the broadcast.
         problem: the planning problem in which all K take part.
+        queues: (K,) what is still owed to each client under `participation.floor`; zeros without.
     """
 
     round: int
@@ -111,6 +112,7 @@ class Situation:
     modes: tuple[Mode, ...]
     link: Link
     problem: PlanningProblem
+    queues: FloatArray
 
 
 def modes_of(scenario: Scenario) -> tuple[Mode, ...]:
@@ -195,6 +197,7 @@ def problem_of_round(
             load.steps,
             mode,
             bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
+            quantize=scenario.model.quantize,
             max_pruning=scenario.pruning.max_pruning,
             sizes_at=sizes_ending_at(load.most_pruned),
         )
@@ -229,19 +232,30 @@ def sizes_ending_at(sizes: KeptSizes | None) -> Callable[[float], KeptSizes] | N
     return None if sizes is None else lambda rate: sizes
 
 
+def may_sit_out(scenario: Scenario) -> bool:
+    """Return whether the plan may leave a client out of any round."""
+    every_round = scenario.participation.rule != "in-turn"
+    return "absence" in scenario.planning.turned and every_round
+
+
 def least_pruning(
     scenario: Scenario, costs: Sequence[AffineCosts], profiles: Sequence[DeviceProfile]
 ) -> list[float]:
     """Return each client's smallest pruning rate: what its memory can hold.
 
+    A client that may sit out and does not hold even the most pruned submodel has none that it can
+    hold; it gets the largest rate, and no plan can give it work.
+
     Raises:
-        InputError: a device does not hold even the most pruned submodel.
+        InputError: a device does not hold even the most pruned submodel, and has to take part.
     """
     most = scenario.pruning.max_pruning
     rates = [
         cost.min_pruning(profile.memory_bytes)
         for cost, profile in zip(costs, profiles, strict=True)
     ]
+    if may_sit_out(scenario):
+        return [min(rate, most) for rate in rates]
     for name, rate, profile in zip(scenario.client_names, rates, profiles, strict=True):
         if rate > most:
             raise InputError(
@@ -299,7 +313,8 @@ def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
     link = link_of(scenario, shape, modes, air)
     problem = problem_of_round(scenario, shape, profiles, loads, modes, link)
     cohort = tuple(range(len(devices)))
-    return Situation(round, shape, cohort, profiles, loads, modes, link, problem)
+    queues = np.zeros(len(devices))
+    return Situation(round, shape, cohort, profiles, loads, modes, link, problem, queues)
 
 
 def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:

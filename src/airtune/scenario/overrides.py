@@ -21,6 +21,10 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # an unquoted string, as a shell user writes it
+    except (RecursionError, ValueError):  # brackets without end; Python's own limit of digits
+        raise InputError(
+            f"--set '{key}=…': a whole number has too many digits, or brackets are too deep"
+        ) from None
     table: Any = values
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1

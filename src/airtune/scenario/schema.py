@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from airtune.scenario.tasks import TASKS
+from airtune.scenario.tasks import TASKS, check_template
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -32,10 +32,13 @@ class ModelSection(Section):
     """The language model that every device holds and the adapter is trained for."""
 
     id: str = "smollm2-135m-instruct"
-    """`smollm2-135m-instruct` and `tiny` are built in; otherwise a folder or a hub id."""
+    """`smollm2-135m-instruct`, `gemma-3-270m` and `tiny` are built in; otherwise a folder or a
+    hub id."""
     gguf_file: str | None = None
     """The file inside the folder or repository, where the weights are in GGUF form."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Literal["int8", "nf4"] | None = None
+    """Hold the blocks' weights in 8 or 4 bits (extra `quantize`); computation stays in `dtype`."""
 
 
 class TaskSection(Section):
@@ -47,6 +50,12 @@ class TaskSection(Section):
     """A file, a folder or a hub id; not needed by tasks that generate their problems."""
     prompt_column: str = "prompt"
     answer_column: str = "answer"
+    label_column: str = "label"
+    """What `dirichlet` skews; in `classification`, the answer."""
+    prompt_template: str | None = None
+    """Several columns as one prompt, ``"{instruction}\\n{input}"``, in place of prompt_column."""
+    chat_template: bool = False
+    """Prompts and answers as turns in the model's own chat template, not in plain text."""
     train_examples: PositiveInt = 512
     """Over all clients together."""
     eval_examples: PositiveInt = 64
@@ -65,6 +74,18 @@ class TaskSection(Section):
         if not TASKS.has(name):
             raise ValueError(f"{name!r} is unknown; allowed: {', '.join(TASKS)}")
         return name
+
+    @model_validator(mode="after")
+    def _framing(self) -> TaskSection:
+        if self.prompt_template is not None:
+            if self.name in ("gsm-symbolic", "gsm8k", "yahoo-answers", "sums"):
+                raise ValueError(
+                    f"prompt_template is for prompt-answer and classification; name = {self.name!r}"
+                )
+            check_template(self.prompt_template)
+        if self.chat_template and self.name == "sums":
+            raise ValueError("chat_template = true: sums are plain text, not questions")
+        return self
 
 
 class PartitionSection(Section):
