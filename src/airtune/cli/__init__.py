@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperArgument
 
-from airtune.cli import compare, deploy, methods, plan, profile, report, run, scenarios
+from airtune.cli import compare, deploy, methods, plan, profile, report, run, scenarios, study
 from airtune.errors import InputError, RunError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("profile")(profile.profile)
 app.command("methods")(methods.methods)
+app.add_typer(study.app, name="study")
 app.add_typer(scenarios.app, name="scenarios")
 app.add_typer(deploy.app, name="deploy")
 

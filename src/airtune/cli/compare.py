@@ -14,8 +14,15 @@ def compare(
     ],
     methods: Annotated[
         str,
-        typer.Option("--methods", help="Planning methods, separated by commas."),
+        typer.Option(
+            "--methods",
+            help="Planning methods, separated by commas; or a study's: published, rivals, joint.",
+        ),
     ] = "exact,bcd,none",
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", help="Over these seeds, e.g. 0-4, with intervals: as a study."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Where the runs go. Default: runs/compare-NAME."),
@@ -40,6 +47,8 @@ def compare(
     **Example**
 
       airtune compare tiny --methods exact,bcd,bandwidth-only,none
+
+      airtune compare tiny --methods published --seeds 0-4   # the short form of a study
     """
     from airtune.cli.progress import observer
     from airtune.errors import InputError
@@ -47,6 +56,9 @@ def compare(
     from airtune.scenario import load_scenario
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
+    if seeds is not None:
+        _study(scenario, names, seeds, out, overrides or [], quiet)
+        return
     unknown = [name for name in names if name not in METHODS]
     if unknown or len(names) < 2 or len(set(names)) != len(names):
         wrong = unknown[0] if unknown else methods
@@ -90,3 +102,18 @@ def compare(
         console = Console()
         console.print(comparison_table(records))
         console.print(f"report: {page}", soft_wrap=True)
+
+
+def _study(
+    scenario: str,
+    names: list[str],
+    seeds: str,
+    out: Path | None,
+    overrides: list[str],
+    quiet: bool,
+) -> None:
+    from airtune.cli.study import carry_on
+    from airtune.study import study_from
+
+    study = study_from(scenario, names, seeds, overrides)
+    carry_on(study, out or Path("runs") / f"study-{study.name}", [], quiet=quiet)

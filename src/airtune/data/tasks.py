@@ -125,6 +125,11 @@ def _streams(section: TaskSection, seed: int) -> tuple[Iterator[Example], Iterat
         )
     source = section.source or str(hub_id)
     parts = open_source(source, config=config if source == hub_id else None)
+    if section.eval_part == "train" and parts.test is None:
+        raise InputError(
+            f"task.eval_part = 'train': '{source}' has no test part of its own, so that held-out "
+            "and test examples would be drawn from the same part: give a source with a test part"
+        )
     to_example = _row_reader(section)
 
     def stream(part: Any, purpose: str) -> Iterator[Example]:
@@ -136,7 +141,8 @@ def _streams(section: TaskSection, seed: int) -> tuple[Iterator[Example], Iterat
             raise InputError(f"{part}: the file holds no examples")
         return (examples[index] for index in rng.permutation(len(examples)))
 
-    test = None if parts.test is None else stream(parts.test, "task test part")
+    own_test = None if section.eval_part == "train" else parts.test
+    test = None if own_test is None else stream(own_test, "task test part")
     return stream(parts.train, "task train part"), test
 
 

@@ -143,14 +143,23 @@ def _run_rounds(
         watch.preparing(notice)
     known = directory.description
     watch.started(None if known is None else known.initial_eval_loss)
-    for round in range(state.round + 1, scenario.rounds + 1):
+    while not _is_over(scenario, state.round, state.elapsed_s):
+        round = state.round + 1
         state, record = _round(this, state, round)
         directory.append_round(record)
-        if round == scenario.rounds:
+        if _is_over(scenario, round, state.elapsed_s):
             _save_adapter(engine, state.adapter, directory.adapter_path)
         directory.save_checkpoint(round, *packed(state))
         watch.round_ended(record)
     directory.finish()
+
+
+def _is_over(scenario: Scenario, round: int, elapsed_s: float) -> bool:
+    """Whether a run ends after this round: no round or no virtual time is left."""
+    budget_s = scenario.time_budget_s
+    return round >= scenario.rounds or (
+        round > 0 and budget_s is not None and elapsed_s >= budget_s
+    )
 
 
 def _save_adapter(engine: Engine, adapter: Adapter, folder: Path) -> None:
@@ -212,7 +221,7 @@ def _round(this: Run, state: State, round: int) -> tuple[State, RoundRecord]:
     )
     latency_s = max(client.total_s for client in clients)
     elapsed_s = state.elapsed_s + latency_s
-    last = round == scenario.rounds
+    last = _is_over(scenario, round, elapsed_s)
     evaluation: Evaluation | None = None
     if last or round % scenario.evaluation.every_rounds == 0:
         evaluation = engine.evaluate(adapter, final=last)

@@ -49,6 +49,9 @@ class TaskSection(Section):
     """Over all clients together."""
     eval_examples: PositiveInt = 64
     """The server's test set, from the source's test part where it has one."""
+    eval_part: Literal["test", "train"] = "test"
+    """`train`: held-out examples of the training part instead, as a search is judged on; the
+    test part is not read."""
     client_eval_examples: Annotated[int, Field(ge=0)] = 0
     """Held back from each client's own data, for the loss on its own distribution."""
     max_tokens: Annotated[int, Field(ge=8)] = 160
@@ -234,6 +237,9 @@ class Scenario(Section):
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     rounds: PositiveInt = 8
+    time_budget_s: PositiveFloat | None = None
+    """Given: the run ends with the first round that ends at or after this time on the virtual
+    clock, and with `rounds` at the latest."""
     model: ModelSection = ModelSection()
     task: TaskSection = TaskSection()
     partition: PartitionSection = PartitionSection()
@@ -281,6 +287,11 @@ class Scenario(Section):
             raise ValueError(
                 "planning.fit_kappa goes with participation.rule = 'all' only: "
                 "what clients leave undone is not what pruning costs"
+            )
+        if self.time_budget_s and self.training.learning_rate_schedule == "linear":
+            raise ValueError(
+                "time_budget_s goes with training.learning_rate_schedule = 'constant' only: how "
+                "many rounds the rate has to fall over is not known beforehand"
             )
         clients = len(self.client_devices)
         need = clients * (self.partition.min_examples + self.task.client_eval_examples)
