@@ -25,6 +25,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 
+from airtune.assignment import Mode
 from airtune.models.loading import load_model
 from airtune.models.workload import StepTokens, full_sizes, memory_bytes, uniform_sizes
 from airtune.pruning import cut
@@ -34,6 +35,7 @@ from airtune.training.profiling import first_units, measure
 OUT = Path(__file__).parent / "results" / "step.json"
 RATES = (0.0, 0.2, 0.4, 0.6, 0.8)
 ROWS, LENGTH, RANK = 8, 160, 8
+MODE = Mode(local_steps=1, rank=RANK, bits_per_value=16)
 
 
 def plain_over_ours(loaded: Any, repeats: int) -> float:
@@ -141,7 +143,7 @@ def main() -> None:
                 "time_over_flops": time_ratio / flop_ratio,
                 **peak_bytes(rate, args.dtype),
                 "estimated_bytes": memory_bytes(
-                    loaded.shape, sizes, tokens, lora_rank=RANK, bytes_per_weight=width
+                    loaded.shape, sizes, tokens, MODE, bytes_per_weight=width
                 ),
             }
         )

@@ -66,7 +66,6 @@ def description(values: dict[str, Any]) -> RunDescription:
                 shadowing_db=float(rng.normal(0, 4)),
                 effective_flops=SPEEDS[device.profile],
                 memory_bytes=8e9,
-                min_pruning=0.0,
                 examples=int(counts.sum()),
                 labels={str(i + 2): int(n) for i, n in enumerate(counts)},
             )

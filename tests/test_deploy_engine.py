@@ -28,11 +28,11 @@ from airtune.deploy.protocol import (
     Fields,
     Hello,
     Introduction,
-    Job,
     ProtocolError,
     Refusal,
     Update,
     agreement,
+    job_fields,
     kind_of,
     pack,
     unpack,
@@ -41,10 +41,11 @@ from airtune.deploy.roster import Node, Reply
 from airtune.errors import InputError, RunError
 from airtune.models.structure import Structure
 from airtune.record import Record
-from airtune.rounds.loop import run
+from airtune.rounds import run
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientJob
 from airtune.training.worker import Worker
+from assigned import assignment, mode
 
 SMALL = [
     "rounds=2",
@@ -303,12 +304,12 @@ def asked(device: Device, fields: Fields, arrays: dict[str, np.ndarray] | None =
 def test_a_device_refuses_in_one_line(scenario: Scenario, devices: dict[str, Device]) -> None:
     device = devices[scenario.client_names[0]]
     hello = Hello(version="0.1.0", run="run-9", scenario=agreement(scenario))
-    assert "version mismatch" in asked(device, hello.model_copy(update={"protocol": 2}))
+    assert "version mismatch" in asked(device, hello.model_copy(update={"protocol": 1}))
     other = agreement(load_scenario("tiny", [*SMALL, "seed=5"]))
     assert "the scenarios differ: aggregation" in asked(
         device, hello.model_copy(update={"scenario": other})
     )
-    job = Job(run="run-9", round=1, pruning=0.0, local_steps=1, uplink_bps=1e6)
+    job = job_fields("run-9", 1, assignment(0, mode(4)))
     assert "has not introduced itself" in asked(device, job)
     assert kind_of(device.handle(pack(hello))) == "introduction"
     assert "values were expected" in asked(device, job)
@@ -346,7 +347,7 @@ def test_no_honest_update_passes_the_norm_bound(scenario: Scenario) -> None:
     hot = scenario.training.model_copy(update={"learning_rate": 1.0, "weight_decay": 0.1})
     worker = Worker(scenario.model_copy(update={"training": hot}))
     start = worker.initial_adapter()
-    update = worker.train(ClientJob(round=1, client=0, pruning=0.0, local_steps=4, adapter=start))
+    update = worker.train(ClientJob(1, assignment(0, mode(4, steps=4)), start))
     moved = sum(float((update.adapter[n] - start[n]).square().sum()) for n in start) ** 0.5
     values = sum(value.numel() for value in start.values())
     norm = sum(float(value.square().sum()) for value in start.values()) ** 0.5

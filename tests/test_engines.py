@@ -15,10 +15,11 @@ import torch
 from airtune.engines.choice import engine_maker
 from airtune.engines.local import LocalEngine
 from airtune.errors import InputError
-from airtune.rounds.loop import run
+from airtune.rounds import run
 from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientUpdate
+from assigned import assignment, mode
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -119,7 +120,7 @@ def test_updates_come_one_a_job_whatever_the_order(engine: Any, scenario: Scenar
     from airtune.training.client import ClientJob
 
     adapter = engine.initial_adapter()
-    jobs = [ClientJob(1, k, 0.0, 1, adapter) for k in (3, 0, 2, 1, 0)]
+    jobs = [ClientJob(1, assignment(k, mode(4)), adapter) for k in (3, 0, 2, 1, 0)]
     outcomes = list(engine.train(jobs))
     assert sorted(o.client for o in outcomes) == [0, 0, 1, 2, 3]
     assert all(isinstance(o, ClientUpdate) for o in outcomes)

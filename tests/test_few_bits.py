@@ -14,9 +14,10 @@ from airtune.deploy.pacing import TokenBucket
 from airtune.errors import InputError
 from airtune.merging.rules import MERGING, check_deployable
 from airtune.models.workload import adapter_size, full_sizes
-from airtune.rounds.loop import run
+from airtune.rounds import run
 from airtune.scenario import load_scenario
 from airtune.training.worker import Worker
+from assigned import mode
 
 A, B = "layer.lora_A.weight", "layer.lora_B.weight"
 
@@ -82,7 +83,7 @@ def test_a_run_is_billed_for_few_bits_and_still_learns(tmp_path: Path) -> None:
     few = load_scenario("tiny", [*settings, "aggregation.uplink_change_bits=4"])
     record = run(few, out=tmp_path / "few")
     shape, rank = Worker(few).shape, few.training.lora_rank
-    values = adapter_size(shape, full_sizes(shape), lora_rank=rank)
+    values = adapter_size(shape, full_sizes(shape), mode(rank))
     scales = 32 * rank * 2 * shape.blocks * len(shape.matrices)
     bitmap = shape.blocks * (shape.mlp_channels + shape.kv_heads)
     entry = record.rounds[-1]

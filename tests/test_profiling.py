@@ -15,6 +15,7 @@ from airtune.models.loading import load_model
 from airtune.models.workload import SHAPES, StepTokens, full_sizes, training_flops
 from airtune.scenario import DeviceSection, ModelSection
 from airtune.training.profiling import StepTime, device_profile, measure
+from assigned import mode
 
 SMALL = {"rows": 2, "length": 8, "lora_rank": 2, "repeats": 1}
 
@@ -26,7 +27,7 @@ def test_measured_steps_count_the_flops_they_time() -> None:
     assert steps[0].flops > steps[1].flops
     assert all(step.seconds > 0 for step in steps)
     shape = SHAPES["tiny"]
-    expected = training_flops(shape, full_sizes(shape), StepTokens(2, 8, 8), lora_rank=2)
+    expected = training_flops(shape, full_sizes(shape), StepTokens(2, 8, 8), mode(2))
     assert steps[0].flops == expected
     assert not any(p.requires_grad for p in loaded.model.get_input_embeddings().parameters())
 

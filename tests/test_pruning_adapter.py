@@ -12,6 +12,7 @@ from airtune.models.loading import shape_of
 from airtune.models.structure import Structure, whole
 from airtune.models.workload import adapter_size
 from airtune.pruning import cut
+from assigned import mode
 from small_models import NAMES, small_model, text_batch
 from test_pruning_submodel import some_structure
 from test_workload import RANK, with_lora
@@ -50,7 +51,7 @@ def test_there_and_back_is_the_identity_on_kept_entries(name: str, drop: int | N
         assert torch.equal(values[key][held[key]], value[held[key]])
         assert not values[key][~held[key]].any()
     assert sum(int(mask.sum()) for mask in held.values()) == adapter_size(
-        shape, structure.sizes, lora_rank=RANK
+        shape, structure.sizes, mode(RANK)
     )
 
 

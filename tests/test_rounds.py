@@ -25,7 +25,7 @@ from airtune.models.loading import load_model
 from airtune.planning import fitted_kappa
 from airtune.pruning import calibrate
 from airtune.record import RunDescription
-from airtune.rounds.loop import run
+from airtune.rounds import run
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate, Measured
 from airtune.training.evaluation import answer_loss
@@ -234,9 +234,9 @@ def test_the_next_plan_knows_what_a_device_really_took(tmp_path: Path) -> None:
             for job in jobs:
                 (outcome,) = super().train([job])
                 assert isinstance(outcome, ClientUpdate)
-                assert job.planned is not None
+                assert job.assignment.planned is not None
                 named_s = outcome.flops / speeds[job.client]
-                ratios[job.round, job.client] = job.planned.compute_s / named_s
+                ratios[job.round, job.client] = job.assignment.planned.compute_s / named_s
                 if (job.round, job.client) == (2, 0):
                     yield ClientFailure(job.client, "it went away", after_s=1.0)
                     continue
@@ -278,7 +278,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_run(
     code = (
         "import sys, torch\n"
         "torch.set_num_threads(1)\n"
-        "from airtune.rounds.loop import run\n"
+        "from airtune.rounds import run\n"
         "from airtune.scenario import load_scenario\n"
         f"scenario = load_scenario('tiny', {settings!r})\n"
         "run(scenario, out=sys.argv[1], resume=len(sys.argv) > 2)\n"

@@ -18,10 +18,11 @@ from airtune.merging.rules import MERGING
 from airtune.models.loading import load_model
 from airtune.models.workload import full_sizes, payload_bits
 from airtune.record import RoundRecord
-from airtune.rounds.loop import run
+from airtune.rounds import run
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.evaluation import answer_loss
 from airtune.training.worker import Worker
+from assigned import mode
 
 # Wide enough a band that computing decides, for the rules that shorten it.
 FAST_AIR = ("cell.uplink_bandwidth_hz=5e6", "planning.kappa=0.1", "devices.1.utilisation=5e-5")
@@ -51,13 +52,7 @@ def test_every_rule_learns_and_everyone_pays_for_their_own_rank(name: str, tmp_p
     shape = load_model(scenario.model, seed=scenario.seed).shape
     for entry in record.rounds:
         needed = [
-            payload_bits(
-                shape,
-                full_sizes(shape),
-                lora_rank=rank,
-                bits_per_value=16,
-                freezes_a=rule.freezes_a,
-            )
+            payload_bits(shape, full_sizes(shape), mode(rank, freezes_a=rule.freezes_a))
             for rank in scenario.client_ranks
         ]
         assert [client.uplink_bits for client in entry.clients] == needed
@@ -70,8 +65,7 @@ def test_every_rule_learns_and_everyone_pays_for_their_own_rank(name: str, tmp_p
         assert entry.downlink_bits == max(down)
     if rule.freezes_a:
         assert sum(needed) < 0.7 * sum(
-            payload_bits(shape, full_sizes(shape), lora_rank=rank, bits_per_value=16)
-            for rank in scenario.client_ranks
+            payload_bits(shape, full_sizes(shape), mode(rank)) for rank in scenario.client_ranks
         )
         saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
         for entry_name, value in Worker(scenario).initial_adapter().items():
@@ -135,6 +129,7 @@ def test_who_sits_out_does_nothing_and_the_report_says_so(tmp_path: Path) -> Non
     idle = [client for client in first.clients if client.status == "sat out"]
     assert 0 < len(idle) < len(first.clients)
     for client in idle:
+        assert client.pruning is client.asked_pruning is client.rate_bps is client.rank is None
         assert client.flops == client.uplink_bits == client.total_s == client.label_tokens == 0
     assert all(client.status == "ok" for client in second.clients)
     assert second.round_latency_s > first.round_latency_s

@@ -136,6 +136,18 @@ def test_a_search_runs_every_combination_on_held_out_training_data(tmp_path: Pat
     assert known_jobs(study, tmp_path) is None
 
 
+def test_a_search_is_refused_where_it_would_see_test_examples(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("")
+    study = load_study(written(tmp_path, SEARCHED), [f"task.source={tmp_path / 'train.jsonl'}"])
+    with pytest.raises(InputError, match="has no test part of its own"):
+        search_jobs(study)
+    folder = load_study(written(tmp_path, SEARCHED), [f"task.source={tmp_path}"])
+    with pytest.raises(InputError, match="has no test part of its own"):
+        search_jobs(folder)
+    (tmp_path / "test.jsonl").write_text("")
+    assert search_jobs(folder)
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [

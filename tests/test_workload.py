@@ -31,6 +31,7 @@ from airtune.models.workload import (
     uniform_sizes,
 )
 from airtune.pruning import calibrate, choose, cut
+from assigned import mode
 from small_models import NAMES, small_model, text_batch
 
 RANK = 2
@@ -68,7 +69,7 @@ def test_flops_are_those_of_a_real_step(name: str, pruning: float) -> None:
     counted = forward.get_total_flops() + backward.get_total_flops()
 
     step = StepTokens(rows=6, length=20, label_tokens=len(targets))
-    expected = training_flops(shape, structure.sizes, step, lora_rank=RANK)
+    expected = training_flops(shape, structure.sizes, step, mode(RANK))
     # Beside what is modelled: rotary angles (positions x frequencies), projections of OPT-350m.
     besides = counted - expected
     ropes = 2 if name == "gemma3" else 1
@@ -118,18 +119,16 @@ def test_adapter_values_are_what_peft_trains(name: str) -> None:
         structure = choose(statistics, shape, pruning)
         peft_model = with_lora(cut(model, shape, structure, statistics), shape)
         trained = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
-        assert adapter_size(shape, structure.sizes, lora_rank=RANK) == trained
+        assert adapter_size(shape, structure.sizes, mode(RANK)) == trained
 
 
 def test_payload_is_values_bitmap_and_header() -> None:
     shape = SHAPES["tiny"]
-    values = adapter_size(shape, full_sizes(shape), lora_rank=4)
+    values = adapter_size(shape, full_sizes(shape), mode(4))
     bitmap = 3 * (32 + 2)
-    bits = payload_bits(shape, full_sizes(shape), lora_rank=4, bits_per_value=16)
+    bits = payload_bits(shape, full_sizes(shape), mode(4))
     assert bits == 16 * values + bitmap + 1024
-    without = payload_bits(
-        shape, full_sizes(shape), lora_rank=4, bits_per_value=16, with_unit_indices=False
-    )
+    without = payload_bits(shape, full_sizes(shape), mode(4), with_unit_indices=False)
     assert bits - without == bitmap
 
 
@@ -143,12 +142,10 @@ def test_uniform_sizes_meet_the_rate(pruning: float) -> None:
 @given(st.floats(0, 0.8), st.floats(0, 0.8))
 def test_costs_fall_with_pruning(one: float, other: float) -> None:
     low, high = (uniform_sizes(SMOL, rate) for rate in sorted((one, other)))
-    assert training_flops(SMOL, high, STEP, lora_rank=8) <= training_flops(
-        SMOL, low, STEP, lora_rank=8
-    ) * (1 + 1e-3)
-    assert payload_bits(SMOL, high, lora_rank=8, bits_per_value=16) <= payload_bits(
-        SMOL, low, lora_rank=8, bits_per_value=16
-    ) * (1 + 1e-3)
+    assert training_flops(SMOL, high, STEP, mode(8)) <= training_flops(SMOL, low, STEP, mode(8)) * (
+        1 + 1e-3
+    )
+    assert payload_bits(SMOL, high, mode(8)) <= payload_bits(SMOL, low, mode(8)) * (1 + 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -157,13 +154,13 @@ def test_costs_fall_with_pruning(one: float, other: float) -> None:
 def test_affine_model_follows_the_counts(name: str, length: int, tolerance: float) -> None:
     # Attention scores follow the groups, which go in whole steps: coarse ones in `tiny`.
     shape, step = SHAPES[name], StepTokens(8, length, 4 * length)
-    costs = affine_coefficients(shape, (step, step), lora_rank=8, bits_per_value=16)
+    costs = affine_coefficients(shape, (step, step), mode(8, steps=2))
     for tenth in range(9):
         sizes = uniform_sizes(shape, tenth / 10)
         pruning = realised_pruning(shape, sizes)
-        flops = 2 * training_flops(shape, sizes, step, lora_rank=8)
-        bits = payload_bits(shape, sizes, lora_rank=8, bits_per_value=16)
-        memory = memory_bytes(shape, sizes, step, lora_rank=8)
+        flops = 2 * training_flops(shape, sizes, step, mode(8))
+        bits = payload_bits(shape, sizes, mode(8))
+        memory = memory_bytes(shape, sizes, step, mode(8))
         assert costs.flops(pruning) == pytest.approx(flops, rel=tolerance)
         assert costs.payload_bits(pruning) == pytest.approx(bits, rel=0.01)
         modelled = costs.memory_fixed_bytes + costs.memory_full_bytes * (1 - pruning)
@@ -171,13 +168,13 @@ def test_affine_model_follows_the_counts(name: str, length: int, tolerance: floa
 
 
 def test_memory_sets_the_smallest_pruning() -> None:
-    costs = affine_coefficients(SMOL, (STEP,), lora_rank=8, bits_per_value=16)
-    whole = memory_bytes(SMOL, full_sizes(SMOL), STEP, lora_rank=8)
+    costs = affine_coefficients(SMOL, (STEP,), mode(8))
+    whole = memory_bytes(SMOL, full_sizes(SMOL), STEP, mode(8))
     assert costs.min_pruning(2 * whole) == 0
     assert costs.min_pruning(costs.memory_fixed_bytes / 2) > 1
     rate = costs.min_pruning(0.8 * whole)
     assert 0 < rate < 1
-    assert memory_bytes(SMOL, uniform_sizes(SMOL, rate), STEP, lora_rank=8) == pytest.approx(
+    assert memory_bytes(SMOL, uniform_sizes(SMOL, rate), STEP, mode(8)) == pytest.approx(
         0.8 * whole, rel=0.02
     )
 
@@ -220,15 +217,15 @@ def test_channel_multiples() -> None:
 
 def test_the_cost_line_of_equal_steps_is_that_of_one_times_their_number() -> None:
     shape, step = SHAPES["tiny"], StepTokens(4, 48, 20)
-    one = affine_coefficients(shape, (step,), lora_rank=4, bits_per_value=16)
+    one = affine_coefficients(shape, (step,), mode(4))
     # A million: counted one by one this would take minutes.
-    many = affine_coefficients(shape, (step,) * 1_000_000, lora_rank=4, bits_per_value=16)
+    many = affine_coefficients(shape, (step,) * 1_000_000, mode(4, steps=1_000_000))
     assert many.flops(0.3) == pytest.approx(1_000_000 * one.flops(0.3))
     assert many.payload_bits(0.3) == one.payload_bits(0.3)
 
 
 def test_a_largest_rate_below_one_unit_still_has_a_cost_line() -> None:
     shape, step = SHAPES["tiny"], StepTokens(4, 48, 20)
-    fine = affine_coefficients(shape, (step,), lora_rank=4, bits_per_value=16, max_pruning=1e-4)
-    coarse = affine_coefficients(shape, (step,), lora_rank=4, bits_per_value=16, max_pruning=0.5)
+    fine = affine_coefficients(shape, (step,), mode(4), max_pruning=1e-4)
+    coarse = affine_coefficients(shape, (step,), mode(4), max_pruning=0.5)
     assert fine.flops(0.2) == pytest.approx(coarse.flops(0.2))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from airtune.planning import Plan, PlanningProblem, plan, problem_from_json
     from airtune.record import Record, read_record
     from airtune.report import write_report
-    from airtune.rounds.loop import run
+    from airtune.rounds import Cell, Decision, Situation, State, begin, open_cell, run, step
     from airtune.scenario import Scenario, load_scenario
 
 _HOME = {
@@ -31,22 +31,36 @@ _HOME = {
     "plan": "planning",
     "problem_from_json": "planning",
     "read_record": "record",
-    "run": "rounds.loop",
+    "Cell": "rounds",
+    "Decision": "rounds",
+    "Situation": "rounds",
+    "State": "rounds",
+    "begin": "rounds",
+    "open_cell": "rounds",
+    "run": "rounds",
+    "step": "rounds",
     "write_report": "report",
 }
 
 __all__ = [
+    "Cell",
+    "Decision",
     "InputError",
     "Plan",
     "PlanningProblem",
     "Record",
     "RunError",
     "Scenario",
+    "Situation",
+    "State",
+    "begin",
     "load_scenario",
+    "open_cell",
     "plan",
     "problem_from_json",
     "read_record",
     "run",
+    "step",
     "write_report",
 ]
 

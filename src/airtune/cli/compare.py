@@ -71,7 +71,7 @@ def compare(
 
     from airtune.engines.local import LocalEngine
     from airtune.report import comparison_table, write_comparison, write_report
-    from airtune.rounds.loop import run as run_federation
+    from airtune.rounds import run as run_federation
 
     engine = LocalEngine(base)
     records = {}

@@ -77,7 +77,7 @@ def run(
 
     from airtune.engines.choice import engine_maker
     from airtune.report import summary_table, write_report
-    from airtune.rounds.loop import run as run_federation
+    from airtune.rounds import run as run_federation
 
     make_engine = engine_maker(
         engine,

@@ -198,7 +198,7 @@ def carry_on(
 
         if engine == "ray":
             return RayPool(perform, address=address, threads=threads, gpus=gpus)
-        return ProcessPool(perform, preload=["airtune.rounds.loop"])
+        return ProcessPool(perform, preload=["airtune.rounds.running"])
 
     # Ray decides itself how many of its tasks run at once.
     most = 10_000 if engine == "ray" else max(1, free_cores() // threads)

@@ -64,6 +64,8 @@ def load_task(
         InputError: the data cannot be had, is malformed, or is less than was asked for.
     """
     train_stream, test_stream = _streams(section, seed)
+    if section.eval_part == "train":
+        test_stream = None
     seen: set[str] = set()
     test, long_test = _draw(
         train_stream if test_stream is None else test_stream,
@@ -125,11 +127,6 @@ def _streams(section: TaskSection, seed: int) -> tuple[Iterator[Example], Iterat
         )
     source = section.source or str(hub_id)
     parts = open_source(source, config=config if source == hub_id else None)
-    if section.eval_part == "train" and parts.test is None:
-        raise InputError(
-            f"task.eval_part = 'train': '{source}' has no test part of its own, so that held-out "
-            "and test examples would be drawn from the same part: give a source with a test part"
-        )
     to_example = _row_reader(section)
 
     def stream(part: Any, purpose: str) -> Iterator[Example]:
@@ -141,8 +138,7 @@ def _streams(section: TaskSection, seed: int) -> tuple[Iterator[Example], Iterat
             raise InputError(f"{part}: the file holds no examples")
         return (examples[index] for index in rng.permutation(len(examples)))
 
-    own_test = None if section.eval_part == "train" else parts.test
-    test = None if own_test is None else stream(own_test, "task test part")
+    test = None if parts.test is None else stream(parts.test, "task test part")
     return stream(parts.train, "task train part"), test
 
 

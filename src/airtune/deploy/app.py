@@ -14,7 +14,7 @@ from airtune.deploy.roster import Post
 from airtune.errors import InputError, RunError
 from airtune.merging.rules import check_deployable
 from airtune.record import RoundRecord
-from airtune.rounds.loop import run
+from airtune.rounds import run
 from airtune.rounds.observer import Observer
 from airtune.scenario import load_scenario
 

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
+from airtune.assignment import Assignment
 from airtune.errors import RunError
-from airtune.training.client import Planned
 
 
 class Bands(Protocol):
@@ -20,7 +20,7 @@ class Bands(Protocol):
     on Demand) is one more class with these two methods.
     """
 
-    def grant(self, plans: Mapping[str, Planned]) -> None:
+    def grant(self, assignments: Mapping[str, Assignment]) -> None:
         """Hold each client to its planned rates from now on."""
 
     def lift(self) -> None:
@@ -37,9 +37,9 @@ class SocketBands:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def grant(self, plans: Mapping[str, Planned]) -> None:
+    def grant(self, assignments: Mapping[str, Assignment]) -> None:
         """Hold each client to its planned rates."""
-        self._ask({"grant": {name: asdict(plan) for name, plan in plans.items()}})
+        self._ask({"grant": {name: asdict(one) for name, one in assignments.items()}})
 
     def lift(self) -> None:
         """Remove all limits."""

@@ -69,24 +69,18 @@ def checked_update(
     before = gather_adapter(job.adapter, structure, shape)
     adapter = adapter_of(arrays, layout_of(before))
     training = scenario.training.in_round(job.round, scenario.rounds)
-    _check_distance(before, adapter, job.local_steps, training, own.privacy)
-    rank = scenario.training.lora_rank
+    mode = job.assignment.mode
+    _check_distance(before, adapter, mode.local_steps, training, own.privacy)
     return ClientUpdate(
         round=job.round,
         client=job.client,
         adapter=adapter,
         structure=structure,
         pruning=realised_pruning(shape, structure.sizes),
-        flops=sum(training_flops(shape, structure.sizes, s, lora_rank=rank) for s in steps),
-        uplink_bits=payload_bits(
-            shape,
-            structure.sizes,
-            lora_rank=rank,
-            bits_per_value=scenario.aggregation.payload_bits_per_value,
-        ),
+        flops=sum(training_flops(shape, structure.sizes, s, mode) for s in steps),
+        uplink_bits=payload_bits(shape, structure.sizes, mode),
         examples=fields.examples,
         train_loss=fields.train_loss,
-        wall_s=fields.compute_s,
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from airtune.adapters.names import Adapter
 from airtune.adapters.slices import gather_adapter
+from airtune.assignment import Assignment
 from airtune.deploy import privacy as dp
 from airtune.deploy.codec import adapter_arrays, adapter_of, layout_of, structure_array
 from airtune.deploy.pacing import Pacer
@@ -32,6 +33,7 @@ from airtune.deploy.protocol import (
     Step,
     Update,
     agreement,
+    assignment_of,
     disagreement,
     kind_of,
     pack,
@@ -40,6 +42,7 @@ from airtune.deploy.protocol import (
 from airtune.errors import InputError, RunError
 from airtune.merging.rules import check_deployable
 from airtune.models.devices import profile_of
+from airtune.planning.inputs import modes_of
 from airtune.scenario import Scenario
 from airtune.training.client import ClientJob, ClientUpdate, OptimizerState
 from airtune.training.worker import Worker
@@ -144,9 +147,14 @@ class Device:
         """
         job = ClientJob(
             round=1,
-            client=self._index,
-            pruning=self._scenario.pruning.max_pruning / 2,
-            local_steps=self._scenario.training.local_steps,
+            assignment=Assignment(
+                client=self._index,
+                mode=modes_of(self._scenario)[self._index],
+                pruning=self._scenario.pruning.max_pruning / 2,
+                bandwidth_hz=0.0,  # nothing of a rehearsal is sent
+                rate_bps=0.0,
+                downlink_rate_bps=0.0,
+            ),
             adapter=self._worker.initial_adapter(),
         )
         self._worker.train(job)
@@ -169,9 +177,7 @@ class Device:
         update = self._worker.train(
             ClientJob(
                 round=job.round,
-                client=self._index,
-                pruning=job.pruning,
-                local_steps=job.local_steps,
+                assignment=assignment_of(job, self._index),
                 adapter=adapter,
                 optimizer_state=self._moments,
             )

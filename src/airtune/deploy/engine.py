@@ -13,17 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airtune.adapters.names import Adapter
+from airtune.assignment import PlannedTimes
 from airtune.deploy.bands import Bands
 from airtune.deploy.checks import checked_update
 from airtune.deploy.codec import adapter_arrays
 from airtune.deploy.meter import WireTimes, read_wire_log, wire_times
 from airtune.deploy.protocol import (
     Introduction,
-    Job,
     ProtocolError,
     Refusal,
     Step,
     Update,
+    job_fields,
     kind_of,
     pack,
     unpack,
@@ -34,7 +35,7 @@ from airtune.errors import InputError, RunError
 from airtune.models.devices import DeviceProfile
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario
-from airtune.training.client import ClientJob, ClientUpdate, Measured, Planned
+from airtune.training.client import ClientJob, ClientUpdate, Measured
 from airtune.training.worker import ClientSetting, Evaluation, Setting, Worker
 
 Outcome = ClientUpdate | ClientFailure
@@ -163,7 +164,7 @@ class FlowerEngine:
     def _exchange(self, present: list[tuple[ClientJob, Member]]) -> Iterator[Outcome]:
         if self._bands is not None:
             names = self._scenario.client_names
-            self._bands.grant({names[job.client]: _planned(job) for job, _ in present})
+            self._bands.grant({names[job.client]: job.assignment for job, _ in present})
         bodies = {member.node.id: self._job_body(job) for job, member in present}
         if self._wire_log is not None:
             _, self._wire_offset = read_wire_log(self._wire_log, self._wire_offset)
@@ -188,13 +189,7 @@ class FlowerEngine:
         return self._conditions.slack * _planned(job).round_s + self._conditions.engine_s
 
     def _job_body(self, job: ClientJob) -> bytes:
-        fields = Job(
-            run=self._roster.run,
-            round=job.round,
-            pruning=job.pruning,
-            local_steps=job.local_steps,
-            uplink_bps=_planned(job).rate_bps,
-        )
+        fields = job_fields(self._roster.run, job.round, job.assignment)
         bits = self._scenario.aggregation.payload_bits_per_value
         return pack(fields, adapter_arrays(job.adapter, bits))
 
@@ -302,12 +297,12 @@ class FlowerEngine:
     ) -> None:
         if self._timings is None:
             return
-        planned = _planned(dispatch.job)
+        planned, rate_bps = _planned(dispatch.job), dispatch.job.assignment.rate_bps
         line = {
             "round": dispatch.job.round,
             "client": fields.client,
             "planned": {
-                "rate_bps": planned.rate_bps,
+                "rate_bps": rate_bps,
                 "downlink_s": planned.downlink_s,
                 "compute_s": planned.compute_s,
                 "upload_s": planned.upload_s,
@@ -328,10 +323,10 @@ class FlowerEngine:
             file.write(json.dumps(line) + "\n")
 
 
-def _planned(job: ClientJob) -> Planned:
-    if job.planned is None:
+def _planned(job: ClientJob) -> PlannedTimes:
+    if job.assignment.planned is None:
         raise RunError("a job for a device needs its plan")
-    return job.planned
+    return job.assignment.planned
 
 
 def _measured(fields: Update, wire: WireTimes | None, after_s: float) -> Measured:

@@ -18,9 +18,10 @@ import safetensors
 import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from airtune.assignment import Assignment, Mode
 from airtune.scenario import Scenario
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised with every change that an older device would misread."""
 MAX_HEADER_BYTES = 16 * 2**20
 
@@ -106,8 +107,51 @@ class Job(Fields):
     round: Annotated[int, Field(ge=1)]
     pruning: Share
     local_steps: Annotated[int, Field(ge=1, lt=2**20)]
+    rank: Annotated[int, Field(ge=1, lt=2**16)]
+    bits_per_value: Annotated[int, Field(ge=2, le=32)]
+    bits_per_scale: Annotated[int, Field(ge=0, le=32)]
+    freezes_a: bool
+    bandwidth_hz: Positive
     uplink_bps: Positive
     """What the upload may take of the band, bit/s."""
+    downlink_bps: Positive
+    """The broadcast's rate, bit/s."""
+
+
+def job_fields(run: str, round: int, assignment: Assignment) -> Job:
+    """Return the message that tells a device its assignment."""
+    mode = assignment.mode
+    return Job(
+        run=run,
+        round=round,
+        pruning=assignment.pruning,
+        local_steps=mode.local_steps,
+        rank=mode.rank,
+        bits_per_value=mode.bits_per_value,
+        bits_per_scale=mode.bits_per_scale,
+        freezes_a=mode.freezes_a,
+        bandwidth_hz=assignment.bandwidth_hz,
+        uplink_bps=assignment.rate_bps,
+        downlink_bps=assignment.downlink_rate_bps,
+    )
+
+
+def assignment_of(job: Job, client: int) -> Assignment:
+    """Return the assignment that a message tells; the plan's times stay with the server."""
+    return Assignment(
+        client=client,
+        mode=Mode(
+            local_steps=job.local_steps,
+            rank=job.rank,
+            bits_per_value=job.bits_per_value,
+            bits_per_scale=job.bits_per_scale,
+            freezes_a=job.freezes_a,
+        ),
+        pruning=job.pruning,
+        bandwidth_hz=job.bandwidth_hz,
+        rate_bps=job.uplink_bps,
+        downlink_rate_bps=job.downlink_bps,
+    )
 
 
 class Update(Fields):

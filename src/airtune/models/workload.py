@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from airtune.assignment import Mode
 from airtune.errors import InputError
 from airtune.models.families import SHAPES, Axis, Matrix, ModelShape
 
@@ -127,9 +128,7 @@ def training_flops(
     shape: ModelShape,
     sizes: KeptSizes,
     step: StepTokens,
-    *,
-    lora_rank: int,
-    freezes_a: bool = False,
+    mode: Mode,
 ) -> float:
     """Count the FLOPs of one training step with LoRA on every linear layer of the blocks.
 
@@ -161,10 +160,10 @@ def training_flops(
                 m = matrix.outputs.size(units if matrix.outputs.unit == unit else 1)
                 reads_hidden = matrix.inputs.unit == "hidden"
                 needs_input_gradient = not reads_hidden or (below if shape.parallel else reached)
-                reads = 1 if freezes_a else 2
-                total += 2.0 * tokens * (n * m + reads * lora_rank * n + 3 * lora_rank * m)
+                reads = 1 if mode.freezes_a else 2
+                total += 2.0 * tokens * (n * m + reads * mode.rank * n + 3 * mode.rank * m)
                 if needs_input_gradient:
-                    total += 2.0 * tokens * (n * m + lora_rank * n)
+                    total += 2.0 * tokens * (n * m + mode.rank * n)
             if unit == "group":
                 width = units * heads_of_group * shape.head_dim
                 total += 12.0 * width * step.rows * step.length**2
@@ -200,14 +199,12 @@ def calibration_flops(shape: ModelShape, lengths: Sequence[int], *, sensitivity_
     return total
 
 
-def adapter_size(
-    shape: ModelShape, sizes: KeptSizes, *, lora_rank: int, freezes_a: bool = False
-) -> int:
+def adapter_size(shape: ModelShape, sizes: KeptSizes, mode: Mode) -> int:
     """Return how many numbers the submodel's adapter has: rank x (inputs + outputs) a layer.
 
     Where A is frozen, only the outputs' side (B) is trained and counted.
     """
-    return lora_rank * sum(_adapter_sides(shape, sizes, freezes_a=freezes_a))
+    return mode.rank * sum(_adapter_sides(shape, sizes, freezes_a=mode.freezes_a))
 
 
 def _adapter_sides(shape: ModelShape, sizes: KeptSizes, *, freezes_a: bool) -> list[int]:
@@ -223,22 +220,15 @@ def _adapter_sides(shape: ModelShape, sizes: KeptSizes, *, freezes_a: bool) -> l
 
 
 def payload_bits(
-    shape: ModelShape,
-    sizes: KeptSizes,
-    *,
-    lora_rank: int,
-    bits_per_value: int,
-    bits_per_scale: int = 0,
-    with_unit_indices: bool = True,
-    freezes_a: bool = False,
+    shape: ModelShape, sizes: KeptSizes, mode: Mode, *, with_unit_indices: bool = True
 ) -> float:
     """Count the bits of an uplink message: adapter values, a bitmap of kept units, a header.
 
-    Where `bits_per_scale` is given, each rank of A and of B in each layer has a scale.
+    Where the mode has `bits_per_scale`, each rank of A and of B in each layer has a scale.
     """
-    sides = _adapter_sides(shape, sizes, freezes_a=freezes_a)
-    values, scales = lora_rank * sum(sides), lora_rank * len(sides)
-    bits = HEADER_BITS + bits_per_value * values + bits_per_scale * scales
+    sides = _adapter_sides(shape, sizes, freezes_a=mode.freezes_a)
+    values, scales = mode.rank * sum(sides), mode.rank * len(sides)
+    bits = HEADER_BITS + mode.bits_per_value * values + mode.bits_per_scale * scales
     if with_unit_indices:
         bits += shape.blocks * (shape.mlp_channels + shape.kv_heads)
     return float(bits)
@@ -248,8 +238,8 @@ def memory_bytes(
     shape: ModelShape,
     sizes: KeptSizes,
     step: StepTokens,
+    mode: Mode,
     *,
-    lora_rank: int,
     bytes_per_weight: int = 4,
 ) -> float:
     """Estimate the peak memory of a training step.
@@ -261,7 +251,7 @@ def memory_bytes(
     """
     embeddings = shape.vocab * shape.head_inputs * (1 if shape.tied else 2)
     weights = bytes_per_weight * (kept_parameters(shape, sizes) + embeddings)
-    adapter = 16 * adapter_size(shape, sizes, lora_rank=lora_rank)
+    adapter = 16 * mode.rank * sum(_adapter_sides(shape, sizes, freezes_a=False))
     activations = 0
     for block in range(shape.blocks):
         for matrix in shape.matrices:
@@ -308,29 +298,25 @@ class AffineCosts:
 def affine_coefficients(
     shape: ModelShape,
     steps: tuple[StepTokens, ...],
+    mode: Mode,
     *,
-    lora_rank: int,
-    bits_per_value: int,
-    bits_per_scale: int = 0,
     bytes_per_weight: int = 4,
     max_pruning: float = 0.8,
     sizes_at: Callable[[float], KeptSizes] | None = None,
-    freezes_a: bool = False,
 ) -> AffineCosts:
     """Return the planner's cost model of one round: the line through two counted submodels.
 
     Args:
         shape: the model.
-        steps: the local steps of the round; FLOPs are summed, memory is the largest.
-        lora_rank: of the adapter.
-        bits_per_value: of an adapter value on the air.
-        bits_per_scale: of each rank's scale on the air.
+        steps: the sizes of the round's steps, of which the mode's first ones are done; FLOPs
+            are summed, memory is the largest.
+        mode: steps, rank, precision on the air, trained factors.
         bytes_per_weight: of the base model's dtype.
         max_pruning: the line meets the counts at no pruning and at this rate.
         sizes_at: the submodel at a rate; default: cut to the same share everywhere.
-        freezes_a: only B is trained and sent.
     """
     sizes_at = sizes_at or (lambda rate: uniform_sizes(shape, rate))
+    steps = steps[: mode.local_steps]
     largest = max(steps, key=lambda step: (step.rows * step.length, step.label_tokens))
     anchor = max_pruning if max_pruning > 0 else 0.5
 
@@ -338,20 +324,11 @@ def affine_coefficients(
         return (
             realised_pruning(shape, sizes),
             sum(
-                times * training_flops(shape, sizes, step, lora_rank=lora_rank, freezes_a=freezes_a)
+                times * training_flops(shape, sizes, step, mode)
                 for step, times in Counter(steps).items()
             ),
-            payload_bits(
-                shape,
-                sizes,
-                lora_rank=lora_rank,
-                bits_per_value=bits_per_value,
-                bits_per_scale=bits_per_scale,
-                freezes_a=freezes_a,
-            ),
-            memory_bytes(
-                shape, sizes, largest, lora_rank=lora_rank, bytes_per_weight=bytes_per_weight
-            ),
+            payload_bits(shape, sizes, mode),
+            memory_bytes(shape, sizes, largest, mode, bytes_per_weight=bytes_per_weight),
         )
 
     _, *whole = counts(full_sizes(shape))

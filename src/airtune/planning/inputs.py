@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune import channel, planning
-from airtune.channel import ChannelState, broadcast_rate_bps, numerology
+from airtune.assignment import Mode
+from airtune.channel import ChannelState, numerology
 from airtune.errors import InputError
 from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile, profile_of
@@ -42,22 +43,38 @@ NOMINAL_LABEL_SHARE = 0.5
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Link:
-    """What the air offers in one round, and the broadcast that opens it."""
+    """What the air offers the clients of one round, and the broadcast that opens it.
+
+    The broadcast is sent once, at the rate of the slowest client that listens: who sits the round
+    out holds nobody up.
+
+    Attributes:
+        air: the round's channel.
+        needed_bits: (K,) what each client needs of the broadcast. Ranks are sent in order, the
+            first ones first.
+    """
 
     air: ChannelState
-    downlink_bits: float
-    """What is sent once to all: the adapter of the full model, of the largest rank."""
-    downlink_s: float
-    """At the slowest device's rate."""
     needed_bits: FloatArray
-    """(K,) of which each client needs so much: ranks are sent in order, the first ones first."""
+
+    def rate_bps(self, listens: NDArray[np.bool_]) -> float:
+        """Return the broadcast's rate, bit/s; `listens` is (K,), at least one of them True."""
+        return float(self.air.downlink_rate_bps[listens].min())
+
+    def bits(self, listens: NDArray[np.bool_]) -> float:
+        """Return what is sent once to all who listen: what the largest of their ranks needs."""
+        return float(self.needed_bits[listens].max())
+
+    def needed_s(self, listens: NDArray[np.bool_]) -> FloatArray:
+        """Return (K,) when each client has what it needs, s; 0 for one that does not listen."""
+        return np.where(listens, self.needed_bits / self.rate_bps(listens), 0.0)
 
     @property
-    def needed_s(self) -> FloatArray:
-        """(K,) when each client has what it needs, s."""
-        return self.needed_bits * (self.downlink_s / self.downlink_bits)
+    def everyone(self) -> NDArray[np.bool_]:
+        """(K,) True: all clients listen."""
+        return np.ones(self.needed_bits.size, dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -71,37 +88,45 @@ class ClientLoad:
     """Its submodel at pruning.max_pruning, where known."""
 
 
+def modes_of(scenario: Scenario) -> tuple[Mode, ...]:
+    """Return each client's mode as the scenario has it: all of its steps, at its device's rank."""
+    section = scenario.aggregation
+    freezes_a = rule_of(scenario).freezes_a
+    return tuple(
+        Mode(
+            local_steps=scenario.training.local_steps,
+            rank=rank,
+            bits_per_value=section.uplink_bits_per_value,
+            bits_per_scale=section.uplink_bits_per_scale,
+            freezes_a=freezes_a,
+        )
+        for rank in scenario.client_ranks
+    )
+
+
 def link_of(
-    scenario: Scenario, shape: ModelShape, air: ChannelState, stacked_bits: float | None = None
+    scenario: Scenario,
+    shape: ModelShape,
+    modes: Sequence[Mode],
+    air: ChannelState,
+    stacked_bits: float | None = None,
 ) -> Link:
-    """Price the round's broadcast: the whole adapter at the slowest device's rate.
+    """Return what each client needs of the round's broadcast: the full model's adapter.
 
     Args:
-        scenario: ranks, precision, merging rule.
+        scenario: precision on the air, merging rule.
         shape: of the full model.
+        modes: one a client; its rank and trained factors are what it needs.
         air: the round's channel.
         stacked_bits: what the updates of the round before take together, where clients merge
             them into their base; None before there are any, when nothing but a header is sent.
     """
-    rule = rule_of(scenario)
-    if rule.restarts:
+    if rule_of(scenario).restarts:
         bits = float(HEADER_BITS) if stacked_bits is None else stacked_bits
-        needed = np.full(len(scenario.client_devices), bits)
-    else:
-        needed = np.array(
-            [
-                payload_bits(
-                    shape,
-                    full_sizes(shape),
-                    lora_rank=rank,
-                    bits_per_value=scenario.aggregation.payload_bits_per_value,
-                    freezes_a=rule.freezes_a,
-                )
-                for rank in scenario.client_ranks
-            ]
-        )
-        bits = float(needed.max())
-    return Link(air, bits, bits / broadcast_rate_bps(air), needed)
+        return Link(air, np.full(len(modes), bits))
+    whole, bits_per_value = full_sizes(shape), scenario.aggregation.payload_bits_per_value
+    sent = [replace(mode, bits_per_value=bits_per_value, bits_per_scale=0) for mode in modes]
+    return Link(air, np.array([payload_bits(shape, whole, mode) for mode in sent]))
 
 
 def problem_of_round(
@@ -109,34 +134,32 @@ def problem_of_round(
     shape: ModelShape,
     profiles: Sequence[DeviceProfile],
     loads: Sequence[ClientLoad],
+    modes: Sequence[Mode],
     link: Link,
 ) -> PlanningProblem:
     """Return the planning problem of one round.
 
     Args:
-        scenario: bandwidth, κ, bounds on pruning, precision on the air.
+        scenario: bandwidth, κ, bounds on pruning, the model's precision.
         shape: the model's.
         profiles: one a client, in client order.
         loads: each client's local steps and weight.
-        link: the round's channel and broadcast.
+        modes: how much each client works and sends.
+        link: the round's channel and broadcast; everyone listens.
 
     Raises:
         InputError: a device's memory does not hold even the most pruned submodel.
     """
-    freezes_a = rule_of(scenario).freezes_a
     coefficients = [
         affine_coefficients(
             shape,
             load.steps,
-            lora_rank=rank,
-            freezes_a=freezes_a,
-            bits_per_value=scenario.aggregation.uplink_bits_per_value,
-            bits_per_scale=scenario.aggregation.uplink_bits_per_scale,
+            mode,
             bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
             max_pruning=scenario.pruning.max_pruning,
             sizes_at=_ending_at(load.most_pruned),
         )
-        for load, rank in zip(loads, scenario.client_ranks, strict=True)
+        for load, mode in zip(loads, modes, strict=True)
     ]
     speed = np.array([profile.effective_flops for profile in profiles])
     least = least_pruning(scenario, coefficients, profiles)
@@ -147,7 +170,7 @@ def problem_of_round(
         names=scenario.client_names,
         weight=np.array([load.examples for load in loads], dtype=np.float64),
         snr_hz=link.air.snr_hz,
-        downlink_s=link.needed_s,
+        downlink_s=link.needed_s(link.everyone),
         compute_fixed_s=np.array([c.flops_fixed for c in coefficients]) / speed,
         compute_full_s=np.array([c.flops_full for c in coefficients]) / speed,
         payload_fixed_bits=np.array([c.payload_fixed_bits for c in coefficients]),
@@ -224,7 +247,7 @@ def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:
     )
     load = ClientLoad(steps=(step,) * section.local_steps, examples=1)
     devices = scenario.client_devices
-    shape = shape_of_model(scenario)
+    shape, modes = shape_of_model(scenario), modes_of(scenario)
     air = channel.draw(
         scenario.cell,
         devices,
@@ -237,7 +260,8 @@ def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:
         shape,
         [profile_of(device) for device in devices],
         [load] * len(devices),
-        link_of(scenario, shape, air),
+        modes,
+        link_of(scenario, shape, modes, air),
     )
 
 

@@ -12,6 +12,7 @@ from airtune.errors import InputError
 from airtune.planning import baselines
 from airtune.planning.bcd import bcd
 from airtune.planning.optimum.blocks import check_blocks, exact_in_blocks, in_blocks
+from airtune.planning.optimum.modes_search import exact_over_modes
 from airtune.planning.optimum.search import exact
 from airtune.planning.problem import Plan, PlanningProblem
 from airtune.randomness import generator
@@ -35,7 +36,7 @@ METHODS: dict[str, Method] = {
     "exact": Method(
         "the global optimum with a certificate",
         "price on bandwidth inside, interval bounds over the deadline outside",
-        lambda problem, tolerance, rng: exact(problem, tolerance=tolerance),
+        lambda problem, tolerance, rng: _exact(problem, tolerance),
     ),
     "bcd": Method(
         "block coordinate descent: pruning block, bandwidth block, repeat",
@@ -120,7 +121,7 @@ def plan(
         made = METHODS[method].solve(problem, tolerance, rng)
         made = replace(made, method=method, solve_s=perf_counter() - start)
         if bound and made.lower_bound_s is None:
-            made = _bounded(made, exact(problem, tolerance=tolerance))
+            made = _bounded(made, _exact(problem, tolerance))
         return made
     count = check_blocks(problem, block_hz, blocks)
     if method == "exact":
@@ -133,6 +134,13 @@ def plan(
     if bound:
         made = _bounded(made, exact_in_blocks(problem, block_hz, count, tolerance=tolerance))
     return made
+
+
+def _exact(problem: PlanningProblem, tolerance: float) -> Plan:
+    """Plan a problem with a choice of modes by the search over modes, any other one as ever."""
+    if problem.chooses or problem.can_stand_still:
+        return exact_over_modes(problem, tolerance=tolerance)
+    return exact(problem, tolerance=tolerance)
 
 
 def _bounded(made: Plan, best: Plan) -> Plan:

@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from airtune.assignment import Mode
 from airtune.errors import InputError
 from airtune.models.workload import ModelShape, full_sizes, training_flops
 from airtune.planning import Plan, PlanningProblem
-from airtune.planning.inputs import ClientLoad, plan_of_round
+from airtune.planning.inputs import ClientLoad, Link, plan_of_round
 from airtune.planning.problem import Array, priced
 from airtune.scenario import Scenario
 
@@ -33,11 +34,11 @@ Planner = Callable[[PlanningProblem, str | None], Plan]
 
 
 @dataclass(frozen=True)
-class Decision:
-    """A round's plan for all clients, and each one's local steps (0: it sits out)."""
+class Participation:
+    """A round's plan for all clients, and each one's local steps; None for one that sits out."""
 
     plan: Plan
-    steps: tuple[int, ...]
+    steps: tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def decide(
     round: int,
     every_rounds: int,
     left_out_cost: float = 1.0,
-) -> Decision:
+    link: Link | None = None,
+) -> Participation:
     """Plan a round under a participation rule.
 
     Args:
@@ -92,25 +94,29 @@ def decide(
         round: counted from 1.
         every_rounds: of `in-turn`.
         left_out_cost: e of a client that sits out.
+        link: the round's broadcast, whose rate is that of the slowest who listens; without it
+            `problem.downlink_s` holds whoever listens.
     """
     every = tuple(len(shares) for shares in step_shares)
     if rule == "all":
-        return Decision(planner(problem, None), every)
+        return Participation(planner(problem, None), every)
     if rule.startswith("partial"):
         return _partial(problem, planner, method, step_shares)
     if rule == "in-turn" and round % every_rounds == 0:
-        return Decision(planner(problem, None), every)
-    plan, active = _without_the_slowest(problem, planner, left_out_cost)
-    return Decision(plan, tuple(n if k in active else 0 for k, n in enumerate(every)))
+        return Participation(planner(problem, None), every)
+    plan, active = _without_the_slowest(problem, planner, left_out_cost, link)
+    return Participation(plan, tuple(n if k in active else None for k, n in enumerate(every)))
 
 
-def decision_of_round(
+def participation_of_round(
     scenario: Scenario,
     problem: PlanningProblem,
     loads: Sequence[ClientLoad],
+    modes: Sequence[Mode],
+    link: Link,
     shape: ModelShape,
     round: int,
-) -> Decision:
+) -> Participation:
     """Plan one round as the scenario asks, its participation rule included."""
     section = scenario.participation
 
@@ -118,10 +124,10 @@ def decision_of_round(
         bound = section.rule == "all"
         return plan_of_round(scenario, asked, round, method=method, bound=bound)
 
-    ranks, sizes = scenario.client_ranks, full_sizes(shape)
+    sizes = full_sizes(shape)
     flops = [
-        np.array([training_flops(shape, sizes, step, lora_rank=rank) for step in load.steps])
-        for load, rank in zip(loads, ranks, strict=True)
+        np.array([training_flops(shape, sizes, step, mode) for step in load.steps])
+        for load, mode in zip(loads, modes, strict=True)
     ]
     return decide(
         problem,
@@ -132,12 +138,13 @@ def decision_of_round(
         round=round,
         every_rounds=section.every_rounds,
         left_out_cost=section.left_out_cost,
+        link=link,
     )
 
 
 def _partial(
     problem: PlanningProblem, planner: Planner, method: str, step_shares: Sequence[Array]
-) -> Decision:
+) -> Participation:
     """Plan steps where the method would plan pruning; then whole steps, and bands for them.
 
     The share of steps left out takes the place of the pruning rate: all of the computing
@@ -182,11 +189,11 @@ def _partial(
         if _objective(plans[index], problem) >= _objective(best, problem):
             break
         steps, best = candidates[index], plans[index]
-    return Decision(best, tuple(int(count) for count in steps))
+    return Participation(best, tuple(int(count) for count in steps))
 
 
 def _without_the_slowest(
-    problem: PlanningProblem, planner: Planner, left_out_cost: float
+    problem: PlanningProblem, planner: Planner, left_out_cost: float, link: Link | None
 ) -> tuple[Plan, set[int]]:
     """Leave out the slowest 0, 1, …, K − 1 clients, whichever count has the best objective.
 
@@ -199,13 +206,24 @@ def _without_the_slowest(
     best, best_active = None, set(range(problem.clients))
     for left in range(problem.clients, 0, -1):
         active = np.sort(order[:left])
-        plan = _among(problem, active, planner, left_out_cost)
+        plan = _among(_heard_by(problem, active, link), active, planner, left_out_cost)
         if plan is not None and (
             best is None or _objective(plan, problem) < _objective(best, problem)
         ):
             best, best_active = plan, {int(k) for k in active}
     assert best is not None
     return best, best_active
+
+
+def _heard_by(
+    problem: PlanningProblem, active: NDArray[np.intp], link: Link | None
+) -> PlanningProblem:
+    """Return the problem with the broadcast as long as it is where only some clients listen."""
+    if link is None or len(active) == problem.clients:
+        return problem
+    listens = np.zeros(problem.clients, dtype=bool)
+    listens[active] = True
+    return replace(problem, downlink_s=link.needed_s(listens))
 
 
 def _among(
@@ -234,15 +252,15 @@ def _among(
     plan = planner(smaller, None)
     loss = outside + inside * plan.pruning_loss
 
-    def spread(values: Array, rest: float = 0.0) -> Array:
-        whole = np.full(problem.clients, rest)
+    def spread(values: Array) -> Array:
+        whole = np.zeros(problem.clients)
         whole[active] = values
         return whole
 
     wide = replace(
         plan,
         names=problem.names,
-        pruning=spread(plan.pruning, rest=1.0),
+        pruning=spread(plan.pruning),
         bandwidth_hz=spread(plan.bandwidth_hz),
         rate_bps=spread(plan.rate_bps),
         downlink_s=spread(plan.downlink_s),

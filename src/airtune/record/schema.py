@@ -32,10 +32,14 @@ class ClientRecord:
         name: the client's name, unique in the run.
         status: "ok"; "sat out" where it was not asked; or why its update was left out, e.g.
             "rejected: not finite".
-        asked_pruning: the plan's pruning rate.
-        pruning: the realised rate: parameters left out over parameters that may be.
-        bandwidth_hz: Hz of the uplink that it was given.
-        rate_bps: bit/s that this band carried.
+        asked_pruning: the plan's pruning rate; None for a client that sat out.
+        pruning: the realised rate: parameters left out over parameters that may be; None where
+            there was no update.
+        local_steps: AdamW steps that it was asked for; None for a client that sat out.
+        rank: LoRA rank of its adapter, likewise.
+        bits_per_value: of an adapter value in its uplink message, likewise.
+        bandwidth_hz: Hz of the uplink that it was given; 0 for a client that sat out.
+        rate_bps: bit/s at which its update went up; None where there was none.
         snr_db: dB over the client's own band; None where there is none (traces).
         downlink_s: s to receive the round's adapter.
         compute_s: s to fine-tune.
@@ -52,10 +56,13 @@ class ClientRecord:
 
     name: str
     status: str = OK
-    asked_pruning: float
-    pruning: float
+    asked_pruning: float | None
+    pruning: float | None
+    local_steps: int | None = None
+    rank: int | None = None
+    bits_per_value: int | None = None
     bandwidth_hz: float
-    rate_bps: float
+    rate_bps: float | None
     snr_db: float | None = None
     downlink_s: float
     compute_s: float
@@ -133,7 +140,6 @@ class ClientSite:
         shadowing_db: dB, positive is loss.
         effective_flops: FLOP/s that fine-tuning sustains.
         memory_bytes: of the device.
-        min_pruning: the smallest pruning rate that fits its memory.
         examples: training examples that it holds.
         labels: how many examples of each label.
     """
@@ -148,7 +154,6 @@ class ClientSite:
     shadowing_db: float | None = None
     effective_flops: float | None = None
     memory_bytes: float | None = None
-    min_pruning: float | None = None
     examples: int
     labels: Mapping[str, int] = field(default_factory=dict)
 

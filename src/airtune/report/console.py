@@ -62,7 +62,7 @@ def summary_table(record: Record) -> Table:
         table.add_row(
             client.name,
             str(client.examples),
-            f"{100 * client.pruning:.1f}",
+            "–" if client.pruning is None else f"{100 * client.pruning:.1f}",
             numbers.digits(client.bandwidth_hz / factor),
             numbers.duration(client.downlink_s),
             numbers.duration(client.compute_s),

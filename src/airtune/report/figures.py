@@ -263,7 +263,10 @@ def pruning_map(record: Record) -> Figure:
         "Pruning per client",
         "Share of the decoder blocks' parameters that the client left out, in %. Darker is a "
         "smaller submodel: the plan cuts where compute or the link is slow.",
-        [[100 * c.pruning for c in r.clients] for r in record.rounds],
+        [
+            [None if c.pruning is None else 100 * c.pruning for c in r.clients]
+            for r in record.rounds
+        ],
         "%",
     )
 
@@ -284,16 +287,23 @@ def bandwidth_map(record: Record) -> Figure:
 
 
 def _heat_map(
-    record: Record, id: str, title: str, caption: str, values: list[list[float]], unit: str
+    record: Record,
+    id: str,
+    title: str,
+    caption: str,
+    values: Sequence[Sequence[float | None]],
+    unit: str,
 ) -> Figure:
     stride = -(-len(values) // COLUMNS)
     shown = range(0, len(values), stride)
     names = [client.name for client in record.rounds[-1].clients]
-    high = max((v for column in values for v in column), default=0.0)
+    high = max((v or 0.0 for column in values for v in column), default=0.0)
     cells = Markup("")
     width = 100 / len(shown)
     for column, i in enumerate(shown):
         for k, value in enumerate(values[i]):
+            if value is None:  # nothing to show: the client did not take part
+                continue
             strength = value / high if high > 0 else 0.0
             text = numbers.digits(value, 2) if len(shown) <= 8 else ""
             cells += _cell(

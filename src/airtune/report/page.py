@@ -60,7 +60,7 @@ def render_run(record: Record) -> str:
         sat_out=any(client.sat_out for client in clients),
         units={
             "band": numbers.common_unit((c.bandwidth_hz for c in clients), "Hz"),
-            "rate": numbers.common_unit((c.rate_bps for c in clients), "bit/s"),
+            "rate": numbers.common_unit((c.rate_bps or 0.0 for c in clients), "bit/s"),
             "uplink": numbers.common_unit((c.uplink_bits for c in clients), "bit"),
             "flops": numbers.common_unit((c.flops for c in clients), "FLOP"),
         },

@@ -50,9 +50,9 @@ class ClientSummary:
     distance_m: float | None
     is_los: bool | None
     examples: int
-    pruning: float
+    pruning: float | None
     bandwidth_hz: float
-    rate_bps: float
+    rate_bps: float | None
     downlink_s: float
     compute_s: float
     upload_s: float
@@ -150,7 +150,11 @@ def _client_summary(
     asked = [client for client in own if client.status != SAT_OUT]
 
     def mean(key: str) -> float:
-        return sum(getattr(client, key) for client in asked) / len(asked) if asked else 0.0
+        return known_mean(key) or 0.0
+
+    def known_mean(key: str) -> float | None:
+        values = [value for client in asked if (value := getattr(client, key)) is not None]
+        return sum(values) / len(values) if values else None
 
     return ClientSummary(
         number=number,
@@ -159,9 +163,9 @@ def _client_summary(
         distance_m=site.distance_m if site else None,
         is_los=site.is_los if site else None,
         examples=own[-1].examples,
-        pruning=mean("pruning"),
+        pruning=known_mean("pruning"),
         bandwidth_hz=mean("bandwidth_hz"),
-        rate_bps=mean("rate_bps"),
+        rate_bps=known_mean("rate_bps"),
         downlink_s=mean("downlink_s"),
         compute_s=mean("compute_s"),
         upload_s=mean("upload_s"),

@@ -1,1 +1,8 @@
-"""The round loop on a virtual clock."""
+"""The round loop on a virtual clock: open a cell, begin, step; `run` keeps a run directory."""
+
+from airtune.rounds.cell import Cell, Decision, Situation, open_cell
+from airtune.rounds.loop import begin, step
+from airtune.rounds.running import run
+from airtune.rounds.state import State
+
+__all__ = ["Cell", "Decision", "Situation", "State", "begin", "open_cell", "run", "step"]

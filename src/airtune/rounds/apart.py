@@ -59,7 +59,7 @@ def _run(folder: Path, task: Mapping[str, Any]) -> None:
     import torch
 
     from airtune.report import write_report
-    from airtune.rounds.loop import run
+    from airtune.rounds.running import run
     from airtune.scenario import scenario_from_dict
 
     torch.set_num_threads(task["threads"])

@@ -8,7 +8,7 @@ quotes the value and says what is allowed.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -50,8 +50,8 @@ class TaskSection(Section):
     eval_examples: PositiveInt = 64
     """The server's test set, from the source's test part where it has one."""
     eval_part: Literal["test", "train"] = "test"
-    """`train`: held-out examples of the training part instead, as a search is judged on; the
-    test part is not read."""
+    """`train`: held-out training text stands in for the test part, for searches and pilots that
+    must not see it."""
     client_eval_examples: Annotated[int, Field(ge=0)] = 0
     """Held back from each client's own data, for the loss on its own distribution."""
     max_tokens: Annotated[int, Field(ge=8)] = 160
@@ -172,8 +172,11 @@ class PruningSection(Section):
     """Keep calibration statistics on disk for later runs (SmolLM2-135M: 160 MB a client)."""
 
 
+Knob = Literal["bandwidth", "pruning", "steps", "rank", "bits", "absence"]
+
+
 class PlanningSection(Section):
-    """How pruning and bandwidth are planned each round."""
+    """How pruning and bandwidth, and where asked the other knobs, are planned each round."""
 
     method: str = "exact"
     """A name from `airtune methods`."""
@@ -185,6 +188,22 @@ class PlanningSection(Section):
     max_pruning_loss: NonNegativeFloat | None = None
     """Given: minimise the round's latency subject to Q <= this, instead of N(Q) T."""
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    knobs: Literal["all"] | Annotated[tuple[Knob, ...], Field(strict=False)] | None = None
+    """What the plan may turn, each client by itself: any of bandwidth, pruning, steps, rank, bits
+    and absence, or `all`. Left out, the method's own: bandwidth and pruning."""
+    rank_values: Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
+    """LoRA ranks to choose from; default: the client's own, halved down to 1."""
+    bits_values: Annotated[tuple[Literal[2, 4, 8], ...], Field(strict=False)] = (8, 4, 2)
+    """Bits of an uplink value to choose from, beside those that the scenario has."""
+    steps_values: Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
+    """Local steps to choose from; default: 1 to training.local_steps, at most 4 evenly spread."""
+    costs: str | None = None
+    """The file that `airtune costs` wrote; default: the costs measured for SmolLM2-135M."""
+
+    @property
+    def turned(self) -> frozenset[str]:
+        """The knobs that are turned, where `knobs` is given."""
+        return frozenset(get_args(Knob) if self.knobs == "all" else self.knobs or ())
 
 
 class AggregationSection(Section):
@@ -216,6 +235,9 @@ class ParticipationSection(Section):
     """`in-turn`: the slowest clients take part in every so manieth round only."""
     left_out_cost: Annotated[float, Field(gt=0, le=1)] = 1.0
     """What a client that sits a round out costs in learning, on the scale of e(rho)."""
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a full contribution that every client makes at least, over the rounds: the plan
+    weighs a client the more, the longer it has contributed less. With planning.knobs only."""
 
 
 class EvaluationSection(Section):

@@ -103,6 +103,7 @@ def search_jobs(study: Study, plugins: Sequence[str] = ()) -> list[Job]:
     search = study.search
     if search is None:
         return []
+    _check_held_out(study)
     searched = dict(searched_as(study, name) for name in study.methods)
     jobs = []
     for values in itertools.product(*search.keys.values()):
@@ -119,6 +120,25 @@ def search_jobs(study: Study, plugins: Sequence[str] = ()) -> list[Job]:
             )
             jobs.append(_job(name, search.seed, (), scenario, candidate))
     return jobs
+
+
+def _check_held_out(study: Study) -> None:
+    """Refuse a search where held-out examples and test examples would come from the same part.
+
+    A generated task draws other problems on the search's seed; of a hub's data set it is not
+    known here whether it has a test part.
+    """
+    source = {**study.base_values.get("task", {}), **{
+        key.removeprefix("task."): value for key, value in study.set.items()
+    }}.get("source")  # fmt: skip
+    path = Path(source) if isinstance(source, str) else None
+    if path is None or not path.exists():
+        return
+    if path.is_file() or not list(path.glob("test.*")):
+        raise InputError(
+            f"search: '{source}' has no test part of its own, so that a search on held-out "
+            "training examples would see test examples: give a folder with train.* and test.*"
+        )
 
 
 def searched_as(study: Study, name: str) -> tuple[str, Method]:

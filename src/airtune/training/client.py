@@ -6,7 +6,6 @@ The base weights stay frozen and never move.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from airtune.adapters.lora import adapted, values_of
 from airtune.adapters.names import Adapter
 from airtune.adapters.slices import gather_adapter, scatter_adapter
+from airtune.assignment import Assignment
 from airtune.data import Batch
 from airtune.models.loading import label_logits
 from airtune.models.structure import Structure
@@ -28,20 +28,6 @@ OptimizerState = dict[str, Tensor]
 
 _SHAPED = ("exp_avg", "exp_avg_sq")
 _MOMENTS = (*_SHAPED, "step")
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What the round's plan gives and expects of one client; real devices are held to it."""
-
-    bandwidth_hz: float
-    rate_bps: float
-    downlink_rate_bps: float
-    downlink_s: float
-    compute_s: float
-    upload_s: float
-    round_s: float
-    """The whole round's planned latency."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +46,16 @@ class ClientJob:
     """What the server asks of one client in one round."""
 
     round: int
-    client: int
-    pruning: float
-    """The planned pruning rate; the client realises it as nearly as its units allow."""
-    local_steps: int
+    assignment: Assignment
     adapter: Adapter
     """The server's adapter, of the full model."""
     optimizer_state: OptimizerState | None = None
     """AdamW's moments of the full adapter, where clients keep them between rounds."""
-    planned: Planned | None = None
-    """For engines whose clients are real devices."""
+
+    @property
+    def client(self) -> int:
+        """Its place in the scenario's order of clients."""
+        return self.assignment.client
 
 
 @dataclass(frozen=True)
@@ -89,8 +75,6 @@ class ClientUpdate:
     train_loss: float | None
     """Mean over the local steps, per answer token; None where privacy keeps it on the device."""
     optimizer_state: OptimizerState | None = None
-    wall_s: float = 0.0
-    """Real time that the work took here: calibration where it was due, cut, fine-tuning."""
     measured: Measured | None = None
     """Given: these times go on the record in place of the counted ones."""
 
@@ -118,7 +102,6 @@ class Trained:
     adapter: Adapter
     optimizer_state: OptimizerState | None
     train_loss: float
-    wall_s: float
 
 
 def train(
@@ -145,7 +128,6 @@ def train(
     Returns:
         The new adapter and, where `section.keep_optimizer`, the new moments.
     """
-    start = time.perf_counter()
     losses = []
     with adapted(submodel, config, adapter) as peft_model:
         peft_model.train()
@@ -181,7 +163,7 @@ def train(
                 for key in _MOMENTS
             }
         trained = values_of(peft_model)
-    return Trained(trained, kept, sum(losses) / len(losses), time.perf_counter() - start)
+    return Trained(trained, kept, sum(losses) / len(losses))
 
 
 def gather_moments(

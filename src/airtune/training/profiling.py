@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from airtune.assignment import Mode
 from airtune.errors import InputError
 from airtune.models.loading import LoadedModel, label_logits, speed_up_attention
 from airtune.models.structure import Structure
@@ -101,11 +102,12 @@ def measure(
             if repeat:
                 taken.append(seconds)
     tokens = StepTokens(rows, length, labels)
+    mode = Mode(local_steps=1, rank=lora_rank, bits_per_value=16)
     return [
         StepTime(
             pruning=realised_pruning(shape, sizes),
             seconds=stats.median(taken),
-            flops=training_flops(shape, sizes, tokens, lora_rank=lora_rank),
+            flops=training_flops(shape, sizes, tokens, mode),
         )
         for (sizes, _), taken in zip(runs, times, strict=True)
     ]

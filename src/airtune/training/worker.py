@@ -6,7 +6,6 @@ anywhere and get the same answers.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -41,9 +40,6 @@ from airtune.scenario import Scenario
 from airtune.training.client import ClientJob, ClientUpdate, gather_moments, scatter_moments, train
 from airtune.training.evaluation import answer_loss, exact_match, group_losses, label_accuracy
 
-SHARED = -1
-"""In place of a client's index: the statistics of the server's text."""
-
 
 @dataclass(frozen=True)
 class ClientSetting:
@@ -69,8 +65,6 @@ class Setting:
     model_fingerprint: str
     model_parameters: int
     clients: tuple[ClientSetting, ...]
-    too_long: int
-    """Examples left out because they pass task.max_tokens."""
     profiles: tuple[DeviceProfile | None, ...] = ()
     """What real devices measured of themselves, a client each; None: as the scenario says."""
 
@@ -103,7 +97,8 @@ class Worker:
         self._targets = loaded.lora_targets
         self._rule = rule_of(scenario)
         self._load_data()
-        self._statistics: dict[int, Statistics] = {}
+        # By client; None: of the server's text, which all are cut by.
+        self._statistics: dict[int | None, Statistics] = {}
 
     def _load_data(self) -> None:
         scenario, held_out = self.scenario, self.scenario.task.client_eval_examples
@@ -145,7 +140,6 @@ class Worker:
                 )
                 for client, data in enumerate(self._train_data)
             ),
-            too_long=self._task.left_out,
         )
 
     def initial_adapter(self) -> Adapter:
@@ -176,71 +170,61 @@ class Worker:
         return tuple(tokens_of(batch) for batch in self.batches(round, client, steps))
 
     def train(self, job: ClientJob) -> ClientUpdate:
-        """Cut, fine-tune and answer, as the client's device would."""
-        start = time.perf_counter()
-        rank = self.scenario.client_ranks[job.client]
+        """Cut, fine-tune and answer as the assignment says, as the client's device would."""
+        assigned = job.assignment
         if not self._rule.restarts:
-            return self._train(replace(job, adapter=leading(job.adapter, rank)), start)
+            start = leading(job.adapter, assigned.mode.rank)
+            return self._train(replace(job, adapter=start))
         seed = derived_seed(self.scenario.seed, "restart", round=job.round)
-        if job.pruning > 0:
+        if assigned.pruning > 0:
             self._calibrated(job.client)  # on the base as it began, whichever round comes first
         section = self.scenario.training
         scale = section.lora_alpha / section.lora_rank
         transposed = self.shape.table.transposed
         with merged_into_base(self._model, job.adapter, scale, transposed=transposed):
-            return self._train(replace(job, adapter=self._new_adapter(rank, seed)), start)
+            start = self._new_adapter(assigned.mode.rank, seed)
+            return self._train(replace(job, adapter=start))
 
-    def _train(self, job: ClientJob, start: float) -> ClientUpdate:
-        section, rank = self.scenario.training, rank_of(job.adapter)
+    def _train(self, job: ClientJob) -> ClientUpdate:
+        section, mode, shape = self.scenario.training, job.assignment.mode, self.shape
         # Fewer steps than the round's are its first ones, so that all clients' draws stay.
-        steps = max(job.local_steps, section.local_steps)
-        drawn = self.batches(job.round, job.client, steps)[: job.local_steps]
+        steps = max(mode.local_steps, section.local_steps)
+        drawn = self.batches(job.round, job.client, steps)[: mode.local_steps]
         batches = [batch.to(self._device) for batch in drawn]
-        structure, submodel = self._submodel(job.client, job.pruning)
+        structure, submodel = self._submodel(job.client, job.assignment.pruning)
         moments = None
         if job.optimizer_state is not None:
-            moments = gather_moments(job.optimizer_state, structure, self.shape)
-        start_values = gather_adapter(job.adapter, structure, self.shape)
+            moments = gather_moments(job.optimizer_state, structure, shape)
+        start_values = gather_adapter(job.adapter, structure, shape)
         trained = train(
             submodel,
-            self._config(rank),
+            self._config(mode.rank),
             start_values,
             batches,
             section.in_round(job.round, self.scenario.rounds),
             moments,
-            freezes_a=self._rule.freezes_a,
+            freezes_a=mode.freezes_a,
         )
         if trained.optimizer_state is not None:
             moments = scatter_moments(
-                trained.optimizer_state, job.optimizer_state, job.adapter, structure, self.shape
+                trained.optimizer_state, job.optimizer_state, job.adapter, structure, shape
             )
-        sent, travels = trained.adapter, self.scenario.aggregation
-        if travels.uplink_change_bits is not None:
+        sent = trained.adapter
+        if mode.sends_change:
             seed = derived_seed(self.scenario.seed, "rounding", round=job.round, client=job.client)
-            sent = rounded_change(start_values, sent, travels.uplink_change_bits, seed=seed)
-        sizes, freezes_a = structure.sizes, self._rule.freezes_a
+            sent = rounded_change(start_values, sent, mode.bits_per_value, seed=seed)
+        sizes = structure.sizes
         return ClientUpdate(
             round=job.round,
             client=job.client,
             adapter=sent,
             structure=structure,
-            pruning=realised_pruning(self.shape, sizes),
-            flops=sum(
-                training_flops(self.shape, sizes, tokens_of(b), lora_rank=rank, freezes_a=freezes_a)
-                for b in batches
-            ),
-            uplink_bits=payload_bits(
-                self.shape,
-                sizes,
-                lora_rank=rank,
-                bits_per_value=travels.uplink_bits_per_value,
-                bits_per_scale=travels.uplink_bits_per_scale,
-                freezes_a=freezes_a,
-            ),
+            pruning=realised_pruning(shape, sizes),
+            flops=sum(training_flops(shape, sizes, tokens_of(b), mode) for b in batches),
+            uplink_bits=payload_bits(shape, sizes, mode),
             examples=len(self._train_data[job.client]),
             train_loss=trained.train_loss,
             optimizer_state=moments,
-            wall_s=time.perf_counter() - start,
         )
 
     def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:
@@ -295,7 +279,7 @@ class Worker:
 
     def _calibrated(self, client: int) -> Statistics:
         """Return the statistics that the client is cut by, read from their text once."""
-        owner = SHARED if self._shared_texts else client
+        owner = None if self._shared_texts else client
         if owner not in self._statistics:
             texts = self._calibration_texts(client)
             batches = eval_batches(texts, self.scenario.evaluation.batch_size)

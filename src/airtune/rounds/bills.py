@@ -1,0 +1,142 @@
+"""What a round cost each client: what it really computed and sent, on the virtual clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from airtune.assignment import Assignment
+from airtune.models.devices import DeviceProfile, compute_s
+from airtune.planning.inputs import ClientLoad
+from airtune.record import ClientRecord
+from airtune.training.client import ClientFailure, ClientUpdate
+from airtune.units import linear_to_db
+
+SAT_OUT = "sat out"
+"""The status of a client that had no assignment."""
+
+Outcome = ClientUpdate | ClientFailure
+"""What came of an assignment."""
+
+
+def idle(name: str, load: ClientLoad) -> ClientRecord:
+    """Return the record of a client without an assignment: it computes and sends nothing."""
+    return ClientRecord(
+        name=name,
+        status=SAT_OUT,
+        asked_pruning=None,
+        pruning=None,
+        bandwidth_hz=0.0,
+        rate_bps=None,
+        downlink_s=0.0,
+        compute_s=0.0,
+        upload_s=0.0,
+        total_s=0.0,
+        uplink_bits=0.0,
+        downlink_bits=0.0,
+        flops=0.0,
+        examples=load.examples,
+        label_tokens=0,
+    )
+
+
+def bill(
+    name: str,
+    profile: DeviceProfile,
+    load: ClientLoad,
+    assigned: Assignment,
+    outcome: Outcome,
+    status: str,
+    *,
+    snr_hz: float,
+    downlink_bits: float,
+) -> ClientRecord:
+    """Bill one client: what it really computed and sent.
+
+    A client that failed is billed the computing that was planned, or how long the round really
+    waited for it; it sent nothing, and no rate and no pruning of it are known.
+
+    Args:
+        name: the client's.
+        profile: its device's, at the speed that the round was planned with.
+        load: its steps of the round.
+        assigned: what it was told.
+        outcome: what came of it.
+        status: as recorded.
+        snr_hz: its received power over noise density on the uplink.
+        downlink_bits: what it needed of the broadcast.
+    """
+    band_hz, planned = assigned.bandwidth_hz, assigned.planned
+    assert planned is not None
+    downlink_s, compute, upload_s = planned.downlink_s, planned.compute_s, 0.0
+    pruning: float | None = None
+    rate_bps: float | None = None
+    train_loss: float | None = None
+    engine_s: float | None = None
+    flops = bits = 0.0
+    if isinstance(outcome, ClientUpdate):
+        pruning, flops, bits = outcome.pruning, outcome.flops, outcome.uplink_bits
+        compute, train_loss, rate_bps = (
+            compute_s(flops, profile),
+            outcome.train_loss,
+            assigned.rate_bps,
+        )
+        upload_s = bits / rate_bps if bits > 0 else 0.0
+        if (real := outcome.measured) is not None:
+            downlink_s, compute, upload_s = real.downlink_s, real.compute_s, real.upload_s
+            engine_s = real.engine_s
+            rate_bps = bits / upload_s if upload_s > 0 else None
+    elif outcome.after_s is not None:
+        downlink_s, compute = 0.0, outcome.after_s
+    return ClientRecord(
+        name=name,
+        status=status,
+        asked_pruning=assigned.pruning,
+        pruning=pruning,
+        local_steps=assigned.mode.local_steps,
+        rank=assigned.mode.rank,
+        bits_per_value=assigned.mode.bits_per_value,
+        bandwidth_hz=band_hz,
+        rate_bps=rate_bps,
+        snr_db=float(linear_to_db(snr_hz / band_hz)) if band_hz > 0 else None,
+        downlink_s=downlink_s,
+        compute_s=compute,
+        upload_s=upload_s,
+        total_s=downlink_s + compute + upload_s,
+        engine_s=engine_s,
+        uplink_bits=bits,
+        downlink_bits=downlink_bits,
+        flops=flops,
+        examples=load.examples,
+        label_tokens=sum(s.label_tokens for s in load.steps[: assigned.mode.local_steps]),
+        train_loss=finite(train_loss),
+    )
+
+
+def speeds_after(
+    known: Sequence[float | None], profiles: Sequence[DeviceProfile], outcomes: Sequence[Outcome]
+) -> tuple[float | None, ...]:
+    """Return what each client's next round is planned with, where its clock is real, FLOP/s.
+
+    Half of the time that the last plan expected of an operation and half of what it then took:
+    the machine's load drifts, and one odd round should not be believed.
+    """
+    speeds = list(known)
+    for outcome in outcomes:
+        if isinstance(outcome, ClientUpdate) and (real := outcome.measured) is not None:
+            took = real.compute_s / outcome.flops
+            speeds[outcome.client] = 2.0 / (1.0 / profiles[outcome.client].effective_flops + took)
+    return tuple(speeds)
+
+
+def kept_speed(profile: DeviceProfile, speed: float | None) -> DeviceProfile:
+    """Return the profile at the speed that its device has kept in earlier rounds."""
+    if speed is None:
+        return profile
+    return dataclasses.replace(profile, peak_flops=speed, utilisation=1.0)
+
+
+def finite(value: float | None) -> float | None:
+    """Return the value, or None where it is not a finite number."""
+    return value if value is not None and math.isfinite(value) else None

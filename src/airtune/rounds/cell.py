@@ -1,0 +1,213 @@
+"""A cell that is open for rounds: what stays the same over them, and the three hooks.
+
+A hook is a plain function. The built-in ones are the defaults of `open_cell`:
+
+- `draw(cell, round)` returns the round's `ChannelState`, of all clients of the scenario;
+- `decide(cell, situation)` returns a `Decision`: a plan, and an assignment for each client;
+- `merge(cell, adapter, contributions)` returns the next global adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+
+from airtune import channel
+from airtune.adapters.names import Adapter
+from airtune.assignment import Assignment, Mode
+from airtune.channel import ChannelState, Placement
+from airtune.engines import Engine
+from airtune.engines.local import LocalEngine
+from airtune.errors import InputError
+from airtune.merging.functions import RULES, Contribution, normalised
+from airtune.merging.rules import rule_of
+from airtune.models.devices import DeviceProfile, profile_of
+from airtune.planning import METHODS, Plan, PlanningProblem
+from airtune.planning.assigning import assignments_of
+from airtune.planning.inputs import ClientLoad, Link
+from airtune.planning.participation import participation_of_round
+from airtune.randomness import generator
+from airtune.rounds.observer import Observer
+from airtune.scenario import Scenario
+from airtune.training.worker import Setting
+
+
+@dataclass(frozen=True, eq=False)
+class Situation:
+    """What is known when a round is planned; K is the number of clients in its cohort.
+
+    Attributes:
+        round: counted from 1.
+        cohort: K places in the scenario's order of clients.
+        loads: K clients' steps of this round and their weights.
+        modes: K clients' modes as the scenario has them.
+        link: the K clients' channel and the broadcast.
+        problem: the planning problem in which all K take part.
+    """
+
+    round: int
+    cohort: tuple[int, ...]
+    loads: tuple[ClientLoad, ...]
+    modes: tuple[Mode, ...]
+    link: Link
+    problem: PlanningProblem
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What was decided for a round, in the order of its cohort.
+
+    Attributes:
+        plan: its predicted times, pruning loss and certificate.
+        assignments: what each client is told; None for one that sits the round out.
+    """
+
+    plan: Plan
+    assignments: tuple[Assignment | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """What stays the same over the rounds of a run. Also a context manager that closes it."""
+
+    scenario: Scenario
+    setting: Setting
+    """Model and clients, as the engine describes them."""
+    profiles: tuple[DeviceProfile, ...]
+    """One a client: as named in the scenario, or as a real device measured itself."""
+    placement: Placement
+    engine: Engine
+    draw: DrawHook
+    decide: DecideHook
+    merge: MergeHook
+    observer: Observer = field(default_factory=Observer)
+    owns_engine: bool = False
+    """The engine was made for this cell, and is closed with it."""
+
+    def close(self) -> None:
+        """Let go of the engine, where it was made for this cell."""
+        if self.owns_engine:
+            self.engine.close()
+
+    def __enter__(self) -> Cell:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+DrawHook = Callable[[Cell, int], ChannelState]
+DecideHook = Callable[[Cell, Situation], Decision]
+MergeHook = Callable[[Cell, Adapter, Sequence[Contribution]], Adapter]
+
+
+def draw(cell: Cell, round: int) -> ChannelState:
+    """Draw the round's fading, or its window of the traces, for all clients."""
+    scenario = cell.scenario
+    return channel.draw(
+        scenario.cell,
+        scenario.client_devices,
+        cell.placement,
+        generator(scenario.seed, "fading", round=round),
+        round=round,
+    )
+
+
+def decide(cell: Cell, situation: Situation) -> Decision:
+    """Plan by the scenario's method and participation rule."""
+    made = participation_of_round(
+        cell.scenario,
+        situation.problem,
+        situation.loads,
+        situation.modes,
+        situation.link,
+        cell.setting.shape,
+        situation.round,
+    )
+    modes = [
+        None if steps is None else replace(mode, local_steps=steps)
+        for mode, steps in zip(situation.modes, made.steps, strict=True)
+    ]
+    return Decision(made.plan, assignments_of(made.plan, modes, situation.link, situation.cohort))
+
+
+def merge(cell: Cell, adapter: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    """Merge by the scenario's rule."""
+    scenario = cell.scenario
+    if scenario.participation.rule == "partial-fednova":
+        contributions = normalised(adapter, contributions)
+    return RULES[scenario.aggregation.rule][0](adapter, contributions)
+
+
+def open_cell(
+    scenario: Scenario,
+    *,
+    engine: Engine | Callable[[Scenario], Engine] = LocalEngine,
+    draw: DrawHook = draw,
+    decide: DecideHook = decide,
+    merge: MergeHook = merge,
+    observer: Observer | None = None,
+) -> Cell:
+    """Load model and data and place the clients: everything that comes before a first round.
+
+        with at.open_cell(scenario) as cell:
+            state = at.begin(cell)
+            state, record = at.step(cell, state)
+
+    Args:
+        scenario: what to run.
+        engine: who does the clients' work: an engine, which stays open, or what makes one,
+            which is closed with the cell. Default: this process.
+        draw: draws a round's channel.
+        decide: plans a round and assigns the clients' work.
+        merge: merges a round's updates.
+        observer: told of progress.
+
+    Raises:
+        InputError: the scenario cannot be run.
+    """
+    profiles = checked_profiles(scenario)
+    placement = channel.place(
+        scenario.cell, scenario.client_devices, generator(scenario.seed, "placement")
+    )
+    used = engine(scenario) if callable(engine) else engine
+    try:
+        setting = used.setting()
+    except BaseException:
+        if callable(engine):
+            used.close()
+        raise
+    if setting.profiles:
+        pairs = zip(setting.profiles, profiles, strict=True)
+        profiles = tuple(measured or named for measured, named in pairs)
+    return Cell(
+        scenario=scenario,
+        setting=setting,
+        profiles=profiles,
+        placement=placement,
+        engine=used,
+        draw=draw,
+        decide=decide,
+        merge=merge,
+        observer=observer or Observer(),
+        owns_engine=callable(engine),
+    )
+
+
+def checked_profiles(scenario: Scenario) -> tuple[DeviceProfile, ...]:
+    """Return each client's device profile.
+
+    Raises:
+        InputError: the scenario names a method, rule or profile that is not known.
+    """
+    method = scenario.planning.method
+    if method not in METHODS:
+        raise InputError(f"planning.method = '{method}': allowed are {', '.join(METHODS)}")
+    rule_of(scenario)
+    return tuple(profile_of(device) for device in scenario.client_devices)

@@ -1,0 +1,89 @@
+"""A whole run: the round loop with its run directory around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from airtune.engines import Engine
+from airtune.engines.local import LocalEngine
+from airtune.errors import RunError
+from airtune.record import Record, RunDirectory, read_record
+from airtune.rounds.cell import Cell, checked_profiles, open_cell
+from airtune.rounds.loop import opening, step
+from airtune.rounds.observer import Observer
+from airtune.rounds.state import State, packed, restored
+from airtune.scenario import Scenario
+
+
+def run(
+    scenario: Scenario,
+    *,
+    out: str | Path,
+    engine: Engine | Callable[[Scenario], Engine] = LocalEngine,
+    resume: bool = False,
+    replace: bool = False,
+    observer: Observer | None = None,
+) -> Record:
+    """Fine-tune over the simulated cell and leave record, adapter and checkpoints in `out`.
+
+    Args:
+        scenario: what to run.
+        out: the run directory.
+        engine: who does the clients' work: an engine, which stays open, or what makes one,
+            which is closed at the end. Default: this process.
+        resume: go on from the last usable checkpoint in `out`.
+        replace: throw away the run that `out` holds.
+        observer: told of progress.
+
+    Returns:
+        The record, as `read_record(out)` reads it.
+
+    Raises:
+        InputError: the scenario cannot be run, or `out` cannot be written as asked.
+        RunError: the run began and could not go on; what was recorded stays.
+    """
+    observer = observer or Observer()
+    checked_profiles(scenario)  # unknown names are refused before anything is written
+    values, method = scenario.model_dump(mode="json"), scenario.planning.method
+    if resume:
+        directory = RunDirectory.resume(out, scenario_values=values, method=method)
+    else:
+        directory = RunDirectory.create(out, scenario_values=values, method=method, replace=replace)
+    with directory:
+        if not directory.finished:
+            observer.preparing("loading model and data")
+            with open_cell(scenario, engine=engine, observer=observer) as cell:
+                _run_rounds(cell, directory)
+    return read_record(out)
+
+
+def _run_rounds(cell: Cell, directory: RunDirectory) -> None:
+    state = restored(directory.load_checkpoint())
+    if state is None:
+        state, described = opening(cell)
+        directory.describe(described)
+    for notice in directory.notices:
+        cell.observer.preparing(notice)
+    known = directory.description
+    cell.observer.started(None if known is None else known.initial_eval_loss)
+    while not state.is_last(cell.scenario):
+        state, record = step(cell, state)
+        directory.append_round(record)
+        if state.is_last(cell.scenario):
+            _save_adapter(cell, state, directory.adapter_path)
+        directory.save_checkpoint(state.round, *packed(state))
+        cell.observer.round_ended(record)
+    directory.finish()
+
+
+def _save_adapter(cell: Cell, state: State, folder: Path) -> None:
+    try:
+        cell.engine.save_adapter(state.adapter, str(folder))
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"the adapter cannot be written to '{folder}': {error}; what was recorded is kept: "
+            "make room and go on with --resume"
+        ) from None

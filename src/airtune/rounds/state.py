@@ -1,0 +1,84 @@
+"""The state between two rounds, and its form in a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from airtune.adapters.names import Adapter
+from airtune.errors import InputError
+from airtune.record import Checkpoint
+from airtune.scenario import Scenario
+from airtune.training.client import OptimizerState
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the next round depends on, and so what a checkpoint holds."""
+
+    round: int
+    elapsed_s: float
+    adapter: Adapter
+    optimizer_states: dict[int, OptimizerState]
+    losses: tuple[float | None, ...] = ()
+    """Test loss before training and after each round; None where it was not measured."""
+    pruning_losses: tuple[float, ...] = ()
+    """Q of each round."""
+    speeds: tuple[float | None, ...] = ()
+    """FLOP/s that real devices have kept in the rounds so far, a client each; None: not known."""
+    stacked_bits: float | None = None
+    """What the last round's updates take together, where clients merge them into their base."""
+
+    def is_last(self, scenario: Scenario) -> bool:
+        """Whether the run ends here: no round, or no time on the virtual clock, is left."""
+        budget_s = scenario.time_budget_s
+        over = budget_s is not None and self.round > 0 and self.elapsed_s >= budget_s
+        return over or self.round >= scenario.rounds
+
+
+def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Flatten the state into arrays and JSON for a checkpoint."""
+    arrays = {f"adapter/{name}": value.numpy() for name, value in state.adapter.items()}
+    for client, moments in state.optimizer_states.items():
+        arrays |= {f"optimizer/{client}/{key}": value.numpy() for key, value in moments.items()}
+    return arrays, {
+        "elapsed_s": state.elapsed_s,
+        "losses": list(state.losses),
+        "pruning_losses": list(state.pruning_losses),
+        "speeds": list(state.speeds),
+        "stacked_bits": state.stacked_bits,
+    }
+
+
+def restored(checkpoint: Checkpoint | None) -> State | None:
+    """Return the state that `packed` flattened; None where there is no checkpoint."""
+    if checkpoint is None:
+        return None
+    adapter: Adapter = {}
+    moments: dict[int, OptimizerState] = {}
+    for key, array in checkpoint.tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind == "adapter":
+            adapter[rest] = torch.from_numpy(array.copy())
+        else:
+            client, _, entry = rest.partition("/")
+            moments.setdefault(int(client), {})[entry] = torch.from_numpy(array.copy())
+    payload = checkpoint.payload
+    if not {"losses", "pruning_losses", "speeds"} <= payload.keys():
+        raise InputError(
+            f"the checkpoint of round {checkpoint.round} is an earlier version's: it cannot be "
+            "resumed; begin anew with --replace or another --out"
+        )
+    return State(
+        checkpoint.round,
+        payload["elapsed_s"],
+        adapter,
+        moments,
+        tuple(payload["losses"]),
+        tuple(payload["pruning_losses"]),
+        tuple(payload["speeds"]),
+        payload.get("stacked_bits"),
+    )
