@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from airtune.assignment import Mode
 from airtune.errors import InputError
@@ -140,7 +141,17 @@ def training_flops(
     backward (all s² pairs: what eager attention computes). LM head: at label positions only,
     4 FLOPs an entry.
     """
+    fixed, per_rank = _flop_terms(shape, sizes, step, mode.freezes_a)
+    return fixed + mode.rank * per_rank
+
+
+@lru_cache(maxsize=8192)
+def _flop_terms(
+    shape: ModelShape, sizes: KeptSizes, step: StepTokens, freezes_a: bool
+) -> tuple[float, float]:
+    """Return a step's FLOPs without the adapter, and what each of its ranks adds."""
     tokens = step.rows * step.length
+    per_rank = 0.0
     total = 4.0 * step.label_tokens * shape.head_inputs * shape.vocab
     heads_of_group = shape.query_heads // shape.kv_heads
     matrices = shape.matrices
@@ -160,15 +171,17 @@ def training_flops(
                 m = matrix.outputs.size(units if matrix.outputs.unit == unit else 1)
                 reads_hidden = matrix.inputs.unit == "hidden"
                 needs_input_gradient = not reads_hidden or (below if shape.parallel else reached)
-                reads = 1 if mode.freezes_a else 2
-                total += 2.0 * tokens * (n * m + reads * mode.rank * n + 3 * mode.rank * m)
+                reads = 1 if freezes_a else 2
+                total += 2.0 * tokens * n * m
+                per_rank += 2.0 * tokens * (reads * n + 3 * m)
                 if needs_input_gradient:
-                    total += 2.0 * tokens * (n * m + mode.rank * n)
+                    total += 2.0 * tokens * n * m
+                    per_rank += 2.0 * tokens * n
             if unit == "group":
                 width = units * heads_of_group * shape.head_dim
                 total += 12.0 * width * step.rows * step.length**2
             reached = True
-    return total
+    return total, per_rank
 
 
 def calibration_flops(shape: ModelShape, lengths: Sequence[int], *, sensitivity_rows: int) -> float:
@@ -207,7 +220,8 @@ def adapter_size(shape: ModelShape, sizes: KeptSizes, mode: Mode) -> int:
     return mode.rank * sum(_adapter_sides(shape, sizes, freezes_a=mode.freezes_a))
 
 
-def _adapter_sides(shape: ModelShape, sizes: KeptSizes, *, freezes_a: bool) -> list[int]:
+@lru_cache(maxsize=8192)
+def _adapter_sides(shape: ModelShape, sizes: KeptSizes, *, freezes_a: bool) -> tuple[int, ...]:
     """Return the length of each trained factor's vectors: inputs (A) and outputs (B) a layer."""
     found: list[int] = []
     for block in range(shape.blocks):
@@ -216,7 +230,7 @@ def _adapter_sides(shape: ModelShape, sizes: KeptSizes, *, freezes_a: bool) -> l
             lengths = [side.size(sizes.units(block, side.unit)) for side in sides]
             if all(lengths):
                 found += lengths[freezes_a:]
-    return found
+    return tuple(found)
 
 
 def payload_bits(

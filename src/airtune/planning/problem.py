@@ -17,11 +17,11 @@ from airtune.channel.rate import band_of_rate, rate_of_band
 from airtune.errors import InputError
 from airtune.planning.checks import (
     MIN_PROGRESS,
-    check_names,
     check_length,
+    check_names,
     check_number,
-    check_pruning,
     check_progress,
+    check_pruning,
     check_reach,
     client_array,
     curves,

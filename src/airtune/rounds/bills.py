@@ -50,7 +50,6 @@ def bill(
     status: str,
     *,
     snr_hz: float,
-    downlink_bits: float,
 ) -> ClientRecord:
     """Bill one client: what it really computed and sent.
 
@@ -65,7 +64,6 @@ def bill(
         outcome: what came of it.
         status: as recorded.
         snr_hz: its received power over noise density on the uplink.
-        downlink_bits: what it needed of the broadcast.
     """
     band_hz, planned = assigned.bandwidth_hz, assigned.planned
     assert planned is not None
@@ -106,7 +104,7 @@ def bill(
         total_s=downlink_s + compute + upload_s,
         engine_s=engine_s,
         uplink_bits=bits,
-        downlink_bits=downlink_bits,
+        downlink_bits=assigned.downlink_bits,
         flops=flops,
         examples=load.examples,
         label_tokens=sum(s.label_tokens for s in load.steps[: assigned.mode.local_steps]),

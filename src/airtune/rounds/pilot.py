@@ -23,7 +23,8 @@ from airtune.engines import Engine
 from airtune.errors import InputError, RunError
 from airtune.planning.assigning import assignments_of
 from airtune.planning.costs import KnobCosts, Measured, Pair
-from airtune.rounds.cell import Cell, Decision, Situation, open_cell
+from airtune.planning.inputs import Situation
+from airtune.rounds.cell import Cell, Decision, open_cell
 from airtune.rounds.loop import begin, step
 from airtune.scenario import Scenario
 

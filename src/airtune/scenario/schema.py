@@ -8,7 +8,7 @@ quotes the value and says what is allowed.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -181,7 +181,8 @@ class PlanningSection(Section):
     method: str = "exact"
     """A name from `airtune methods`."""
     kappa: NonNegativeFloat = 0.5
-    """How much pruning slows learning: rounds needed grow as 1/(1 - kappa Q)."""
+    """How much pruning slows learning: rounds needed grow as 1/(1 - kappa Q). With `knobs` the
+    default is 1: a pilot's costs are shares of the rounds themselves."""
     fit_kappa: bool = False
     """Fit kappa to the run's own losses after each round, from the value above; the first round
     then leaves the model whole, so that there is something to compare with."""
@@ -199,6 +200,13 @@ class PlanningSection(Section):
     """Local steps to choose from; default: 1 to training.local_steps, at most 4 evenly spread."""
     costs: str | None = None
     """The file that `airtune costs` wrote; default: the costs measured for SmolLM2-135M."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kappa_of_pilots(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("knobs") is not None and "kappa" not in values:
+            return {**values, "kappa": 1.0}
+        return values
 
     @property
     def turned(self) -> frozenset[str]:
@@ -232,7 +240,7 @@ class ParticipationSection(Section):
     rule: Literal["all", "partial", "partial-fednova", "deadline", "in-turn"] = "all"
     """A name from `airtune methods`."""
     every_rounds: Annotated[int, Field(ge=2)] = 2
-    """`in-turn`: the slowest clients take part in every so manieth round only."""
+    """`in-turn`: in every n-th round no client sits out."""
     left_out_cost: Annotated[float, Field(gt=0, le=1)] = 1.0
     """What a client that sits a round out costs in learning, on the scale of e(rho)."""
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -273,6 +281,26 @@ class Scenario(Section):
     participation: ParticipationSection = ParticipationSection()
     aggregation: AggregationSection = AggregationSection()
     evaluation: EvaluationSection = EvaluationSection()
+
+    def _check_knobs(self) -> None:
+        planning, rule = self.planning, self.participation.rule
+        if planning.knobs is None:
+            idle = {
+                "planning.costs": planning.costs,
+                "planning.rank_values": planning.rank_values,
+                "planning.steps_values": planning.steps_values,
+                "participation.floor": self.participation.floor or None,
+            }
+            for key, value in idle.items():
+                if value is not None:
+                    raise ValueError(f"{key} = {value!r} has no effect without planning.knobs")
+        elif rule not in ("all", "in-turn"):
+            raise ValueError(
+                f"participation.rule = '{rule}' is a choice of knobs itself: with planning.knobs "
+                "allowed are all, in-turn"
+            )
+        elif planning.fit_kappa:
+            raise ValueError("planning.fit_kappa cannot be combined with planning.knobs")
 
     @property
     def client_devices(self) -> tuple[DeviceSection, ...]:
@@ -315,6 +343,7 @@ class Scenario(Section):
                 "time_budget_s goes with training.learning_rate_schedule = 'constant' only: how "
                 "many rounds the rate has to fall over is not known beforehand"
             )
+        self._check_knobs()
         clients = len(self.client_devices)
         need = clients * (self.partition.min_examples + self.task.client_eval_examples)
         what = "partition.min_examples and task.client_eval_examples"
