@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,10 @@ Jobs = Annotated[
     typer.Option("--jobs", "-j", help="Runs at once. Default: as many as fit cores and memory."),
 ]
 Threads = Annotated[int, typer.Option("--threads", help="CPU threads of each run.")]
+Trackers = Annotated[
+    list[str] | None,
+    typer.Option("--tracker", help="tensorboard, wandb, mlflow or trackio; may be repeated."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
@@ -61,6 +66,7 @@ def run(
     keep_adapter: Annotated[
         bool, typer.Option("--keep-adapters", help="Keep every run's adapter.")
     ] = False,
+    trackers: Trackers = None,
     quiet: Quiet = False,
 ) -> None:
     """Do every run that the study still lacks, then write its page, tables and figures.
@@ -91,6 +97,7 @@ def run(
         engine=engine,
         address=address,
         gpus=gpus_per_run,
+        trackers=trackers or [],
     )
 
 
@@ -176,6 +183,7 @@ def carry_on(
     engine: str = "local",
     address: str | None = None,
     gpus: float = 0.0,
+    trackers: Sequence[str] = (),
 ) -> None:
     """Conduct a study with progress on the terminal and write what it shows.
 
@@ -192,6 +200,11 @@ def carry_on(
         raise InputError(f"--engine '{engine}': allowed are local, ray")
     if address is not None and engine == "local":
         raise InputError(f"--address {address}: only with --engine ray")
+
+    if trackers:
+        from airtune.rounds.trackers import check_trackers
+
+        check_trackers(trackers)
 
     def make_pool() -> Pool:
         from airtune.rounds.apart import perform
@@ -210,6 +223,7 @@ def carry_on(
         threads=threads,
         plugins=plugins,
         keep_adapter=keep_adapter,
+        trackers=trackers,
         watch=(lambda progress: None) if quiet else _tell,
     )
     write_all(study, results, folder, quiet)

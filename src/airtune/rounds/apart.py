@@ -28,8 +28,8 @@ def perform(task: Mapping[str, Any]) -> str | None:
     finished), `peak_bytes` (the most memory that this process held) and `wall_s`.
 
     Args:
-        task: `folder`, `values` (the resolved scenario), `threads` and
-            `keep_adapter`; plain values, so that any process can be given them.
+        task: `folder`, `values` (the resolved scenario), `threads`, `trackers`
+            (names) and `keep_adapter`; plain values, so that any process can be given them.
     """
     _end_with_parent()
     folder, begin = Path(task["folder"]), time.perf_counter()
@@ -59,23 +59,21 @@ def _run(folder: Path, task: Mapping[str, Any]) -> None:
     import torch
 
     from airtune.report import write_report
+    from airtune.rounds.observer import Observer
     from airtune.rounds.running import run
+    from airtune.rounds.trackers import tracked
     from airtune.scenario import scenario_from_dict
 
     torch.set_num_threads(task["threads"])
     scenario = scenario_from_dict(task["values"])
     begun = (folder / RUN).is_file()
     other = begun and _other_version(folder)
-    watch = _watch(task)
-    run(scenario, out=folder, resume=begun and not other, replace=other, observer=watch)
+    with tracked(task.get("trackers", []), scenario, folder, Observer()) as watch:
+        run(scenario, out=folder, resume=begun and not other, replace=other, observer=watch)
     write_report(folder)
     # What only a resumption needs may be gigabytes.
     for part in ("checkpoint",) if task["keep_adapter"] else ("checkpoint", "adapter"):
         shutil.rmtree(folder / part, ignore_errors=True)
-
-
-def _watch(task: Mapping[str, Any]) -> Any:
-    return None
 
 
 def _other_version(folder: Path) -> bool:
