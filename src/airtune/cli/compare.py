@@ -31,6 +31,12 @@ def compare(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key for every method."),
     ] = None,
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin", metavar="FILE.py", help="A file or module of parts of your own; repeatable."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep finished runs and go on with the others.")
     ] = False,
@@ -55,18 +61,18 @@ def compare(
     from airtune.planning import METHODS
     from airtune.scenario import load_scenario
 
+    base = load_scenario(scenario, overrides or [], plugins=plugins or [])
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if seeds is not None:
-        _study(scenario, names, seeds, out, overrides or [], quiet)
+        _study(scenario, names, seeds, out, overrides or [], plugins or [], quiet)
         return
-    unknown = [name for name in names if name not in METHODS]
+    unknown = [name for name in names if not METHODS.has(name)]
     if unknown or len(names) < 2 or len(set(names)) != len(names):
         wrong = unknown[0] if unknown else methods
         raise InputError(
             f"--methods '{wrong}': give two or more different names of: "
             f"{', '.join(sorted(METHODS))}"
         )
-    base = load_scenario(scenario, overrides or [])
     folder = out or Path("runs") / f"compare-{base.name}"
 
     from airtune.engines.local import LocalEngine
@@ -110,10 +116,11 @@ def _study(
     seeds: str,
     out: Path | None,
     overrides: list[str],
+    plugins: list[str],
     quiet: bool,
 ) -> None:
     from airtune.cli.study import carry_on
     from airtune.study import study_from
 
     study = study_from(scenario, names, seeds, overrides)
-    carry_on(study, out or Path("runs") / f"study-{study.name}", [], quiet=quiet)
+    carry_on(study, out or Path("runs") / f"study-{study.name}", plugins, quiet=quiet)

@@ -24,6 +24,12 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. cell.radius_m=400."),
     ] = None,
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin", metavar="FILE.py", help="A file or module of parts of your own; repeatable."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
     ] = False,
@@ -76,7 +82,7 @@ def run(
     settings = list(overrides or [])
     if method is not None:
         settings.append(f'planning.method="{method}"')
-    loaded = load_scenario(scenario, settings)
+    loaded = load_scenario(scenario, settings, plugins=plugins or [])
     folder = out or Path("runs") / f"{loaded.name}-{loaded.planning.method}"
 
     from airtune.engines.choice import engine_maker

@@ -229,19 +229,30 @@ def sizes_ending_at(sizes: KeptSizes | None) -> Callable[[float], KeptSizes] | N
     return None if sizes is None else lambda rate: sizes
 
 
+def may_sit_out(scenario: Scenario) -> bool:
+    """Return whether the plan may leave a client out of any round."""
+    every_round = scenario.participation.rule != "in-turn"
+    return "absence" in scenario.planning.turned and every_round
+
+
 def least_pruning(
     scenario: Scenario, costs: Sequence[AffineCosts], profiles: Sequence[DeviceProfile]
 ) -> list[float]:
     """Return each client's smallest pruning rate: what its memory can hold.
 
+    A client that may sit out and does not hold even the most pruned submodel has none that it can
+    hold; it gets the largest rate, and no plan can give it work.
+
     Raises:
-        InputError: a device does not hold even the most pruned submodel.
+        InputError: a device does not hold even the most pruned submodel, and has to take part.
     """
     most = scenario.pruning.max_pruning
     rates = [
         cost.min_pruning(profile.memory_bytes)
         for cost, profile in zip(costs, profiles, strict=True)
     ]
+    if may_sit_out(scenario):
+        return [min(rate, most) for rate in rates]
     for name, rate, profile in zip(scenario.client_names, rates, profiles, strict=True):
         if rate > most:
             raise InputError(

@@ -34,18 +34,12 @@ from airtune.planning.inputs import (
     plan_of_round,
     sizes_ending_at,
 )
+from airtune.planning.methods import METHODS
 from airtune.planning.modes import ClientMode
 from airtune.planning.participation import PARTICIPATION
 from airtune.planning.problem import Plan, PlanningProblem
 from airtune.scenario import Scenario
 
-METHOD_KNOBS: dict[str, frozenset[str]] = {
-    "exact": frozenset({"bandwidth", "pruning"}),
-    "bandwidth-only": frozenset({"bandwidth"}),
-    "pruning-only": frozenset({"pruning"}),
-    "none": frozenset(),
-}
-"""What the methods turn that can be combined with a participation rule."""
 SCALE_BITS = 32
 """Of each rank's scale, where an uplink carries a change in few bits."""
 MOST_STEPS = 4
@@ -75,15 +69,15 @@ def knobs_of_round(scenario: Scenario, round: int) -> frozenset[str] | None:
         return turned - {"absence"} if in_turn else turned
     if rule == "all":
         return None
-    if method not in METHOD_KNOBS:
+    if not METHODS[method].optimal:
+        allowed = ", ".join(name for name, entry in METHODS.items() if entry.optimal)
         raise InputError(
-            f"participation.rule = '{rule}' with planning.method = '{method}': allowed are "
-            f"{', '.join(METHOD_KNOBS)}"
+            f"participation.rule = '{rule}' with planning.method = '{method}': allowed are {allowed}"
         )
     if in_turn:
         return None
     entry = PARTICIPATION[rule]
-    own = METHOD_KNOBS[method] - ({"pruning"} if entry.for_pruning else set())
+    own = METHODS[method].knobs - ({"pruning"} if entry.for_pruning else set())
     return own | entry.knobs
 
 

@@ -19,8 +19,8 @@ from airtune.assignment import Assignment
 from airtune.channel import ChannelState, Placement
 from airtune.engines import Engine
 from airtune.engines.local import LocalEngine
-from airtune.errors import InputError
-from airtune.merging.functions import RULES, Contribution, normalised
+from airtune.merging.functions import Contribution, normalised
+from airtune.merging.functions import merge as merged_by
 from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile, profile_of
 from airtune.planning import METHODS, Plan
@@ -110,7 +110,7 @@ def merge(cell: Cell, adapter: Adapter, contributions: Sequence[Contribution]) -
     scenario = cell.scenario
     if scenario.participation.rule == "partial-fednova":
         contributions = normalised(adapter, contributions)
-    return RULES[scenario.aggregation.rule][0](adapter, contributions)
+    return merged_by(scenario.aggregation.rule, adapter, contributions)
 
 
 def open_cell(
@@ -172,10 +172,9 @@ def checked_profiles(scenario: Scenario) -> tuple[DeviceProfile, ...]:
     """Return each client's device profile.
 
     Raises:
-        InputError: the scenario names a method, rule or profile that is not known.
+        InputError: the scenario names a method, rule, channel model or profile that is not known.
     """
-    method = scenario.planning.method
-    if method not in METHODS:
-        raise InputError(f"planning.method = '{method}': allowed are {', '.join(METHODS)}")
+    METHODS.find(scenario.planning.method)
+    channel.CHANNEL_MODELS.find(channel.model_name(scenario.cell))
     rule_of(scenario)
     return tuple(profile_of(device) for device in scenario.client_devices)

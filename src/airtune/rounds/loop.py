@@ -266,7 +266,7 @@ def _bills(
             answered[client].assignment,
             answered[client].outcome,
             answered[client].status,
-            snr_hz=float(link.air.snr_hz[k]),
+            snr_hz=link.air.received_snr_hz(k),
         )
         for k, client in enumerate(situation.cohort)
     )

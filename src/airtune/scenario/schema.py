@@ -7,10 +7,13 @@ quotes the value and says what is allowed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from airtune.scenario.tasks import TASKS
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -38,9 +41,8 @@ class ModelSection(Section):
 class TaskSection(Section):
     """What the model is fine-tuned to do, and how much of the data is used."""
 
-    name: Literal["gsm-symbolic", "gsm8k", "yahoo-answers", "prompt-answer", "sums"] = (
-        "gsm-symbolic"
-    )
+    name: str = "gsm-symbolic"
+    """A name from `airtune methods`."""
     source: str | None = None
     """A file, a folder or a hub id; not needed by tasks that generate their problems."""
     prompt_column: str = "prompt"
@@ -57,6 +59,13 @@ class TaskSection(Section):
     max_tokens: Annotated[int, Field(ge=8)] = 160
     """Prompt and answer together; longer examples are left out."""
 
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if not TASKS.has(name):
+            raise ValueError(f"{name!r} is unknown; allowed: {', '.join(TASKS)}")
+        return name
+
 
 class PartitionSection(Section):
     """How the training examples are spread over the clients."""
@@ -72,6 +81,10 @@ class PartitionSection(Section):
 class CellSection(Section):
     """The radio cell: geometry, propagation, bandwidth and link quality."""
 
+    channel: str | None = None
+    """A name from `airtune methods`; default: `table` where there is one, else `statistical`."""
+    table: str | None = None
+    """A CSV file of each client's SNR or rate in each round: docs/channel.md."""
     path_loss: Literal["umi", "uma", "classic"] = "umi"
     """3GPP TR 38.901 urban micro or macro, or 128.1 + 37.6 log10(d_km)."""
     radius_m: PositiveFloat = 250.0
@@ -105,6 +118,13 @@ class CellSection(Section):
             raise ValueError(
                 f"min_distance_m = {self.min_distance_m:g} must be below "
                 f"radius_m = {self.radius_m:g}"
+            )
+        if self.channel == "table" and self.table is None:
+            raise ValueError("channel = 'table' needs table, the path of a CSV file")
+        if self.table is not None and self.channel not in (None, "table"):
+            raise ValueError(
+                f"table = '{self.table}' goes with channel = 'table' only, "
+                f"not with channel = '{self.channel}'"
             )
         return self
 
@@ -270,6 +290,8 @@ class Scenario(Section):
     time_budget_s: PositiveFloat | None = None
     """Given: the run ends with the first round that ends at or after this time on the virtual
     clock, and with `rounds` at the latest."""
+    plugins: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Python files or modules that add methods, rules, channel models or tasks: docs/extend.md."""
     model: ModelSection = ModelSection()
     task: TaskSection = TaskSection()
     partition: PartitionSection = PartitionSection()
@@ -315,13 +337,7 @@ class Scenario(Section):
     @property
     def client_names(self) -> tuple[str, ...]:
         """`<profile>-<i>` for each client, i counted within its profile from 1."""
-        seen: dict[str, int] = {}
-        names = []
-        for device in self.client_devices:
-            stem = Path(device.profile).stem
-            seen[stem] = seen.get(stem, 0) + 1
-            names.append(f"{stem}-{seen[stem]}")
-        return tuple(names)
+        return names_of_clients(self.client_devices)
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
@@ -356,3 +372,14 @@ class Scenario(Section):
                 f"clients: {what} need {need}"
             )
         return self
+
+
+def names_of_clients(devices: Iterable[DeviceSection]) -> tuple[str, ...]:
+    """Return `<profile>-<i>` for each client, i counted within its profile from 1."""
+    seen: dict[str, int] = {}
+    names = []
+    for device in devices:
+        stem = Path(device.profile).stem
+        seen[stem] = seen.get(stem, 0) + 1
+        names.append(f"{stem}-{seen[stem]}")
+    return tuple(names)

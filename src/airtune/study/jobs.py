@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from airtune.errors import InputError
+from airtune.plugins import is_path
 from airtune.record.directory import FORMAT
 from airtune.scenario import Scenario, scenario_from_dict
+from airtune.scenario.overrides import add_plugins
 from airtune.study.methods import rank_settings, shipped_sets
 from airtune.study.schema import Method, Study
 
@@ -191,8 +193,7 @@ def resolved(
     values["rounds"] = max(1, round(rounds * method.rounds_factor))
     values["seed"] = seed
     if plugins:
-        own = [plugin_path(plugin) for plugin in plugins]
-        values["plugins"] = [*values.get("plugins", []), *own]
+        add_plugins(values, plugins, None)
     where = ", ".join([f"methods.{name}", *(f"axes.{axis}" for axis, _ in point)])
     scenario = scenario_from_dict(values, where=where)
     if method.ranks_by_speed:
@@ -203,8 +204,7 @@ def resolved(
 
 def plugin_path(plugin: str) -> str:
     """Return a plugin as every process finds it: a file by its full path, a module by its name."""
-    is_file = plugin.endswith(".py") or "/" in plugin
-    return str(Path(plugin).resolve()) if is_file else plugin
+    return str(Path(plugin).resolve()) if is_path(plugin) else plugin
 
 
 def _job(

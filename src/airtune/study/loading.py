@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from airtune.errors import InputError
 from airtune.planning import METHODS
 from airtune.scenario import builtin_scenarios, scenario_from_dict
-from airtune.scenario.overrides import resolve_paths
+from airtune.scenario.overrides import add_plugins, resolve_paths
 from airtune.study.methods import shipped_sets
 from airtune.study.schema import Method, Study
 
@@ -97,7 +97,7 @@ def study_from(
     every = {*shipped, *(name for one in shipped.values() for name in one)}
     found: dict[str, Method] = {}
     for name in methods:
-        if name not in every and name in METHODS:
+        if name not in every and METHODS.has(name):
             chosen = {name: Method(set={"planning.method": name})}
         else:
             chosen = chosen_methods([name], "--methods")
@@ -155,6 +155,7 @@ def scenario_values(base: str, folder: Path | None = None) -> dict[str, Any]:
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{path}: not valid TOML: {error}") from None
         resolve_paths(values, path.parent)
+        add_plugins(values, [], path.parent)
     scenario_from_dict(values, where=base)
     return values
 

@@ -13,7 +13,9 @@ from airtune.planning.optimum.pricing import (
     Branch,
     Limits,
     Taken,
+    at_price,
     deadline_limit,
+    kept_at,
     part_of,
     rate_at,
     stationary,
@@ -56,9 +58,9 @@ def minorants_at(
 
     Args:
         batch: the rows.
-        limits: at the solved deadline. ``latest``: at the end of the interval, where more can be
-            chosen; what is alive only there is bounded by its loss and least band there.
-        latest: see limits.
+        limits: at the solved deadline.
+        latest: at the end of the interval, where more can be chosen; what is alive only there is
+            bounded by its loss in the whole band and its least band there.
         log_price: (nodes,) ln μ.
         taken: what the rows take at that price.
     """
@@ -67,9 +69,12 @@ def minorants_at(
     price = price_node[batch.node]
     base, touch = taken.loss.copy(), taken.kept
     late = ~limits.alive & latest.alive
-    with np.errstate(over="ignore"):
+    if late.any():
+        most = np.where(late, latest.widest, latest.least)
+        last_kept = kept_at(rows, latest, most)
         last_band = np.where(limits.sends, rows.snr_hz * np.exp(-latest.least), 0.0)
-    base[late] = (rows.loss - rows.gain * (rows.high - rows.low) + price * last_band)[late]
+        base[late] = (rows.loss - rows.gain * (last_kept - rows.low) + price * last_band)[late]
+    base[~latest.alive] = np.inf
     quiet = limits.alive & rows.silent & ~rows.absent & (rows.gain > 0) & (touch < rows.high)
     steep = np.where(quiet, rows.gain, 0.0)
     moving = np.flatnonzero(limits.alive & limits.sends)
@@ -150,13 +155,8 @@ def _budget_rows(limits: Limits, moving: NDArray[np.intp], costly: NDArray[np.in
     return limits.budget.part(place)
 
 
-def value_at(batch: Batch, minorants: Minorants, deadline: Array) -> tuple[Array, Array, Array]:
-    """Return at one deadline a node the minorants' least values (R,), and D less rounding.
-
-    D twice: without and with the condition that someone takes part.
-
-    Rows that can never be chosen in the interval have to be removed by the caller.
-    """
+def value_at(batch: Batch, minorants: Minorants, deadline: Array) -> Array:
+    """Return the minorants' least values (R,) at one deadline a node."""
     rows = batch.rows
     left = batch.left_s(deadline)
     value = minorants.base.copy()
@@ -183,9 +183,60 @@ def value_at(batch: Batch, minorants: Minorants, deadline: Array) -> tuple[Array
         value[move] += steep * (minorants.touch[move] - kept) + price * band
         value[move] += np.minimum(loose, 0.0)
         value[move] -= _ROUNDING * (steep * np.abs(kept) + price * band)
+    return value
+
+
+def constants_at(batch: Batch, latest: Limits, log_price: Array, y: Array) -> Array:
+    """Return per row the least loss + μ·b at the end of the interval, less what is not settled.
+
+    It holds in the whole interval, because what a choice loses in a band falls as T grows.
+    """
+    taken = at_price(batch, latest, log_price, y, _STEPS + 1)
+    value = np.where(latest.alive, taken.value - _ROUNDING * np.abs(taken.value), np.inf)
+    move = latest.move
+    if not len(move.index):
+        return value
+    rows, at, mine = move.rows, taken.y[move.index], move.index
+    band, price = taken.band[mine], np.exp(log_price)[move.node]
+    steep, flat = move.deadline.slopes(rows, at, rate_at(rows, at))
+    slope = np.clip(price / rows.gain, flat, steep)
+    tilt = price - rows.gain * slope
+    narrow, wide = rows.snr_hz * np.exp(-move.high), rows.snr_hz * np.exp(-move.low)
+    loose = np.where(tilt > 0, tilt * (band - narrow), tilt * (band - wide))
+    # With a budget as well the slope is another one.
+    loose = np.where(rows.budgeted, np.inf, loose)
+    value[mine] -= loose
+    return value
+
+
+def merged(
+    batch: Batch, tilted: list[Array], constant: Array, chosen: Array
+) -> list[Array]:
+    """Return per row and deadline the better one of its two minorants.
+
+    The better one is what takes less away from the minorant that the client's best row has.
+
+    Args:
+        batch: the rows.
+        tilted: (R,) at each deadline. ``constant``: (R,) at all of them.
+        constant: see tilted.
+        chosen: (S,) the rows that the clients take at T0.
+    """
+    by_tilt, by_constant = np.zeros(len(constant)), np.zeros(len(constant))
+    for value in tilted:
+        line = value[chosen][batch.segment]
+        by_tilt += np.maximum(line - value, 0.0)
+        by_constant += np.maximum(line - constant, 0.0)
+    with np.errstate(invalid="ignore"):
+        better = by_constant < by_tilt
+    return [np.where(better, constant, value) for value in tilted]
+
+
+def dual_of(batch: Batch, minorants: Minorants, value: Array) -> tuple[Array, Array]:
+    """Return D less rounding, without and with the condition that someone takes part."""
     least = batch.least(value)
     total = batch.per_node(least)
     size = batch.per_node(np.abs(least))
     bill = minorants.price_node * batch.total
     bound = total - bill - _ROUNDING * (size + bill)
-    return value, bound, bound + batch.someone(value, least)[0]
+    return bound, bound + batch.someone(value, least)[0]

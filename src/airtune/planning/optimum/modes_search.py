@@ -116,15 +116,24 @@ class _Search:
         factor = 1.0 if self.best is None else self.best.rounds_factor
         return 0.03 * self.tolerance / max(self.kappa * factor, 1.0)
 
-    def bound(self, node: Node) -> float:
-        """A lower bound on the objective in a node."""
+    def objective(self, deadline: float, loss: float) -> float:
+        """T·N(Q)."""
+        rest = 1.0 - self.kappa * loss
+        return deadline / rest if rest > 0 else np.inf
+
+    def halves(self, node: Node) -> tuple[float, float]:
+        """Lower bounds on the objective before and after T0.
+
+        Over a chord by its ends; or, because Q* falls as T grows, with the loss of the later end.
+        """
         if self.limit is not None:
-            return node.first_s
-        value = np.inf
-        for time, loss in ((node.first_s, node.bounds[0]), (node.last_s, node.bounds[2])):
-            rest = 1.0 - self.kappa * loss
-            value = min(value, time / rest if rest > 0 else np.inf)
-        return max(value, node.first_s)
+            return node.first_s, node.first_s
+        times = (node.first_s, node.centre_s, node.last_s)
+        ends = [self.objective(*pair) for pair in zip(times, node.bounds, strict=True)]
+        whole = max(min(ends[0], ends[2]), self.objective(times[0], node.bounds[2]))
+        left = max(min(ends[:2]), self.objective(times[0], node.bounds[1]), whole, node.floor_s)
+        right = max(min(ends[1:]), self.objective(times[1], node.bounds[2]), whole, node.floor_s)
+        return left, right
 
     def lower(self) -> float:
         """A lower bound on the objective over everything."""
@@ -160,7 +169,7 @@ class _Search:
             self._try(node)
         for node in open_nodes:
             node.candidate = None
-            bound = self.bound(node)
+            bound = node.floor_s = max(node.floor_s, min(self.halves(node)))
             if bound < self.target:
                 heapq.heappush(self.heap, (bound, next(self.order), node))
             else:
@@ -289,22 +298,29 @@ def _split(search: _Search, node: Node) -> list[Node]:
             middle = float(np.sqrt(node.first_s * last))
             return [_part(node, last_s=middle), _part(node, first_s=middle)]
         return _split_choices(node)
+    left, right = search.halves(node)
     threshold = search.threshold()
     times = np.array([node.first_s, node.centre_s, node.last_s])
     spare = np.array(node.bounds) - threshold.loss(times)
-    if spare[1] >= 0:
-        parts = []
-        for end, left in ((0, True), (2, False)):
-            if spare[end] < 0:
-                share = spare[1] / (spare[1] - spare[end])
-                edge = float(times[1] + share * (times[end] - times[1]))
-                parts.append(_part(node, last_s=edge) if left else _part(node, first_s=edge))
-        search.refuted_s = min(search.refuted_s, search.target)
-        return parts
     narrow = node.last_s <= node.first_s * _WIDE
-    if node.undecided is not None and narrow:
+    if spare[1] < 0 and node.undecided is not None and narrow:
         return _split_choices(node)
-    return [_part(node, last_s=node.centre_s), _part(node, first_s=node.centre_s)]
+    search.refuted_s = min(search.refuted_s, search.target)
+    parts = []
+    # Around T0 the bound holds as far as its chord to either end stays above the threshold; before
+    # T0, also where the threshold is below the loss at T0.
+    edges = [node.centre_s, node.centre_s]
+    if spare[1] >= 0:
+        for side, end in enumerate((0, 2)):
+            share = spare[1] / (spare[1] - spare[end]) if spare[end] < 0 else 1.0
+            edges[side] = float(times[1] + share * (times[end] - times[1]))
+        reach = search.target * (1.0 - search.kappa * node.bounds[1])
+        edges[0] = min(edges[0], max(reach, node.first_s))
+    if left < search.target and edges[0] > node.first_s:
+        parts.append(_part(node, last_s=edges[0], floor_s=left))
+    if right < search.target and edges[1] < node.last_s:
+        parts.append(_part(node, first_s=edges[1], floor_s=right))
+    return parts
 
 
 def _split_choices(node: Node) -> list[Node]:
@@ -331,5 +347,3 @@ def _split_levels(search: _Search, node: Node) -> list[Node]:
     return parts
 
 
-def _unused(values: Array) -> Array:
-    return values

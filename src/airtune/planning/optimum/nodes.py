@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.planning.optimum.choices import Choices
-from airtune.planning.optimum.minorants import minorants_at, value_at
+from airtune.planning.optimum.minorants import constants_at, dual_of, merged, minorants_at, value_at
 from airtune.planning.optimum.prices import best_prices
-from airtune.planning.optimum.pricing import batch_of, limits_at
+from airtune.planning.optimum.pricing import at_price, batch_of, limits_at
 from airtune.planning.problem import Array
 
 # What a bound may miss by rounding beside the threshold that it has to reach.
@@ -41,6 +41,7 @@ class Node:
         log_price, y: ln μ and (R,) ln(s/b) to start from.
         low_level, high_level: which ends of the broadcast are possible, as indices into levels.
         centre_s: T0. ``bounds``: D̂ at the first deadline, at T0 and at the last one.
+        floor_s: no plan in the node has a smaller objective.
         undecided: the choices in the richer part of the client that is to be split, or None.
         candidate: Q of a plan at T0, with (K,) its choices and bands.
     """
@@ -54,6 +55,7 @@ class Node:
     high_level: int = 0
     centre_s: float = 0.0
     bounds: tuple[float, float, float] = (-np.inf, -np.inf, -np.inf)
+    floor_s: float = 0.0
     undecided: NDArray[np.bool_] | None = None
     candidate: tuple[float, NDArray[np.intp], Array] | None = None
 
@@ -99,19 +101,25 @@ def evaluate(
     alive = batch.least(np.where(limits.alive, 0.0, np.inf))
     whole = batch.per_node(alive) == 0
     priced = best_prices(batch, limits, price, y, np.full(len(nodes), enough))
-    from airtune.planning.optimum.pricing import at_price
-
     taken = at_price(batch, limits, priced.log_price, priced.y, 1)
     lower = minorants_at(batch, limits, latest, priced.log_price, taken)
     times = (last,) if at_last else (first, centre, last)
-    found = [value_at(batch, lower, time) for time in times]
+    values = [value_at(batch, lower, time) for time in times]
+    if not at_last:
+        constant = constants_at(batch, latest, priced.log_price, priced.y)
+        best = batch.chosen(taken.value, batch.least(taken.value))
+        values = merged(batch, values, constant, best)
+    found = [(value, *dual_of(batch, lower, value)) for value in values]
     asked = [threshold.loss(time) for time in times]
     refuted = (found[0][2] >= asked[0]) & (found[-1][2] >= asked[-1])
+    refuted |= found[-1][2] >= asked[0]
     hopeless = np.ones(len(batch.node), dtype=bool)
     for side in (0, -1):
         value, bound, _ = found[side]
-        forced = bound[batch.node] + (value - batch.least(value)[batch.segment])
-        hopeless &= forced - _SAFE >= asked[side][batch.node]
+        forced = bound[batch.node] + (value - batch.least(value)[batch.segment]) - _SAFE
+        hopeless &= forced >= asked[side][batch.node]
+    # Also forced, the loss falls as T grows.
+    hopeless |= forced >= asked[0][batch.node]
     made = []
     ends = np.searchsorted(batch.node, np.arange(len(nodes) + 1))
     for n, node in enumerate(nodes):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from airtune.errors import InputError
 from airtune.planning.optimum.choices import Choices
 from airtune.planning.optimum.prices import best_prices
 from airtune.planning.optimum.pricing import batch_of, limits_at
+from airtune.planning.optimum.search import locally_best
 from airtune.planning.problem import Array, Chosen, Plan, PlanningProblem, priced
 
 _POINTS = 9
@@ -85,6 +87,9 @@ def polished(
 
     A grid of deadlines, solved all at once, is drawn together around its best one.
     """
+    small = _without_choice(problem, choices, chosen, broadcast_s)
+    if small is not None:
+        return _descended(problem, choices, chosen, small, broadcast_s, tolerance)
     rows = _rows_of(choices, chosen)
     low, high = deadline_s / _WIDE, deadline_s * _WIDE
     best: Plan | None = None
@@ -107,6 +112,72 @@ def polished(
         if close or (turn > 8 and gained <= 0.0):
             return best
     return best
+
+
+def _without_choice(
+    problem: PlanningProblem, choices: Choices, chosen: NDArray[np.intp], broadcast_s: float
+) -> PlanningProblem | None:
+    """Return the problem of those who take part, each in its mode; None where it is none.
+
+    J = T·N(Q), and Q = Q0 + Σ v·e with Q0 what modes and absence lose by themselves and
+    v = w·(1 − cost): the problem without modes with κ' = κ·Σv/(1 − κ·Q0), times a constant.
+    """
+    if problem.energy_budget_j is not None or problem.equal_bands:
+        return None
+    modes = modes_of(choices, chosen)
+    here = np.array([k for k, mode in enumerate(modes) if mode is not None], dtype=np.intp)
+    row = np.array([mode for mode in modes if mode is not None], dtype=np.intp)
+    table, weight = problem.table, problem.weight
+    through = weight[here] * (1.0 - table.cost[row])
+    inside = float(through.sum())
+    out = np.ones(problem.clients, dtype=bool)
+    out[here] = False
+    lost = float((weight * np.where(out, problem.absent_costs, 0.0))[out].sum())
+    lost += float(weight[here] @ table.cost[row])
+    rest, limit = 1.0 - problem.kappa * lost, problem.max_pruning_loss
+    if not len(here) or inside <= 0 or rest <= 1e-9:
+        return None
+    kappa = problem.kappa * inside / rest
+    most = problem.costs_of(here, table.max_pruning[row])
+    if limit is None and kappa * float(through @ most) / inside >= 1.0 - 1e-6:
+        return None
+    curves = problem.pruning_cost
+    try:
+        return PlanningProblem(
+            bandwidth_hz=problem.bandwidth_hz,
+            kappa=kappa if limit is None else 0.0,
+            names=tuple(problem.names[k] for k in here),
+            weight=through,
+            snr_hz=problem.snr_hz[here],
+            downlink_s=problem.downlink_s[here] + broadcast_s,
+            compute_fixed_s=table.compute_fixed_s[row],
+            compute_full_s=table.compute_full_s[row],
+            payload_fixed_bits=table.payload_fixed_bits[row],
+            payload_full_bits=table.payload_full_bits[row],
+            min_pruning=table.min_pruning[row],
+            max_pruning=table.max_pruning[row],
+            max_spectral_efficiency=problem.efficiency[here],
+            pruning_cost=None if curves is None else tuple(curves[k] for k in here),
+            max_pruning_loss=None if limit is None else max(limit - lost, 0.0) / inside,
+        )
+    except InputError:  # the bound on Q is less than these modes lose
+        return None
+
+
+def _descended(
+    problem: PlanningProblem,
+    choices: Choices,
+    chosen: NDArray[np.intp],
+    small: PlanningProblem,
+    broadcast_s: float,
+    tolerance: float,
+) -> Plan | None:
+    """Return the plan of a problem without a choice, put back among all clients."""
+    made = locally_best(small, tolerance=0.05 * tolerance)
+    here = np.flatnonzero(~choices.absent[chosen])
+    band, pruning = np.zeros(problem.clients), np.zeros(problem.clients)
+    band[here], pruning[here] = made.bandwidth_hz, made.pruning
+    return priced(problem, "exact", pruning, band, chosen=modes_of(choices, chosen))
 
 
 def _value(problem: PlanningProblem, plan: Plan) -> float:

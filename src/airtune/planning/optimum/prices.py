@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from airtune.planning.optimum.pricing import Batch, Limits, at_price
 from airtune.planning.problem import Array
 
-_MAX_TURNS = 40
+_MAX_TURNS = 24
 _FIRST_STEPS = 5
 _STEPS = 2
 _SETTLED = 1e-10
@@ -86,7 +86,9 @@ def best_prices(
         both = np.isfinite(rich.log_price) & np.isfinite(poor.log_price)
         meet, peak = _tangents(rich, poor)
         known = np.maximum(rich.value, poor.value)
-        done |= both & ((peak - known <= enough) | (poor.log_price - rich.log_price < 1e-12))
+        with np.errstate(invalid="ignore"):  # where a side is not known yet
+            met = peak - known <= enough
+            done |= both & (met | (poor.log_price - rich.log_price < 1e-12))
         if done.all():
             break
         cut = np.where(turn % 2 == 0, meet, _secant(rich, poor, total))

@@ -43,6 +43,7 @@ class Batch:
         node: (R,) whose row it is. ``heads``: (S,) first row of each (node, client).
         head_node: (S,) its node. ``segment``: (R,) which (node, client) a row belongs to.
         nodes: how many nodes. ``total``: B. ``broadcast``: (nodes,) s, the end of the broadcast.
+        absences: whether someone may sit out.
     """
 
     rows: Choices
@@ -54,6 +55,7 @@ class Batch:
     nodes: int
     total: float
     broadcast: Array
+    absences: bool
 
     def least(self, values: Array) -> Array:
         """Return the least value of each (node, client)."""
@@ -71,10 +73,12 @@ class Batch:
         A round without anyone is no plan; where all least values are those of sitting out, the
         client with the least to lose takes part.
         """
+        first = np.searchsorted(self.head_node, np.arange(self.nodes))
+        if not self.absences:
+            return np.zeros(self.nodes), first
         present = np.where(self.rows.absent, np.inf, values)
         with np.errstate(invalid="ignore"):
             regret = np.nan_to_num(self.least(present) - least, nan=np.inf)
-        first = np.searchsorted(self.head_node, np.arange(self.nodes))
         extra = np.minimum.reduceat(regret, first)
         mine = np.where(regret <= extra[self.head_node], np.arange(len(regret)), -1)
         return extra, np.maximum.reduceat(mine, first)
@@ -108,6 +112,7 @@ def batch_of(
         nodes=len(parts),
         total=total,
         broadcast=broadcast,
+        absences=bool(choices.absent.any()),
     )
 
 
@@ -247,6 +252,52 @@ def _capped_log_snr(rows: Choices, branch: Branch, bits: Array, gain: Array) -> 
 
 
 @dataclass(frozen=True, eq=False)
+class Movers:
+    """The rows (m,) with a band to choose: where they are, and what they can do.
+
+    Attributes:
+        index: (m,) in the batch. ``rows``: the choices. ``node``: theirs. ``deadline``: their limit.
+        low, high: range of ln(s/b). ``log_gain``: ln of w·G.
+        costly: those with a budget, in the m. ``small``: their choices. ``first``, ``budget``:
+            their two limits.
+    """
+
+    index: NDArray[np.intp]
+    rows: Choices
+    node: NDArray[np.intp]
+    deadline: Branch
+    low: Array
+    high: Array
+    log_gain: Array
+    costly: NDArray[np.intp]
+    small: Choices
+    first: Branch
+    budget: Branch
+
+    @staticmethod
+    def of(batch: Batch, index: NDArray[np.intp], deadline: Branch, most: Array, least: Array):  # type: ignore[no-untyped-def]
+        """Return what some rows of a batch can do."""
+        rows, limit = part_of(batch.rows, index), deadline.part(index)
+        costly = np.flatnonzero(rows.budgeted)
+        small = part_of(rows, costly)
+        with np.errstate(divide="ignore"):
+            log_gain = np.log(rows.gain)
+        return Movers(
+            index=index,
+            rows=rows,
+            node=batch.node[index],
+            deadline=limit,
+            low=most[index],
+            high=least[index],
+            log_gain=log_gain,
+            costly=costly,
+            small=small,
+            first=limit.part(costly),
+            budget=budget_limit(small),
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Limits:
     """What the rows can do at one deadline a node.
 
@@ -256,6 +307,7 @@ class Limits:
         widest: ln(s/B). ``most``: ln(s/b) at ξ = high. ``least``: at ξ = low.
         alive: it can be chosen at this deadline. ``sends``: it needs band.
         quiet_kept: ξ of the silent rows.
+        move: the rows that have a band to choose, with their own choices, limits and bounds.
     """
 
     deadline: Branch
@@ -267,6 +319,7 @@ class Limits:
     alive: NDArray[np.bool_]
     sends: NDArray[np.bool_]
     quiet_kept: Array
+    move: Movers
 
 
 def limits_at(batch: Batch, deadline: Array) -> Limits:
@@ -285,16 +338,20 @@ def limits_at(batch: Batch, deadline: Array) -> Limits:
         ready = np.where(rows.compute > 0, quiet >= rows.low, slack >= 0) | rows.absent
     alive = np.where(sends, least >= widest - 1e-13, ready)
     costly = np.flatnonzero(rows.budgeted)
+    deadlines = deadline_limit(rows, left)
+    most = np.clip(most, widest, np.maximum(least, widest))
+    least = np.maximum(least, widest)
     return Limits(
-        deadline=deadline_limit(rows, left),
+        deadline=deadlines,
         budget=budget_limit(part_of(rows, costly)),
         costly=costly,
         widest=widest,
-        most=np.clip(most, widest, np.maximum(least, widest)),
-        least=np.maximum(least, widest),
+        most=most,
+        least=least,
         alive=alive,
         sends=sends,
         quiet_kept=np.clip(quiet, rows.low, rows.high),
+        move=Movers.of(batch, np.flatnonzero((most < least) & alive), deadlines, most, least),
     )
 
 
@@ -313,35 +370,24 @@ def at_price(
     batch: Batch, limits: Limits, log_price: Array, y: Array, steps: int
 ) -> Taken:
     """Return what each row takes at one price a node; a row that is not alive has value infinity."""
-    rows = batch.rows
+    rows, move = batch.rows, limits.move
     price = log_price[batch.node]
-    y = y.copy()
-    move = np.flatnonzero((limits.most < limits.least) & limits.alive)
-    if len(move):
-        y[move] = _between(rows, limits, move, price[move], y[move], steps)
-    fixed = limits.most >= limits.least
-    y[fixed] = limits.least[fixed]
-    kept = _kept(rows, limits, y)
+    start, y = y, limits.least.copy()
+    if len(move.index):
+        y[move.index] = _between(move, log_price[move.node], start[move.index], steps)
+    kept = kept_at(rows, limits, y)
     band = np.where(limits.sends, rows.snr_hz * np.exp(-y), 0.0)
     loss = rows.loss - rows.gain * (kept - rows.low)
     value = np.where(limits.alive, loss + np.exp(price) * band, np.inf)
     return Taken(y, kept, band, loss, value)
 
 
-def _between(
-    rows: Choices, limits: Limits, move: NDArray[np.intp], price: Array, y: Array, steps: int
-) -> Array:
-    part = part_of(rows, move)
-    low, high = limits.most[move], limits.least[move]
-    with np.errstate(divide="ignore"):
-        weight = np.log(part.gain) - price
-    first = limits.deadline.part(move)
-    best = stationary(part, first, weight, low, high, np.clip(y, low, high), steps)
-    costly = np.flatnonzero(part.budgeted)
+def _between(move: Movers, price: Array, y: Array, steps: int) -> Array:
+    low, high, weight = move.low, move.high, move.log_gain - price
+    best = stationary(move.rows, move.deadline, weight, low, high, np.clip(y, low, high), steps)
+    costly = move.costly
     if len(costly):
-        small = part_of(part, costly)
-        one = first.part(costly)
-        two = budget_limit(small)
+        small, one, two = move.small, move.first, move.budget
         low, high = low[costly], high[costly]
         first_y = best[costly]
         second_y = stationary(
@@ -370,7 +416,7 @@ def _crossing(rows: Choices, one: Branch, two: Branch) -> Array:
     return np.nan_to_num(y, nan=0.0, posinf=MAX_LOG_SNR, neginf=-MAX_LOG_SNR)
 
 
-def _kept(rows: Choices, limits: Limits, y: Array) -> Array:
+def kept_at(rows: Choices, limits: Limits, y: Array) -> Array:
     """Return ξ at log-SNRs y, within each row's range."""
     rate = rate_at(rows, y)
     kept = np.where(limits.sends, limits.deadline.kept(rate), limits.quiet_kept)
