@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from airtune.errors import InputError
-from airtune.plugins import is_path
+from airtune.plugins.loading import is_path
 from airtune.record.directory import FORMAT
 from airtune.scenario import Scenario, scenario_from_dict
 from airtune.scenario.overrides import add_plugins
