@@ -9,6 +9,7 @@ namespace (links go with them) and ends whatever still runs inside.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from airtune.errors import InputError, RunError
 
@@ -143,6 +145,22 @@ class Links:
             _must("-n", namespace, "address", "add", address, "dev", interface)
             # One frame at a time: the filter should see what a radio would.
             _must("-n", namespace, "link", "set", interface, "gso_max_segs", "1", "up")
+
+
+def sweep_links() -> list[str]:
+    """Remove the namespaces of testbeds whose process is gone, and what runs in them."""
+    removed = []
+    for line in _ip("netns", "list").stdout.splitlines():
+        space = line.split()[0] if line.split() else ""
+        found = re.fullmatch(r"airtune(\d+)(?:s|d\d+|try)", space)
+        if found is None or Path(f"/proc/{found[1]}").exists():
+            continue
+        for pid in _pids(space):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _ip("netns", "delete", space)
+        removed.append(f"namespace {space}")
+    return removed
 
 
 def _qdisc(interface: str, rate_bps: float) -> list[str]:

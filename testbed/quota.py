@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -71,3 +72,16 @@ class Quotas:
                     break
                 time.sleep(0.1)
         self._groups = {}
+
+
+def sweep_quotas() -> list[str]:
+    """Remove the control groups of testbeds whose process is gone."""
+    removed = []
+    for parent in (ROOT, ROOT / "cpu"):
+        for group in parent.glob("airtune-*-*"):
+            found = re.match(r"airtune-(\d+)-", group.name)
+            if found is not None and not Path(f"/proc/{found[1]}").exists():
+                with suppress(OSError):
+                    group.rmdir()
+                    removed.append(f"control group {group.name}")
+    return removed

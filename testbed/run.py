@@ -4,8 +4,10 @@
 
 Linux only, needs root. Each device and the server run in a network namespace of their own, with
 real Flower processes, TLS and registered keys; `tc` holds every link to the rate that the plan
-gave it. Each device has its share of the machine's cores and no more. Everything is removed at
-the end, also after Ctrl-C.
+gave it. Each device takes the time of its profile in the scenario (`--emulate`), so that what is
+tried is the round and not how these cores are shared; a device whose work took longer does not
+count. With `--real` devices take their own time, each within its share of the cores. Everything is
+removed at the end, also after Ctrl-C; what a killed testbed left is removed at the next start.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from types import FrameType
 sys.path.insert(0, str(Path(__file__).parent))
 
 from compare import comparison, table
-from links import Links
-from quota import Quotas
+from links import Links, sweep_links
+from quota import Quotas, sweep_quotas
 from shaper import Shaper
 
 from airtune.channel.trace import Trace, read_trace
@@ -50,7 +52,9 @@ def main() -> int:
         out = Path(arguments.out).resolve()
         written = Path(arguments.scenario)
         source = str(written.resolve()) if written.is_file() else arguments.scenario
-        found = run(scenario, source, arguments.set, out, arguments.trace, arguments.cores)
+        found = run(
+            scenario, source, arguments.set, out, arguments.trace, arguments.cores, arguments.real
+        )
     except (InputError, RunError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
@@ -69,8 +73,11 @@ def run(
     out: Path,
     trace: str | None = None,
     cores: float | None = None,
+    real: bool = False,
 ) -> dict[str, object]:
     """Run a scenario over the testbed; return predicted against measured times.
+
+    With `real` devices are measured and share the cores evenly; otherwise they are emulated.
 
     Raises:
         InputError: the machine lacks what a testbed needs.
@@ -79,11 +86,14 @@ def run(
     replay = None if trace is None else read_trace(trace)
     names = scenario.client_names
     started: list[subprocess.Popen[bytes]] = []
-    with Quotas(names, cores or SHARED_CORES * (os.cpu_count() or 1) / len(names)) as quotas:
+    for left in (*sweep_links(), *sweep_quotas()):
+        print(f"testbed: removed {left}, left by one that was killed")
+    share = cores or SHARED_CORES * (os.cpu_count() or 1) / len(names)
+    with Quotas(names if real or cores else [], share) as quotas:
         if quotas.missing:
             print(f"testbed: no CPU quotas ({quotas.missing}): devices slow each other down")
         try:
-            _run(scenario, source, overrides, out, replay, quotas, started)
+            _run(scenario, source, overrides, out, replay, quotas, started, real)
         finally:
             for process in started:
                 process.wait()  # the namespaces' end has ended them
@@ -98,6 +108,7 @@ def _run(
     replay: Trace | None,
     quotas: Quotas,
     started: list[subprocess.Popen[bytes]],
+    real: bool,
 ) -> None:
     names = scenario.client_names
     with Links(names) as links, tempfile.TemporaryDirectory(prefix="airtune-") as short:
@@ -109,24 +120,25 @@ def _run(
         bands = Path(short) / "bands"
         with Shaper(links, bands, replay):
             _command(out, links, links.server, "deploy", "keys", "server", *addresses)
+            _command(out, links, links.server, "deploy", "keys", "device", *names)
             serve = ("deploy", "server", "--port", str(PORT))
             server = links.inside(links.server, [*CLI, *serve])
             started.append(_start(out, "server", server))
             _wait(out, "server", "ready on", 120)
+            public = [f"keys/{name}.pub" for name in names]
+            _command(out, links, links.server, "deploy", "register", *public)
             for name in names:
-                _command(out, links, links.server, "deploy", "keys", "device", name)
-                register = ("deploy", "register", f"keys/{name}.pub", "--client", name)
-                _command(out, links, links.server, *register)
                 where = f"{links.server_address(name)}:{PORT}"
                 join = ("deploy", "device", "--server", where, "--client", name)
+                emulated = () if real else ("--emulate", "scenario")
                 how = ("--scenario", source, *settings, "--pace", "none", "--poll", "0.2")
-                device = links.inside(links.namespace(name), [*CLI, *join, *how])
+                device = links.inside(links.namespace(name), [*CLI, *join, *how, *emulated])
                 started.append(_start(out, name, quotas.within(name, device)))
             for name in names:
                 _wait(out, name, "is ready", 600)
             _command(
                 out, links, links.server, "deploy", "run", source, *settings, "--out", "run",
-                "--app", str(ROOT / "flower"), "--bands", str(bands), "--wait", "600",
+                "--bands", str(bands), "--wait", "600",
                 shown=True,
             )  # fmt: skip
 
@@ -163,7 +175,8 @@ def _wait(out: Path, name: str, text: str, timeout_s: float) -> None:
 
 def _environment() -> dict[str, str]:
     # One thread a device: they share this machine's cores.
-    return {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    own = {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own}
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
@@ -184,6 +197,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--out", default=f"runs/testbed-{time.strftime('%Y%m%d-%H%M%S')}")
     parser.add_argument("--trace", help="a mahimahi trace that modulates the uplinks")
     parser.add_argument("--cores", type=_positive, help="of this machine, for each device")
+    parser.add_argument("--real", action="store_true", help="devices take their own time")
     return parser.parse_args()
 
 

@@ -97,7 +97,7 @@ class Deployment:
 
     def start_run(self, *extra: str) -> None:
         """Begin a run in the folder `run`."""
-        command = ("deploy", "run", "tiny", *self._settings, "--app", str(ROOT / "flower"))
+        command = ("deploy", "run", "tiny", *self._settings)
         self._start("run", *command, "--out", "run", *extra)
 
     def finish(self, name: str = "run", timeout_s: float = 240.0) -> int:
@@ -127,6 +127,16 @@ class Deployment:
                 raise AssertionError(f"{watched} ended: {self.said(str(watched))[-2000:]}")
             assert time.monotonic() < deadline, f"no sign of: {what}"
             time.sleep(0.1)
+
+    def attach(self) -> None:
+        """Show the run again, as `attached`."""
+        self._start("attached", "deploy", "attach")
+
+    def end(self, name: str, timeout_s: float = 30.0) -> None:
+        """Ask a process to end, and wait."""
+        process = self._running.pop(name)
+        process.terminate()
+        process.wait(timeout_s)
 
     def kill(self, name: str) -> None:
         """End a process without a word, as a pulled plug does; the kernel ends its children."""
@@ -162,6 +172,10 @@ class Deployment:
         """Return a process's id."""
         return self._running[name].pid
 
+    def running(self, name: str) -> bool:
+        """Say whether a process is still there."""
+        return name in self._running and self._running[name].poll() is None
+
     def _start(self, name: str, *arguments: str) -> None:
         with (self.folder / f"{name}.log").open("wb") as log:
             self._running[name] = subprocess.Popen(
@@ -170,4 +184,10 @@ class Deployment:
             )  # fmt: skip
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        return {
+            **os.environ,
+            # The processes run elsewhere: a relative path would find another airtune.
+            "PYTHONPATH": str(ROOT / "src"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+        }

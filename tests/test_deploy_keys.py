@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
+import http.server
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +20,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from airtune.deploy.gateway import fingerprint
-from airtune.deploy.keys import ServerKeys, make_device_key, make_server_keys, public_pem
-from airtune.deploy.processes import check_server, split_address
+from airtune.deploy.keys import (
+    ServerKeys,
+    expiry_warnings,
+    make_device_key,
+    make_server_keys,
+    public_pem,
+)
+from airtune.deploy.processes import check_clock, check_server, split_address, sweep
 from airtune.errors import InputError
 
 
@@ -133,3 +145,70 @@ def test_server_addresses_have_a_port(address: str) -> None:
     with pytest.raises(InputError, match="write host:port"):
         split_address(address)
     assert split_address("server:9443") == ("server", 9443)
+
+
+def test_a_certificate_warns_before_it_ends_and_is_renewed(tmp_path: Path) -> None:
+    make_server_keys(tmp_path, ["127.0.0.1"], days=100)
+    now = datetime.datetime.now(datetime.UTC)
+    authority = (tmp_path / "ca.crt").read_bytes()
+    assert expiry_warnings(tmp_path, now) == []
+    soon = expiry_warnings(tmp_path, now + datetime.timedelta(days=80))
+    assert len(soon) == 1
+    assert "ends in 19 days" in soon[0]
+    assert "--renew" in soon[0]
+    assert "has ended" in expiry_warnings(tmp_path, now + datetime.timedelta(days=101))[0]
+    old = (tmp_path / "server.crt").read_bytes()
+    with pytest.raises(InputError, match="never overwritten"):
+        make_server_keys(tmp_path, ["127.0.0.1"])
+    make_server_keys(tmp_path, ["127.0.0.1"], renew=True)
+    assert (tmp_path / "server.crt.old").read_bytes() == old
+    assert (tmp_path / "ca.crt").read_bytes() == authority
+    assert expiry_warnings(tmp_path, now + datetime.timedelta(days=80)) == []
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Answers with a clock of its own."""
+
+    ahead_s = 0.0
+
+    def do_GET(self) -> None:
+        self.send_response(405)
+        self.end_headers()
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string(time.time() + self.ahead_s)
+
+    def log_message(self, *arguments: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "said"),
+    [(0.0, None), (200.0, None), (400.0, "behind"), (-60.0, "60 s ahead of")],
+)
+def test_a_clock_that_is_off_is_named(ahead_s: float, said: str | None) -> None:
+    handler = type("Handler", (Server,), {"ahead_s": ahead_s})
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = ("127.0.0.1", server.server_port)
+        try:
+            if said is None:
+                check_clock(address, None)
+            else:
+                with pytest.raises(InputError, match=f"this machine's clock is .*{said}"):
+                    check_clock(address, None)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_what_a_killed_server_left_is_ended(tmp_path: Path) -> None:
+    environment = {**os.environ, "FLWR_HOME": str(tmp_path / "flower")}
+    left = subprocess.Popen([sys.executable, "-c", "input()"], env=environment, stdin=-1)
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1)
+    with left, other:
+        assert sweep(tmp_path / "flower") == 1
+        assert left.wait(10) != 0
+        assert other.poll() is None
+        other.kill()
+    assert sweep(tmp_path / "flower") == 0

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airtune.deploy.pacing import TcPacer, TokenBucket, relay, tbf
+from airtune.deploy import pacing
+from airtune.deploy.pacing import (
+    CHUNK_BYTES,
+    URGENT_BYTES,
+    TcPacer,
+    TokenBucket,
+    Urgent,
+    relay,
+    tbf,
+)
+from airtune.deploy.processes import free_port
 from airtune.errors import InputError, RunError
 
 BURST = 8192
@@ -100,17 +110,47 @@ def test_the_relay_paces_uploads_and_not_downloads() -> None:
             assert running.uplink_bytes == len(received) == 30_000
             assert running.downlink_bytes == 200_000
     # A lower bound holds on any machine: faster than the bucket allows is impossible.
-    assert took_s >= (30_000 - BURST) * 8 / 4e5 * 0.99
+    assert took_s >= (30_000 - BURST - URGENT_BYTES) * 8 / 4e5 * 0.99
 
 
-def test_a_relay_without_a_server_closes_the_connection() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        gone = probe.getsockname()
+def test_a_relay_without_a_server_resets_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A reset says "try again"; a plain close would look like a server that breaks TLS.
+    monkeypatch.setattr(pacing, "REACH_S", 0.1)
     with (
-        relay(gone, TokenBucket()) as (_, port),
+        relay(("127.0.0.1", free_port()), TokenBucket()) as (_, port),
+        socket.create_connection(("127.0.0.1", port), timeout=10) as client,
+        pytest.raises(ConnectionResetError),
+    ):
+        client.recv(1)
+
+
+def test_a_relay_waits_for_a_server_that_is_starting() -> None:
+    address = ("127.0.0.1", free_port())
+    with (
+        relay(address, TokenBucket()) as (_, port),
         socket.create_connection(("127.0.0.1", port), timeout=10) as client,
     ):
-        assert client.recv(1) == b""
+        client.sendall(b"hello")
+        time.sleep(0.5)  # the relay has tried and failed
+        with socket.create_server(address) as server:
+            server.settimeout(10)
+            connection, _ = server.accept()
+            with connection:
+                assert connection.recv(5) == b"hello"
+
+
+def test_a_sign_of_life_passes_ahead_of_an_update_and_an_update_does_not() -> None:
+    clock = Clock()
+    urgent = Urgent(clock)
+    sent = 0
+    while urgent.passes(1500):
+        sent += 1500
+    assert sent <= URGENT_BYTES < sent + 1500
+    for _ in range(50):  # as an update would be: at the link's own pace, chunk after chunk
+        clock.now += 0.01
+        assert not urgent.passes(CHUNK_BYTES)
+    clock.now += 8.0  # a heartbeat later
+    assert urgent.passes(1500)
 
 
 def test_tc_is_asked_for_the_rate() -> None:

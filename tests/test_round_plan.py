@@ -194,12 +194,41 @@ def test_every_knob_more_is_no_worse_and_times_add_up(costs_file: str) -> None:
             )
 
 
+def test_without_the_bandwidth_knob_bands_are_equal(costs_file: str) -> None:
+    scenario = tiny('planning.knobs=["pruning","absence"]', f"planning.costs={costs_file}")
+    made, at = planned(scenario)
+    bands = made.plan.bandwidth_hz[[mode is not None for mode in made.modes]]
+    np.testing.assert_allclose(bands, at.problem.bandwidth_hz / len(bands))
+
+
+def test_steps_are_priced_by_their_computing_and_not_by_their_number() -> None:
+    scenario = tiny("participation.rule=partial", "planning.method=none", "planning.kappa=0.3")
+    at = situation_of_scenario(scenario)
+    first, second = at.loads[0].steps
+    uneven = replace(at.loads[0], steps=(first, replace(second, length=4 * second.length)))
+    made = plan_round(scenario, replace(at, loads=(uneven,) * 4))
+    flops = [training_flops(at.shape, full_sizes(at.shape), s, at.modes[0]) for s in uneven.steps]
+    done = [
+        1.0 if m is not None and m.local_steps == 2 else flops[0] / sum(flops) for m in made.modes
+    ]
+    assert 1.0 > min(done) < 0.4
+    expected = float(at.problem.weight @ (1 - np.array(done)))
+    assert made.plan.pruning_loss == pytest.approx(expected)
+
+
 def test_in_turn_everyone_comes_in_every_nth_round() -> None:
     scenario = tiny("participation.rule=in-turn", "planning.method=bandwidth-only",
                     "participation.every_rounds=3", "participation.left_out_cost=0.5")  # fmt: skip
     assert None in planned(scenario, 1)[0].modes
     assert None in planned(scenario, 2)[0].modes
     assert None not in planned(scenario, 3)[0].modes
+
+
+def test_in_turn_with_knobs_everyone_comes_in_every_nth_round(costs_file: str) -> None:
+    scenario = tiny('planning.knobs=["bandwidth","absence"]', f"planning.costs={costs_file}",
+                    "participation.rule=in-turn")  # fmt: skip
+    assert None in planned(scenario, 1)[0].modes
+    assert None not in planned(scenario, 2)[0].modes
 
 
 def test_memory_forces_pruning_in_every_mode_or_the_mode_is_not_offered(costs_file: str) -> None:
@@ -228,8 +257,13 @@ def test_what_cannot_be_combined_is_refused(settings: list[str], names: str) -> 
 
 
 def test_costs_files_that_are_none_are_refused(tmp_path: Path) -> None:
-    for text, names in (("{", "not JSON"), ("{}", "airtune-costs/1"), ("[]", "format"),
-                        (costs().model_dump_json().replace("0.9", "1.9"), "absent.cost")):  # fmt: skip
+    dear = costs().model_dump_json().replace("0.9", "1.9")
+    for text, names in (
+        ("{", "not JSON"),
+        ("{}", "airtune-costs/1"),
+        ("[]", "format"),
+        (dear, "absent.cost"),
+    ):
         path = tmp_path / "costs.json"
         path.write_text(text)
         with pytest.raises(InputError, match=names):

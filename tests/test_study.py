@@ -215,7 +215,7 @@ def test_what_a_newer_version_made_is_refused(tmp_path: Path) -> None:
     info = {"format": 99, "status": "finished", "method": "none", "seed": 0, "scenario": {},
             "versions": {}, "started_at": ""}  # fmt: skip
     (run / "run.json").write_text(json.dumps(info))
-    with pytest.raises(InputError, match=r"made by a newer version of airtune .record format 99"):
+    with pytest.raises(InputError, match="of format 99"):
         state_of(tmp_path / "out", job)
     saved = tmp_path / "out" / "study.json"
     saved.write_text(json.dumps({**json.loads(saved.read_text()), "format": 2}))

@@ -85,11 +85,44 @@ def test_predicted_and_measured_stand_side_by_side(tmp_path: Path) -> None:
     found = comparison(tmp_path / "t", tmp_path / "r")
     (first,) = found["rounds"]
     assert first["measured_s"] == pytest.approx(6.3)
-    assert first["error"] == pytest.approx(0.05)
+    # The prediction holds what is known of the framework's bytes: 1670 and four heads of 865.
+    predicted_s = 6.0 + 8 * (1670 + 4 * 865) / 1e6
+    assert first["error"] == pytest.approx(6.3 / predicted_s - 1)
+    assert first["counts"]
     assert first["engine_s"] == 0.5
     shown = table(found).splitlines()
     assert "1.00 / 1.10" in shown[1]
-    assert "+5.0%" in shown[2]
+    assert "+4.3%" in shown[2]
+
+
+def test_a_device_that_could_not_keep_its_profiles_time_does_not_count(tmp_path: Path) -> None:
+    planned = {"rate_bps": 1e6, "downlink_s": 1.0, "compute_s": 2.0, "upload_s": 3.0, "round_s": 6}
+    measured = {"downlink_s": 1.0, "compute_s": 9.0, "upload_s": 3.0, "engine_s": 0.5, "total_s": 7}
+    lines = [
+        {"round": 1, "client": name, "planned": planned, "measured": measured, "counts": counts,
+         "uplink_bytes": 10}
+        for name, counts in (("c", False), ("d", True))
+    ]  # fmt: skip
+    clients = [{"name": name, "uplink_bits": 80.0} for name in "cd"]
+    record = {"round": 1, "predicted_latency_s": 6.0, "wall_s": 7.5, "clients": clients}
+    (tmp_path / "t").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "r").write_text(json.dumps(record) + "\n")
+    found = comparison(tmp_path / "t", tmp_path / "r")
+    (first,) = found["rounds"]
+    assert [client["counts"] for client in first["clients"]] == [False, True]
+    assert not first["counts"]
+    assert table(found).count("overrun") == 2
+
+
+def test_what_a_killed_testbed_left_is_named_by_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota, "ROOT", tmp_path)
+    gone, here = tmp_path / "airtune-999999999-a", tmp_path / f"airtune-{os.getpid()}-a"
+    gone.mkdir()
+    here.mkdir()
+    assert quota.sweep_quotas() == ["control group airtune-999999999-a"]
+    assert here.exists()
 
 
 def test_links_carry_what_they_are_shaped_to(allowed: None) -> None:

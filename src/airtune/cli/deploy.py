@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from airtune.cli import deploy_runs
 
 app = typer.Typer(
     help="Run on real devices through Flower: keys, server, devices, runs.",
@@ -15,6 +17,9 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="Make the keys of a deployment.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+for command in (deploy_runs.run, deploy_runs.status, deploy_runs.stop, deploy_runs.attach):
+    app.command()(command)
+app.command("try")(deploy_runs.try_here)
 
 State = Annotated[Path, typer.Option("--state", help="Folder of the server's state.")]
 Insecure = Annotated[
@@ -34,6 +39,9 @@ def server_keys(
         typer.Option("--address", help="Name or IP by which devices reach the server; repeatable."),
     ],
     folder: Annotated[Path, typer.Option("--dir", help="Where the keys go.")] = Path("keys"),
+    renew: Annotated[
+        bool, typer.Option("--renew", help="A new certificate; the old one moves to .old.")
+    ] = False,
 ) -> None:
     """Make a certificate authority (once) and the server's certificate.
 
@@ -41,38 +49,90 @@ def server_keys(
     """
     from airtune.deploy.keys import make_server_keys
 
-    made = make_server_keys(folder, address)
+    made = make_server_keys(folder, address, renew=renew)
     typer.echo(f"for the server:     {made.certificate}, {made.private_key}")
     typer.echo(f"for every device:   {made.authority}")
 
 
-@keys.command("device")
+@keys.command("device", epilog="Example: airtune deploy keys device --scenario demo")
 def device_key(
-    name: Annotated[str, typer.Argument(help="The device's name, e.g. its client's.")],
-    folder: Annotated[Path, typer.Option("--dir", help="Where the key goes.")] = Path("keys"),
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of devices, e.g. their clients'.")
+    ] = None,
+    scenario: Annotated[
+        str | None, typer.Option("--scenario", help="One key for each client of this scenario.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--dir", help="Where the keys go.")] = Path("keys"),
+    renew: Annotated[
+        bool, typer.Option("--renew", help="A new key; the old one moves to .old.")
+    ] = False,
 ) -> None:
-    """Make a device's key pair, on the device itself.
+    """Make devices' key pairs: each best on the device itself.
 
-    Give the .pub file to the server's operator; the other half stays here.
+    Give the .pub file to the server's operator; the other half stays on the device.
     """
     from airtune.deploy.keys import make_device_key
+    from airtune.errors import InputError
+    from airtune.scenario import load_scenario
 
-    made = make_device_key(folder, name)
-    typer.echo(f"stays on the device: {made.private_key}")
-    typer.echo(f"for the server:      {made.public_key}")
+    wanted = list(names or [])
+    if scenario is not None:
+        wanted += load_scenario(scenario, []).client_names
+    if not wanted:
+        raise InputError("no device: give names, or --scenario for all its clients")
+    for name in wanted:
+        made = make_device_key(folder, name, renew=renew)
+        typer.echo(f"stays on the device: {made.private_key}")
+        typer.echo(f"for the server:      {made.public_key}")
 
 
-@app.command("register")
+@app.command(
+    "register",
+    epilog="Example: airtune deploy register keys/*.pub registers each as the client it is named "
+    "after; --replace rotates a key.",
+)
 def register(
-    public_key: Annotated[Path, typer.Argument(help="The device's .pub file.")],
-    client: Annotated[str, typer.Option("--client", help="The scenario's client that it plays.")],
+    public_keys: Annotated[list[Path], typer.Argument(help="The devices' .pub files.")],
+    client: Annotated[
+        str | None,
+        typer.Option("--client", help="The scenario's client that it plays [the file's name]."),
+    ] = None,
+    scenario: Annotated[
+        str | None, typer.Option("--scenario", help="Refuse clients that this one has not.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Revoke the client's other keys.")
+    ] = False,
     state: State = Path("deployment"),
 ) -> None:
-    """Admit a device to a started server: its key, and which client it plays."""
-    from airtune.deploy import server
+    """Admit devices to a started server: their keys, and which client each plays."""
+    from airtune.deploy import admission, server
+    from airtune.errors import InputError
+    from airtune.scenario import load_scenario
 
-    server.register(server.State(state.resolve()), public_key, client)
-    typer.echo(f"registered {public_key} as {client}")
+    if client is not None and len(public_keys) > 1:
+        raise InputError(f"--client '{client}': one client for {len(public_keys)} keys; leave it")
+    plays = {path: client or path.stem for path in public_keys}
+    if scenario is not None:
+        known = load_scenario(scenario, []).client_names
+        for name in plays.values():
+            if name not in known:
+                raise InputError(f"client '{name}' is not in '{scenario}': {', '.join(known)}")
+    for line in admission.register(server.State(state.resolve()), plays, replace=replace):
+        typer.echo(line)
+
+
+@app.command("revoke", epilog="Example: airtune deploy revoke jetson-orin-nano-1")
+def revoke(
+    clients: Annotated[list[str], typer.Argument(help="Clients whose keys are taken away.")],
+    state: State = Path("deployment"),
+) -> None:
+    """Take devices' keys off a started server; their next request is refused."""
+    from airtune.deploy import admission, server
+
+    for client in clients:
+        for line in admission.revoke(server.State(state.resolve()), client):
+            typer.echo(line)
 
 
 @app.command("server")
@@ -123,6 +183,14 @@ def device(
             help="Clip and noise every update; also delta=1e-5, budget=EPSILON.",
         ),
     ] = None,
+    emulate: Annotated[
+        str | None,
+        typer.Option(
+            "--emulate",
+            metavar="PROFILE",
+            help="Take this device's time: a profile's name or file, or scenario for its own.",
+        ),
+    ] = None,
     secure_aggregation: Annotated[
         bool, typer.Option("--secure-aggregation", help="Refused, with the reason.", hidden=True)
     ] = False,
@@ -152,86 +220,6 @@ def device(
             place,
             folder or Path(f"device-{client}"),
             privacy=None if privacy is None else parse_privacy(privacy),
+            emulate=emulate,
             ready=lambda: typer.echo(f"{client} is ready"),
         )
-
-
-@app.command("run")
-def run(
-    scenario: Annotated[str, typer.Argument(help="A scenario file, or a built-in one.")] = "demo",
-    out: Annotated[Path | None, typer.Option("--out", help="Where the run is recorded.")] = None,
-    devices: Annotated[
-        int, typer.Option("--devices", min=0, help="Fewest devices to start with; 0: all.")
-    ] = 0,
-    wait_s: Annotated[float, typer.Option("--wait", min=0, help="How long to wait, s.")] = 60.0,
-    slack: Annotated[
-        float, typer.Option("--slack", min=1, help="Deadline: the plan's round latency times this.")
-    ] = 3.0,
-    engine_s: Annotated[
-        float, typer.Option("--grace", min=0, help="…plus this, for Flower's own time, s.")
-    ] = 30.0,
-    bands: Annotated[
-        Path | None, typer.Option("--bands", help="Unix socket of what enforces the band shares.")
-    ] = None,
-    app_folder: Annotated[Path, typer.Option("--app", help="The Flower app.")] = Path("flower"),
-    state: State = Path("deployment"),
-    overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = (
-        False
-    ),
-    replace: Annotated[bool, typer.Option("--replace", help="Throw away what --out holds.")] = (
-        False
-    ),
-) -> None:
-    """Run a scenario on the connected devices and wait for its end."""
-    from airtune.deploy import server
-    from airtune.scenario import load_scenario
-
-    loaded = load_scenario(scenario, overrides or [])
-    where = server.State(state.resolve())
-    folder = (out or Path("runs") / f"{loaded.name}-devices").resolve()
-    source = Path(scenario).resolve() if Path(scenario).is_file() else scenario
-    settings: dict[str, str | int | float | bool] = {
-        "scenario": str(source),
-        "overrides": server.as_json(overrides or []),
-        "out": str(folder),
-        "resume": resume,
-        "replace": replace,
-        "devices": devices,
-        "wait-s": float(wait_s),
-        "slack": float(slack),
-        "engine-s": float(engine_s),
-        "wire": str(where.wire_log),
-        "bands": "" if bands is None else str(bands.resolve()),
-        "outcome": str(where.outcome),
-        "progress": str(where.progress),
-    }
-    _await(server.submit(where, app_folder, settings), where.progress, folder)
-
-
-def _await(submitted: Any, progress: Path, folder: Path) -> None:
-    import time
-
-    from airtune.errors import InputError, RunError
-
-    printed = 0
-    try:
-        while (ended := submitted.outcome()) is None:
-            printed = _print_new(progress, printed)
-            time.sleep(0.5)
-    except KeyboardInterrupt:
-        submitted.stop()
-        raise
-    _print_new(progress, printed)
-    if not ended["ok"]:
-        raise (InputError if ended["exit"] == 2 else RunError)(ended["error"])
-    typer.echo(f"record: {folder}")
-
-
-def _print_new(path: Path, printed: int) -> int:
-    if not path.exists():
-        return printed
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for line in lines[printed:]:
-        typer.echo(line)
-    return len(lines)

@@ -19,6 +19,7 @@ from airtune.adapters.slices import gather_adapter
 from airtune.assignment import Assignment
 from airtune.deploy import privacy as dp
 from airtune.deploy.codec import adapter_arrays, adapter_of, layout_of, structure_array
+from airtune.deploy.emulation import Emulated
 from airtune.deploy.pacing import Pacer
 from airtune.deploy.protocol import (
     PROTOCOL,
@@ -57,6 +58,7 @@ class Device:
         pacer: holds the upload to the planned rate.
         folder: where the device remembers what privacy it has spent.
         privacy: clip and noise before anything leaves, or None.
+        emulated: take the time of another device, or None.
 
     Raises:
         InputError: no such client, or the scenario cannot be combined with privacy.
@@ -69,6 +71,7 @@ class Device:
         pacer: Pacer,
         folder: Path,
         privacy: Privacy | None = None,
+        emulated: Emulated | None = None,
     ) -> None:
         if client not in scenario.client_names:
             raise InputError(
@@ -81,6 +84,7 @@ class Device:
         self._scenario, self._client, self._pacer = scenario, client, pacer
         self._index = scenario.client_names.index(client)
         self._privacy, self._ledger = privacy, folder / "privacy.json"
+        self._emulated = emulated
         self._worker = Worker(scenario)
         self._layout = layout_of(self._worker.initial_adapter())
         self._run: str | None = None
@@ -89,13 +93,14 @@ class Device:
 
     def handle(self, body: bytes) -> bytes:
         """Answer one message; never raises."""
+        begin_s = time.perf_counter()
         try:
             kind = kind_of(body)
             if kind == "hello":
                 return pack(self._hello(unpack(body, Hello)[0]))
             if kind == "job":
                 fields, arrays = unpack(body, Job)
-                return self._train(fields, arrays)
+                return self._train(fields, arrays, begin_s)
             return _refusal(f"a message of kind '{kind}' is not for devices")
         except (ProtocolError, InputError, RunError) as error:
             return _refusal(str(error))
@@ -123,6 +128,8 @@ class Device:
         setting = self._worker.setting
         own = setting.clients[self._index]
         profile = profile_of(self._scenario.client_devices[self._index])
+        if self._emulated is not None:
+            profile = self._emulated.profile
         private = self._privacy is not None
         return Introduction(
             protocol=PROTOCOL,
@@ -130,7 +137,7 @@ class Device:
             client=self._client,
             model_fingerprint=setting.model_fingerprint,
             examples=own.examples,
-            labels={} if private else {str(key): count for key, count in own.labels.items()},
+            labels={} if private else own.labels,
             pruning_cost=None if own.pruning_cost is None else list(own.pruning_cost),
             profile=profile.name,
             effective_flops=self._measured_speed(),
@@ -159,6 +166,8 @@ class Device:
             adapter=self._worker.initial_adapter(),
         )
         self._worker.train(job)
+        if self._emulated is not None:
+            return self._emulated.profile.effective_flops
         begin = time.perf_counter()
         update = self._worker.train(job)
         return update.flops / (time.perf_counter() - begin)
@@ -169,12 +178,11 @@ class Device:
             for step in self._worker.step_tokens(round, self._index)
         ]
 
-    def _train(self, job: Job, arrays: Arrays) -> bytes:
+    def _train(self, job: Job, arrays: Arrays, begin_s: float) -> bytes:
         if job.run != self._run:
             return _refusal(f"run {job.run} has not introduced itself to this device")
         adapter = adapter_of(arrays, self._layout)
         spent = self._spend()
-        begin = time.perf_counter()
         update = self._worker.train(
             ClientJob(
                 round=job.round,
@@ -184,17 +192,20 @@ class Device:
             )
         )
         values = self._protected(adapter, update)
-        compute_s = time.perf_counter() - begin
         self._moments = update.optimizer_state
+        next_steps = self._steps(job.round + 1)
+        held = self._emulated
+        emulated_s = None if held is None else held.hold(begin_s, update.flops)
         fields = Update(
             run=job.run,
             round=job.round,
             client=self._client,
             examples=update.examples,
             train_loss=None if self._privacy is not None else update.train_loss,
-            compute_s=compute_s,
-            next_steps=self._steps(job.round + 1),
+            compute_s=time.perf_counter() - begin_s,
+            next_steps=next_steps,
             epsilon=spent,
+            emulated_s=emulated_s,
         )
         bits = self._scenario.aggregation.payload_bits_per_value
         kept = structure_array(update.structure, self._worker.shape)

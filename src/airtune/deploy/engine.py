@@ -17,6 +17,7 @@ from airtune.assignment import PlannedTimes
 from airtune.deploy.bands import Bands
 from airtune.deploy.checks import checked_update
 from airtune.deploy.codec import adapter_arrays
+from airtune.deploy.emulation import overran
 from airtune.deploy.meter import WireTimes, read_wire_log, wire_times
 from airtune.deploy.protocol import (
     Introduction,
@@ -39,6 +40,10 @@ from airtune.training.client import ClientJob, ClientUpdate, Measured
 from airtune.training.worker import ClientSetting, Evaluation, Setting, Worker
 
 Outcome = ClientUpdate | ClientFailure
+
+
+_STALL_S = 5.0
+"""So long between two looks at the mailbox, and this process has stood still."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,14 @@ class FlowerEngine:
         for node in by_node.keys() - set(posted.values()):
             yield ClientFailure(by_node[node][0].client, "not sent: Flower took no message")
         deadline_s = sent_s + self._patience_s(present[0][0])
-        while pending and time.time() < deadline_s:
+        looked_s = time.time()
+        while pending:
+            now_s = time.time()
+            # While this process stood still no device could be late.
+            deadline_s += max(0.0, now_s - looked_s - _STALL_S)
+            looked_s = now_s
+            if now_s >= deadline_s:
+                break
             for reply in self._post.collect(list(pending)):
                 yield self._outcome(pending.pop(reply.message), reply)
             if pending:
@@ -225,6 +237,11 @@ class FlowerEngine:
         wire = self._wire_of(dispatch)
         measured = _measured(fields, wire, after_s)
         self._write_timings(dispatch, fields, wire, measured, after_s)
+        if overran(fields.compute_s, fields.emulated_s):
+            self._say(
+                f"{fields.client}: the work took {fields.compute_s:.2f} s, more than the "
+                f"{fields.emulated_s:.2f} s of the device that it emulates: its times do not count"
+            )
         return replace(update, measured=measured)
 
     def _gather(self) -> None:
@@ -297,12 +314,13 @@ class FlowerEngine:
     ) -> None:
         if self._timings is None:
             return
-        planned, rate_bps = _planned(dispatch.job), dispatch.job.assignment.rate_bps
+        planned, assigned = _planned(dispatch.job), dispatch.job.assignment
         line = {
             "round": dispatch.job.round,
             "client": fields.client,
             "planned": {
-                "rate_bps": rate_bps,
+                "rate_bps": assigned.rate_bps,
+                "downlink_rate_bps": assigned.downlink_rate_bps,
                 "downlink_s": planned.downlink_s,
                 "compute_s": planned.compute_s,
                 "upload_s": planned.upload_s,
@@ -318,6 +336,8 @@ class FlowerEngine:
             "uplink_bytes": None if wire is None else wire.uplink_bytes,
             "downlink_bytes": None if wire is None else wire.downlink_bytes,
             "epsilon": fields.epsilon,
+            "emulated_s": fields.emulated_s,
+            "counts": not overran(fields.compute_s, fields.emulated_s),
         }
         with self._timings.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -345,7 +365,7 @@ def _client_setting(own: Introduction) -> ClientSetting:
     cost = own.pruning_cost
     return ClientSetting(
         examples=own.examples,
-        labels={int(label): count for label, count in own.labels.items()},
+        labels=own.labels,
         pruning_cost=None if cost is None else tuple((rate, value) for rate, value in cost),
     )
 

@@ -53,9 +53,10 @@ def write_command(folder: Path, socket_path: Path) -> None:
 
 def serve(socket_path: Path) -> None:
     """Listen and fork, until the parent process goes away or a signal ends it."""
-    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
-
     import airtune.deploy.resident  # the app's own import, warmed here
+    from airtune.deploy.flower_names import client_process
+
+    run = client_process()
 
     del airtune
     parent = os.getppid()
@@ -73,7 +74,7 @@ def serve(socket_path: Path) -> None:
                 continue
             if os.fork() == 0:
                 listener.close()
-                _child(connection, flwr_clientapp)
+                _child(connection, run)
             connection.close()
 
 

@@ -23,6 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from airtune.errors import InputError
 
+WARN_DAYS = 30
 _DEVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ALWAYS = ("localhost", "127.0.0.1")
 """In every server certificate: a device's paced relay is reached by this address."""
@@ -48,7 +49,9 @@ class DeviceKey:
     """What is registered with the server."""
 
 
-def make_server_keys(folder: Path, addresses: Sequence[str], *, days: int = 825) -> ServerKeys:
+def make_server_keys(
+    folder: Path, addresses: Sequence[str], *, days: int = 825, renew: bool = False
+) -> ServerKeys:
     """Make a certificate authority and a server certificate signed by it.
 
     An authority that is in the folder already is used again, so that a certificate can be
@@ -59,6 +62,7 @@ def make_server_keys(folder: Path, addresses: Sequence[str], *, days: int = 825)
         addresses: names and IP addresses under which devices reach the server; they become
             the certificate's subject alternative names, beside localhost.
         days: how long the certificate is valid; the authority is valid for ten years.
+        renew: move a server certificate that is there aside, to `.old`; devices need nothing new.
 
     Raises:
         InputError: no address, an address that is neither a name nor an IP, or a server
@@ -71,6 +75,8 @@ def make_server_keys(folder: Path, addresses: Sequence[str], *, days: int = 825)
     names = [_general_name(address) for address in dict.fromkeys((*_ALWAYS, *addresses))]
     folder.mkdir(parents=True, exist_ok=True)
     keys = ServerKeys(folder / "ca.crt", folder / "server.crt", folder / "server.key")
+    if renew:
+        _move_aside(keys.certificate, keys.private_key)
     _refuse_existing(keys.certificate, keys.private_key)
     authority, authority_key = _authority(folder)
     key = ec.generate_private_key(ec.SECP256R1())
@@ -90,8 +96,10 @@ def make_server_keys(folder: Path, addresses: Sequence[str], *, days: int = 825)
     return keys
 
 
-def make_device_key(folder: Path, name: str) -> DeviceKey:
+def make_device_key(folder: Path, name: str, *, renew: bool = False) -> DeviceKey:
     """Make one device's key pair on NIST P-384, in the OpenSSH format that Flower reads.
+
+    With `renew`, a pair that is there is moved aside, to `.old`.
 
     Raises:
         InputError: the name is not a plain file name, or the key exists.
@@ -100,6 +108,8 @@ def make_device_key(folder: Path, name: str) -> DeviceKey:
         raise InputError(f"device name '{name}': letters, digits, '.', '_' and '-' only")
     folder.mkdir(parents=True, exist_ok=True)
     files = DeviceKey(folder / name, folder / f"{name}.pub")
+    if renew:
+        _move_aside(files.private_key, files.public_key)
     _refuse_existing(files.private_key, files.public_key)
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
@@ -113,6 +123,25 @@ def make_device_key(folder: Path, name: str) -> DeviceKey:
     _write_private(files.private_key, private)
     files.public_key.write_bytes(public + f" {name}\n".encode())
     return files
+
+
+def expiry_warnings(folder: Path, now: datetime.datetime | None = None) -> list[str]:
+    """Return a line for each certificate in a folder that ends within `WARN_DAYS`, or has ended."""
+    now = now or datetime.datetime.now(datetime.UTC)
+    found = []
+    for name, renewal in (
+        ("server.crt", "`airtune deploy keys server --renew`, then start the server again"),
+        ("ca.crt", "a new authority: every device needs the new ca.crt"),
+    ):
+        path = folder / name
+        if not path.is_file():
+            continue
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        left = certificate.not_valid_after_utc - now
+        if left < datetime.timedelta(days=WARN_DAYS):
+            when = "has ended" if left < datetime.timedelta(0) else f"ends in {left.days} days"
+            found.append(f"warning: the certificate '{path}' {when}; renew it: {renewal}")
+    return found
 
 
 def public_pem(public_key_file: Path) -> bytes:
@@ -212,6 +241,12 @@ def _write_private(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
+
+
+def _move_aside(*files: Path) -> None:
+    for file in files:
+        if file.exists():
+            file.replace(file.with_name(file.name + ".old"))
 
 
 def _refuse_existing(*files: Path) -> None:

@@ -10,26 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from airtune.deploy.emulation import Emulated, emulated_profile
 from airtune.deploy.forkserver import write_command
 from airtune.deploy.pacing import Pacer, TcPacer, TokenBucket, Unpaced, relay
 from airtune.deploy.processes import (
-    Children,
+    check_clock,
     check_server,
     children,
     flower_command,
     flower_environment,
     free_port,
-    last_words,
 )
 from airtune.deploy.protocol import Privacy
 from airtune.deploy.resident import SOCKET_VARIABLE, Resident
-from airtune.errors import InputError, RunError
+from airtune.deploy.watch import Parts, Watch
+from airtune.errors import InputError
 from airtune.scenario import Scenario
-
-_TURNED_AWAY = "[code: 2004]"
-"""Flower's server answers so where the key is unknown, and where it is in use."""
-_FORGOTTEN_S = 75.0
-"""The server counts a device that died without a word as connected for 60 s."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +54,10 @@ def run_device(
     folder: Path,
     *,
     privacy: Privacy | None = None,
+    emulate: str | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Take part until interrupted.
+    """Take part until interrupted; a lost server is waited for, however long.
 
     Args:
         scenario: this device's copy.
@@ -68,11 +65,12 @@ def run_device(
         place: the server.
         folder: where the device keeps sockets, logs and its privacy ledger.
         privacy: protect every update, or None.
-        ready: called once the device looks for work.
+        emulate: take the time of this profile, or None; see `emulation.emulated_profile`.
+        ready: called once the server has admitted the device and it looks for work.
 
     Raises:
         InputError: the server cannot be reached or is another, the key file is missing.
-        RunError: the device was turned away.
+        RunError: the device was turned away, or SuperNode ends again and again.
     """
     if place.key is not None and not place.key.is_file():
         raise InputError(
@@ -80,13 +78,16 @@ def run_device(
         )
     bucket = TokenBucket()
     pacer = _pacer(place.pace, bucket)
-    check_server(place.server, place.authority)
+    _check(place)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
 
     from airtune.deploy.device import Device
 
-    device = Device(scenario, client, pacer, folder, privacy)
+    emulated = None
+    if emulate is not None:
+        emulated = Emulated(emulated_profile(emulate, scenario, client))
+    device = Device(scenario, client, pacer, folder, privacy, emulated)
     with ExitStack() as stack:
         # A folder of its own, closed to others and with a short name: the path of a Unix socket
         # may have 107 characters.
@@ -96,51 +97,44 @@ def run_device(
         )
         write_command(sockets, sockets / "fork")
         environment["PATH"] = f"{sockets}:{environment['PATH']}"
-        held = stack.enter_context(children(folder / "logs", environment))
-        _, port = stack.enter_context(relay(place.server, bucket))
+        # What is entered last ends first: SuperNode takes leave of the server through the relay,
+        # unpaced, so that the next start is admitted at once.
+        running, port = stack.enter_context(relay(place.server, bucket))
         stack.callback(Resident(sockets / "resident", device.handle).close)
+        held = stack.enter_context(children(folder / "logs", environment))
         stack.callback(pacer.grant, None)
-        # Left behind by a device that died; a clean end removes it.
-        stack.callback((folder / "connected").unlink, missing_ok=True)
-        held.start(
-            "forkserver",
-            [sys.executable, "-m", "airtune.deploy.forkserver", str(sockets / "fork")],
+        fork = [sys.executable, "-m", "airtune.deploy.forkserver", str(sockets / "fork")]
+        held.start("forkserver", fork)
+        contact = sockets / "contact"
+        watch = Watch(
+            held,
+            client,
+            Parts(
+                supernode=lambda: _supernode_command(place, port, contact),
+                contact=contact,
+                marker=folder / "admitted",
+                check=lambda: _check(place),
+                uplink_bytes=lambda: running.uplink_bytes,
+            ),
+            ready,
+            lambda line: print(line, flush=True),
         )
-        marker = folder / "connected"
-        patience_s = time.monotonic() + (_FORGOTTEN_S if marker.exists() else 0.0)
-        held.start("supernode", _supernode_command(place, port))
-        marker.touch()
-        ready()
-        _watch(held, client, lambda: _supernode_command(place, port), patience_s)
+        while True:
+            time.sleep(0.2)
+            watch.step()
+            if "forkserver" in held.ended():
+                held.start("forkserver", fork)
 
 
-def _watch(
-    held: Children, client: str, supernode: Callable[[], list[str]], patience_s: float
-) -> None:
-    """Wait for an end that is not ours; one that the server's memory explains is tried again."""
-    told = False
-    while True:
-        time.sleep(0.2)
-        if not (ended := held.ended()):
-            continue
-        log = held.log(ended[0])
-        if _TURNED_AWAY not in log[-3000:]:
-            raise RunError(f"client {client}: {ended[0]} ended: {last_words(log)}")
-        if time.monotonic() > patience_s:
-            raise RunError(
-                f"client {client}: the server turned this device away: its key is not registered "
-                "(`airtune deploy register`), or another device with the same key is connected"
-            )
-        if not told:
-            print("the server still counts the last connection; trying again", flush=True)
-            told = True
-        time.sleep(3)
-        held.start("supernode", supernode())
+def _check(place: Place) -> None:
+    check_server(place.server, place.authority)
+    check_clock(place.server, place.authority)
 
 
-def _supernode_command(place: Place, port: int) -> list[str]:
+def _supernode_command(place: Place, port: int, contact: Path) -> list[str]:
     flower_command("flower-supernode")  # a clear refusal where Flower is not installed
-    command = [sys.executable, "-m", "airtune.deploy.supernode", f"{place.poll_s:g}"]
+    command = [sys.executable, "-m", "airtune.deploy.supernode", str(contact)]
+    command += [f"{place.poll_s:g}"]
     command += ["--superlink", f"127.0.0.1:{port}", "--port", str(free_port())]
     if place.authority is None:
         return [*command, "--insecure"]

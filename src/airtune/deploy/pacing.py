@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import socket
+import struct
 import subprocess
 import threading
 import time
@@ -22,6 +24,14 @@ from airtune.units import BITS_PER_BYTE
 
 CHUNK_BYTES = 4096
 """What the relay reads at a time: small beside what even a slow link carries in a second."""
+
+
+URGENT_BYTES = 8192
+"""A TLS handshake, a heartbeat and its headers take about 3 kB."""
+URGENT_BPS = 4000.0
+"""A heartbeat of 1.5 kB every 7 s is 1.7 kbit/s."""
+REACH_S = 20.0
+"""How long a new connection waits for a server that is starting; SuperNode waits 30 s."""
 
 
 class Pacer(Protocol):
@@ -71,6 +81,30 @@ class TokenBucket:
             gained = (now - self._at) * self._rate / BITS_PER_BYTE
             self._level = min(self._burst, self._level + gained)
         self._at = now
+
+
+class Urgent:
+    """What one connection may send ahead of the pacing: a sign of life, never an update.
+
+    A heartbeat has 5 s to be answered; behind an update in a narrow band it would be late and
+    the server would take the device for dead. `URGENT_BYTES` may go at once, and they come back
+    at `URGENT_BPS`. They are taken from the bucket all the same, so the update waits for them
+    and the mean rate stays what was granted.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._left, self._at = float(URGENT_BYTES), clock()
+
+    def passes(self, size_bytes: int) -> bool:
+        """Say whether so many bytes may go at once, and count them if so."""
+        now = self._clock()
+        gained = (now - self._at) * URGENT_BPS / BITS_PER_BYTE
+        self._left, self._at = min(float(URGENT_BYTES), self._left + gained), now
+        if size_bytes > self._left:
+            return False
+        self._left -= size_bytes
+        return True
 
 
 class TcPacer:
@@ -138,9 +172,11 @@ class Relay:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            upstream = await asyncio.open_connection(*self.server)
-        except OSError:
-            writer.close()  # the caller sees a closed connection and tries again
+            upstream = await self._reach()
+        except asyncio.CancelledError:
+            upstream = None  # the relay ends
+        if upstream is None:
+            _reset(writer)
             return
         try:
             await asyncio.gather(self._up(reader, upstream[1]), self._down(upstream[0], writer))
@@ -149,13 +185,30 @@ class Relay:
         finally:
             for end in (writer, upstream[1]):
                 end.close()
+                with contextlib.suppress(OSError, asyncio.CancelledError):
+                    await end.wait_closed()
+
+    async def _reach(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """Connect to the server; one that is starting again is waited for.
+
+        The caller has been accepted already and begins its TLS handshake: to close here would
+        look like a server that breaks it.
+        """
+        deadline_s = time.monotonic() + REACH_S
+        while time.monotonic() < deadline_s:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(5):
+                    return await asyncio.open_connection(*self.server)
+            await asyncio.sleep(0.3)
+        return None
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # A deep socket buffer would swallow the update at once and let the pacing leak.
         writer.transport.set_write_buffer_limits(high=CHUNK_BYTES)
+        urgent = Urgent()
         while chunk := await reader.read(CHUNK_BYTES):
             wait_s = self._bucket.take(len(chunk))
-            if wait_s > 0:
+            if wait_s > 0 and not urgent.passes(len(chunk)):
                 await asyncio.sleep(wait_s)
             writer.write(chunk)
             await writer.drain()
@@ -170,6 +223,15 @@ class Relay:
             self.downlink_bytes += len(chunk)
         with contextlib.suppress(OSError):
             writer.write_eof()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Close with a reset, which says "try again" to any caller; a plain close breaks TLS."""
+    with contextlib.suppress(OSError):
+        linger = struct.pack("ii", 1, 0)
+        connection = writer.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
 
 
 @contextmanager

@@ -11,12 +11,11 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from functools import partial
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.superlink.grid import http_grid
 
+from airtune.deploy.flower_names import prepare_grid
 from airtune.deploy.roster import Node, Reply
 
 RECORD, BODY = "airtune", "body"
@@ -41,10 +40,7 @@ class GridPost:
         self._awaited: set[str] = set()
         self._fetching: set[str] = set()
         self._arrived: queue.SimpleQueue[Reply] = queue.SimpleQueue()
-        # A second and more between two looks for a part that is still on its way.
-        vars(http_grid)["pull_objects"] = partial(
-            http_grid.pull_objects, initial_backoff=POLL_S, backoff_cap=POLL_S
-        )
+        prepare_grid(grid, POLL_S)
 
     def nodes(self) -> list[Node]:
         """Return the devices that Flower counts as connected."""

@@ -173,6 +173,8 @@ class Update(Fields):
     """The sizes of the next round's steps, for its plan."""
     epsilon: Positive | None = None
     """Privacy spent so far, this update included; None without privacy."""
+    emulated_s: Positive | None = None
+    """The time that the device's profile counts for this work; None where none is emulated."""
 
 
 class Refusal(Fields):

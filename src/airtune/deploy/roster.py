@@ -96,7 +96,8 @@ class Roster:
     def admit(self, node: Node, reply: Reply) -> str | None:
         """Bind a device to the client it introduces itself as; return why not, or None."""
         reason = self._reason_against(node, reply)
-        if reason is not None:
+        # A greeting that was lost refuses nobody: the device is greeted again when it is back.
+        if reason is not None and reply.body is not None:
             self.refused[node.id] = reason
         return reason
 

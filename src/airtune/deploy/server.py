@@ -7,12 +7,15 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airtune.deploy.keys import public_pem
+from filelock import FileLock, Timeout
+
+from airtune.deploy.keys import expiry_warnings
 from airtune.deploy.processes import (
     Children,
     children,
@@ -20,11 +23,16 @@ from airtune.deploy.processes import (
     flower_environment,
     free_port,
     last_words,
+    sweep,
     wait_for_port,
 )
 from airtune.errors import InputError, RunError
 
-_STATUS_EVERY_S = 30.0
+_MOST_RESTARTS, _FAILING_S = 10, 60.0
+_WHAT = {"superlink": "Flower's server", "superexec": "Flower's starter", "gateway": "the gateway"}
+_UNHURRIED = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"}
+"""Flower's starter looks for a new run, which no round waits for; each look costs Flower's
+server a request and a transaction."""
 CONNECTION = "airtune"
 """How Flower's own commands call this server."""
 
@@ -51,14 +59,9 @@ class State:
         return self.folder / "server.json"
 
     @property
-    def outcome(self) -> Path:
-        """How the last run ended."""
-        return self.folder / "outcome.json"
-
-    @property
-    def progress(self) -> Path:
-        """What the last run said."""
-        return self.folder / "progress.log"
+    def runs(self) -> Path:
+        """One folder a run: what was asked, what it said, how it ended."""
+        return self.folder / "runs"
 
     @property
     def logs(self) -> Path:
@@ -69,9 +72,10 @@ class State:
 def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable[[], None]) -> None:
     """Run the server until it is interrupted.
 
-    Flower's server listens on loopback alone and restarts if it dies; its database keeps the
-    registered devices and the messages under way. Its app processes are apart from it, so that
-    a run survives the restart.
+    Flower's server listens on loopback alone; its database keeps the registered devices and the
+    messages under way. It, the gateway and the starter of app processes are started again when
+    they end. App processes are apart from it, so that a run survives the restart. What an
+    earlier server on the same folder left running is ended first.
 
     Args:
         state: where to keep what must last.
@@ -82,7 +86,8 @@ def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable
         ready: called once everything listens.
 
     Raises:
-        InputError: the keys are missing, or the address is taken.
+        InputError: the keys are missing, or another server runs on this folder.
+        RunError: one of the three does not start, or ends again and again.
     """
     state.folder.mkdir(parents=True, exist_ok=True)
     state.home.mkdir(exist_ok=True)
@@ -92,37 +97,90 @@ def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable
                 f"'{keys / name}' is missing: make it with `airtune deploy keys server --address "
                 f"HOST --dir {keys}`, or ask for --insecure by name"
             )
+    for warning in [] if keys is None else expiry_warnings(keys):
+        print(warning, flush=True)
+    with _alone(state):
+        swept = sweep(state.home)
+        if swept:
+            print(f"ended {swept} processes that an earlier server had left", flush=True)
+        _end_runs(state)
+        _serve(state, host, port, keys, ready)
+
+
+def _serve(
+    state: State, host: str, port: int, keys: Path | None, ready: Callable[[], None]
+) -> None:
     inner = free_port()
     _write_connection(state, inner, keys)
-    environment = flower_environment(state.home)
-    with children(state.logs, environment) as held:
-        start_superlink = _superlink(state, inner, keys, held)
-        start_superlink()
+    with children(state.logs, flower_environment(state.home, **_UNHURRIED)) as held:
+        commands = {
+            "superlink": _superlink_command(state, inner, keys),
+            "superexec": _superexec_command(state, inner, keys),
+            "gateway": _gateway_command(state, host, port, inner, keys),
+        }
+        held.start("superlink", commands["superlink"])
         wait_for_port(("127.0.0.1", inner), held, "superlink", 60)
-        held.start("superexec", _superexec_command(state, inner, keys))
-        held.start("gateway", _gateway_command(state, host, port, inner, keys))
+        held.start("superexec", commands["superexec"])
+        held.start("gateway", commands["gateway"])
         reach = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         wait_for_port((reach, port), held, "gateway", 30)
-        state.about.write_text(json.dumps({"port": inner, "secure": keys is not None}))
+        about = {"port": inner, "keys": None if keys is None else str(keys)}
+        state.about.write_text(json.dumps(about))
         ready()
         try:
-            _keep_running(held, start_superlink)
+            _keep_running(held, commands)
         finally:
             state.about.unlink(missing_ok=True)
 
 
-def _keep_running(held: Children, start_superlink: Callable[[], None]) -> None:
+def leave(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a small file so that a reader sees all of it or none."""
+    written = path.with_suffix(".new")
+    written.write_text(json.dumps(values), encoding="utf-8")
+    written.replace(path)
+
+
+def _end_runs(state: State) -> None:
+    """Say of each run that was going on under an earlier server that it has ended."""
+    for about in state.runs.glob("*/about.json"):
+        if not (outcome := about.with_name("outcome.json")).exists():
+            error = "the server ended under it; go on with `airtune deploy run … --resume`"
+            leave(outcome, {"ok": False, "exit": 1, "error": error})
+
+
+@contextmanager
+def _alone(state: State) -> Iterator[None]:
+    """Hold the state folder, so that no second server works on the same database."""
+    lock = FileLock(state.folder / "server.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"--state '{state.folder}': a server is running on this folder already"
+        ) from None
+    with lock:
+        yield
+
+
+def _keep_running(held: Children, commands: Mapping[str, list[str]]) -> None:
+    """Start again whatever ends; what ends again and again is an error."""
+    restarts: dict[str, list[float]] = {name: [] for name in commands}
     while True:
         time.sleep(0.5)
-        ended = held.ended()
-        if "superlink" in ended:
-            print("Flower's server ended; starting it again", flush=True)
-            start_superlink()
-        elif ended:
-            raise RunError(f"{ended[0]} ended: {last_words(held.log(ended[0]))}")
+        for name in held.ended():
+            now_s = time.monotonic()
+            recent = [at_s for at_s in restarts[name] if at_s > now_s - _FAILING_S]
+            if len(recent) >= _MOST_RESTARTS:
+                raise RunError(
+                    f"{name} ended {len(recent) + 1} times within {_FAILING_S:.0f} s: "
+                    f"{last_words(held.log(name))}"
+                )
+            restarts[name] = [*recent, now_s]
+            print(f"{_WHAT[name]} ended; starting it again", flush=True)
+            held.start(name, commands[name])
 
 
-def _superlink(state: State, port: int, keys: Path | None, held: Children) -> Callable[[], None]:
+def _superlink_command(state: State, port: int, keys: Path | None) -> list[str]:
     command = [
         flower_command("flower-superlink"),
         *("--host", "127.0.0.1", "--port", str(port)),
@@ -137,7 +195,7 @@ def _superlink(state: State, port: int, keys: Path | None, held: Children) -> Ca
         command += ["--ssl-ca-certfile", str(keys / "ca.crt")]
         command += ["--ssl-certfile", str(keys / "server.crt")]
         command += ["--ssl-keyfile", str(keys / "server.key"), "--enable-supernode-auth"]
-    return lambda: held.start("superlink", command)
+    return command
 
 
 def _superexec_command(state: State, port: int, keys: Path | None) -> list[str]:
@@ -174,6 +232,23 @@ def _write_connection(state: State, port: int, keys: Path | None) -> None:
     )
 
 
+def about(state: State) -> dict[str, Any]:
+    """Return what a started server left for its operator: `port` and `keys`.
+
+    Raises:
+        InputError: no server is started with this state folder.
+    """
+    try:
+        found = json.loads(state.about.read_text())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"no server is started in '{state.folder}': start one with `airtune deploy server`"
+        )
+    return found
+
+
 def flwr(state: State, *arguments: str, timeout_s: float = 60.0) -> dict[str, Any]:
     """Run one of Flower's operator commands on the started server; return its JSON answer.
 
@@ -181,10 +256,7 @@ def flwr(state: State, *arguments: str, timeout_s: float = 60.0) -> dict[str, An
         InputError: no server is started with this state folder.
         RunError: the command failed; quotes its last line.
     """
-    if not state.about.exists():
-        raise InputError(
-            f"no server is started in '{state.folder}': start one with `airtune deploy server`"
-        )
+    about(state)
     done = subprocess.run(
         [flower_command("flwr"), *arguments, "--format", "json"],
         env=flower_environment(state.home),
@@ -200,75 +272,3 @@ def flwr(state: State, *arguments: str, timeout_s: float = 60.0) -> dict[str, An
     if not isinstance(answer, dict) or not answer.get("success", True):
         raise RunError(f"flwr {arguments[0]}: {answer.get('error-message', 'failed')}")
     return answer
-
-
-def register(state: State, public_key: Path, client: str) -> None:
-    """Admit a device: its public key, and the client of the scenario that it plays."""
-    public_pem(public_key)  # Flower's own refusal is a screenful
-    flwr(state, "supernode", "register", str(public_key), CONNECTION, "--name", client)
-
-
-class Submitted:
-    """A run that was handed to the server."""
-
-    def __init__(self, state: State, run_id: str) -> None:
-        self._state, self._run_id = state, run_id
-        self._asked_s = time.monotonic()
-
-    def outcome(self) -> dict[str, Any] | None:
-        """Return how it ended, or None while it goes on: `ok`, `exit`, `error`."""
-        found = self._left()
-        # The app leaves its outcome in a file; only its violent end shows in Flower's list, and
-        # asking for that starts a process.
-        if found is not None or time.monotonic() < self._asked_s + _STATUS_EVERY_S:
-            return found
-        self._asked_s = time.monotonic()
-        runs = flwr(self._state, "list", "--run-id", self._run_id).get("runs", [])
-        status = str(runs[0].get("status", "")) if runs else ""
-        if not status.startswith("finished"):
-            return None
-        ended = {"ok": False, "exit": 1, "error": f"Flower's run ended as {status}"}
-        return self._left() or ended
-
-    def stop(self) -> None:
-        """End it; what it recorded stays."""
-        flwr(self._state, "stop", self._run_id)
-
-    def _left(self) -> dict[str, Any] | None:
-        if not self._state.outcome.exists():
-            return None
-        found = json.loads(self._state.outcome.read_text())
-        return found if isinstance(found, dict) else None
-
-
-def submit(state: State, app: Path, settings: Mapping[str, str | int | float | bool]) -> Submitted:
-    """Start a run.
-
-    Args:
-        state: of the started server.
-        app: the folder of the Flower app.
-        settings: the app's configuration.
-
-    Raises:
-        InputError: no such app, or no server.
-        RunError: Flower refused the run.
-    """
-    if not (app / "pyproject.toml").is_file():
-        raise InputError(f"--app '{app}': no Flower app there (a folder with pyproject.toml)")
-    state.outcome.unlink(missing_ok=True)
-    state.progress.unlink(missing_ok=True)
-    config = state.folder / "run.toml"
-    config.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in settings.items()))
-    answer = flwr(state, "run", str(app), CONNECTION, "--run-config", str(config))
-    return Submitted(state, str(answer["run-id"]))
-
-
-def as_json(value: object) -> str:
-    """Return a value as JSON, as the app's configuration carries it."""
-    return json.dumps(value)
-
-
-def _toml(value: str | int | float | bool) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return json.dumps(value) if isinstance(value, str) else str(value)

@@ -167,6 +167,12 @@ def rule_of(scenario: Scenario) -> MergingRule:
             f"aggregation.rule = '{name}' needs training.keep_optimizer = false: "
             "its clients have no moments of both factors to go on from"
         )
+    if rule.restarts and scenario.model.quantize is not None:
+        raise InputError(
+            f"aggregation.rule = '{name}' changes the base weights every round, and weights of "
+            f"model.quantize = '{scenario.model.quantize}' cannot hold a small change: "
+            "leave out model.quantize"
+        )
     if rule.restarts and scenario.participation.rule == "partial-fednova":
         raise InputError(
             f"aggregation.rule = '{name}' cannot go with participation.rule = 'partial-fednova': "

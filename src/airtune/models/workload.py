@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from airtune.assignment import Mode
 from airtune.errors import InputError
-from airtune.models.families import SHAPES, Axis, Matrix, ModelShape
+from airtune.models.shapes import SHAPES, Axis, Matrix, ModelShape
 
 __all__ = [
     "SHAPES",
@@ -44,6 +44,8 @@ ACTIVATION_FACTOR = 1.8
 Norms, activations and rotations keep their own; from the peak memory of real steps
 (SmolLM2-135M, rates 0.4, 0.6 and 0.8: 1.87, 1.71, 1.73; benchmarks/step.py).
 """
+BYTES_PER_QUANTIZED_WEIGHT = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
+"""In the blocks: a float32 scale an output (not counted) or every 64 weights."""
 HEADER_BITS = 1024
 """A message's fixed part: round, client, shapes, checksum."""
 
@@ -255,16 +257,19 @@ def memory_bytes(
     mode: Mode,
     *,
     bytes_per_weight: int = 4,
+    quantize: str | None = None,
 ) -> float:
     """Estimate the peak memory of a training step.
 
     Weights of the submodel and the embeddings; the adapter in float32 with its gradient and
     AdamW's two moments (16 bytes a value); what the backward pass needs of each block:
     `ACTIVATION_FACTOR` times the inputs and outputs of its linear layers and two norms' inputs;
-    logits in float32 with softmax and gradient (12 bytes). Not counted: the runtime itself.
+    logits in float32 with softmax and gradient (12 bytes). Not counted: the runtime itself, and
+    one layer's weight unpacked, where weights are quantized.
     """
     embeddings = shape.vocab * shape.head_inputs * (1 if shape.tied else 2)
-    weights = bytes_per_weight * (kept_parameters(shape, sizes) + embeddings)
+    in_blocks = bytes_per_weight if quantize is None else BYTES_PER_QUANTIZED_WEIGHT[quantize]
+    weights = in_blocks * kept_parameters(shape, sizes) + bytes_per_weight * embeddings
     adapter = 16 * mode.rank * sum(_adapter_sides(shape, sizes, freezes_a=False))
     activations = 0
     for block in range(shape.blocks):
@@ -315,6 +320,7 @@ def affine_coefficients(
     mode: Mode,
     *,
     bytes_per_weight: int = 4,
+    quantize: str | None = None,
     max_pruning: float = 0.8,
     sizes_at: Callable[[float], KeptSizes] | None = None,
 ) -> AffineCosts:
@@ -326,6 +332,7 @@ def affine_coefficients(
             are summed, memory is the largest.
         mode: steps, rank, precision on the air, trained factors.
         bytes_per_weight: of the base model's dtype.
+        quantize: the blocks' weights are in 8 (`int8`) or 4 bits (`nf4`).
         max_pruning: the line meets the counts at no pruning and at this rate.
         sizes_at: the submodel at a rate; default: cut to the same share everywhere.
     """
@@ -342,7 +349,9 @@ def affine_coefficients(
                 for step, times in Counter(steps).items()
             ),
             payload_bits(shape, sizes, mode),
-            memory_bytes(shape, sizes, largest, mode, bytes_per_weight=bytes_per_weight),
+            memory_bytes(
+                shape, sizes, largest, mode, bytes_per_weight=bytes_per_weight, quantize=quantize
+            ),
         )
 
     _, *whole = counts(full_sizes(shape))

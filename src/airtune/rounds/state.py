@@ -31,6 +31,8 @@ class State:
     """FLOP/s that real devices have kept in the rounds so far, a client each; None: not known."""
     stacked_bits: float | None = None
     """What the last round's updates take together, where clients merge them into their base."""
+    queues: tuple[float, ...] = ()
+    """What `participation.floor` still owes each client; empty without a floor."""
 
     def is_last(self, scenario: Scenario) -> bool:
         """Whether the run ends here: no round, or no time on the virtual clock, is left."""
@@ -50,6 +52,7 @@ def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "pruning_losses": list(state.pruning_losses),
         "speeds": list(state.speeds),
         "stacked_bits": state.stacked_bits,
+        "queues": list(state.queues),
     }
 
 
@@ -81,4 +84,5 @@ def restored(checkpoint: Checkpoint | None) -> State | None:
         tuple(payload["pruning_losses"]),
         tuple(payload["speeds"]),
         payload.get("stacked_bits"),
+        tuple(payload.get("queues", ())),
     )

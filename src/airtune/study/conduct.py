@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def conduct(
         finally:
             pool.close()
     finally:
-        os.close(lock)
+        lock.release()
     return results_of(study, jobs, folder)
 
 

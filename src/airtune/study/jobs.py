@@ -23,7 +23,7 @@ from typing import Any
 
 from airtune.errors import InputError
 from airtune.plugins.loading import is_path
-from airtune.record.directory import FORMAT
+from airtune.record.reading import FORMAT
 from airtune.scenario import Scenario, scenario_from_dict
 from airtune.scenario.overrides import add_plugins
 from airtune.study.methods import rank_settings, shipped_sets

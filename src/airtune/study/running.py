@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airtune.errors import InputError
-from airtune.record.directory import FORMAT
 from airtune.record.files import write_durably
 from airtune.record.reading import RUN, read_info
 from airtune.study.jobs import Job
@@ -56,12 +54,6 @@ def state_of(study_folder: Path, job: Job) -> tuple[str, str | None]:
         error = _sidecar(folder).get("error")
         return (FAILED, str(error)) if error else (MISSING, None)
     info = read_info(folder)
-    made_with = info.get("format", FORMAT)
-    if not isinstance(made_with, int) or made_with > FORMAT:
-        raise InputError(
-            f"'{folder}' was made by a newer version of airtune (record format {made_with}; this "
-            f"one reads {FORMAT}): update airtune, or give another --out"
-        )
     if info["status"] == FINISHED:
         return FINISHED, None
     error = _sidecar(folder).get("error") or info.get("error")

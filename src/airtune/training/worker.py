@@ -7,6 +7,7 @@ anywhere and get the same answers.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -15,7 +16,13 @@ from peft import LoraConfig
 from torch import nn
 
 from airtune.adapters.few_bits import rounded_change
-from airtune.adapters.lora import adapted, lora_config, merged_into_base, values_of
+from airtune.adapters.lora import (
+    adapted,
+    lora_config,
+    merged_into_base,
+    save_adapter,
+    values_of,
+)
 from airtune.adapters.names import Adapter, leading, rank_of
 from airtune.adapters.slices import gather_adapter
 from airtune.data import Batch, Encoded, encode, eval_batches, load_task, local_batches, partition
@@ -23,6 +30,7 @@ from airtune.merging.rules import rule_of
 from airtune.models import assets
 from airtune.models.devices import DeviceProfile
 from airtune.models.loading import load_model, speed_up_attention
+from airtune.models.reference import base_reference
 from airtune.models.structure import Structure, whole
 from airtune.models.workload import (
     KeptSizes,
@@ -46,7 +54,7 @@ class ClientSetting:
     """What the server knows of one client's data before the first round."""
 
     examples: int
-    labels: dict[int, int]
+    labels: dict[str, int]
     """How many examples of each label."""
     pruning_cost: tuple[tuple[float, float], ...] | None
     """Measured learning cost of pruning, or None for the linear one."""
@@ -90,7 +98,7 @@ class Worker:
     def __init__(self, scenario: Scenario, *, device: str | None = None) -> None:
         self.scenario = scenario
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = load_model(scenario.model, seed=scenario.seed)
+        loaded = load_model(scenario.model, seed=scenario.seed, max_tokens=scenario.task.max_tokens)
         self._model, self._tokenizer = loaded.model.to(self._device), loaded.tokenizer
         speed_up_attention(self._model, longest=scenario.task.max_tokens)
         self.shape, self._fingerprint = loaded.shape, loaded.fingerprint
@@ -133,7 +141,7 @@ class Worker:
             clients=tuple(
                 ClientSetting(
                     examples=len(data),
-                    labels=dict(sorted(Counter(example.label for example in data).items())),
+                    labels=self._label_counts(data),
                     pruning_cost=self._cost_curve(client) if measured else None,
                     calibration_flops=self._calibration_flops(client),
                     most_pruned=self._most_pruned(client) if measured else None,
@@ -141,6 +149,10 @@ class Worker:
                 for client, data in enumerate(self._train_data)
             ),
         )
+
+    def _label_counts(self, data: Sequence[Encoded]) -> dict[str, int]:
+        counts = sorted(Counter(example.label for example in data).items())
+        return {self._task.label_name(label): count for label, count in counts}
 
     def initial_adapter(self) -> Adapter:
         """Return LoRA's start: random A, B = 0, so that the model is the base model."""
@@ -262,9 +274,10 @@ class Worker:
         return Evaluation(loss, metrics)
 
     def save_adapter(self, adapter: Adapter, folder: str) -> None:
-        """Write the adapter in PEFT's format; `PeftModel.from_pretrained` loads it."""
+        """Write the adapter in PEFT's format; `AutoPeftModelForCausalLM` loads it with its base."""
+        base = base_reference(self.scenario.model, seed=self.scenario.seed)
         with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
-            model.save_pretrained(folder)
+            save_adapter(model, base, folder, gguf_file=self.scenario.model.gguf_file)
 
     def _submodel(self, client: int, pruning: float) -> tuple[Structure, nn.Module]:
         """Cut the client's submodel; without pruning there is nothing to calibrate for."""

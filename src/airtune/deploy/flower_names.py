@@ -1,0 +1,276 @@
+"""Everything of Flower that is used and is not part of its public interface, in one place.
+
+Flower promises `flwr.app`, `flwr.clientapp`, `flwr.serverapp` and its commands. What a
+deployment needs besides (shorter waits, patience, a sign of life) is reached by the names below.
+`USED` says of each what it is for and what to do when a new version of Flower has it no longer;
+`tests/test_flower_names.py` checks every one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+HEARTBEAT_S = 15
+"""Between two signs of life of a device; Flower's own 30 s forget a dead device after 60 s, these
+after 30 s. Flower refuses less than 10 s."""
+MOST_BACKOFF_S = 5.0
+"""Longest pause before a failed request is tried again; Flower's own is 20 s."""
+IDLE_POLL_S = 5.0
+"""Longest pause between two looks for work while nothing runs."""
+IDLE_SHARE = 0.05
+"""A look comes no later than this share of the time since the last message, so that a long
+silence is cheap and a short one costs a round next to nothing."""
+TURNED_AWAY = 412
+"""HTTP status with which Flower's server refuses to activate a key: unknown, or in use."""
+UNAUTHORISED = 401
+"""HTTP status for a signature that does not hold: another key, or a clock that is off."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """One private name of Flower.
+
+    Attributes:
+        module: where it is.
+        name: what is used there.
+        purpose: what for.
+        instead: what to do when it is gone.
+    """
+
+    module: str
+    name: str
+    purpose: str
+    instead: str
+
+
+_CONNECTION = "flwr.supernode.fleet_http_connection"
+_LOOP = "flwr.supernode.start_client_internal"
+_WAITS = "without it waits are Flower's own (up to 4.5 s a round): leave the replacement out"
+USED = (
+    Name(_LOOP, "time", "caps SuperNode's waits", _WAITS),
+    Name(_LOOP, "pull_objects", "asks sooner for a part that is still being stored", _WAITS),
+    Name(
+        _CONNECTION,
+        "make_simple_http_retry_invoker",
+        "has a broken TLS handshake tried again in place of giving up for good",
+        "find where SuperNode decides to give up on a failed request, and keep transport errors "
+        "out of it; `testbed/faults.py` shows whether devices come back",
+    ),
+    Name(
+        _CONNECTION,
+        "FleetHttpClient",
+        "tells that the server has answered, which is how a lost connection is seen",
+        "report contact from another place that every answer passes; without it `watch.py` "
+        "starts a device's SuperNode again every half minute",
+    ),
+    Name(
+        _CONNECTION,
+        "HEARTBEAT_DEFAULT_INTERVAL",
+        "has a dead device forgotten after 30 s",
+        "without it 60 s: raise `FORGOTTEN_S` in `watch.py` to 75",
+    ),
+    Name(
+        "flwr.supercore.heartbeat",
+        "HEARTBEAT_DEFAULT_INTERVAL",
+        "sends signs of life as often as was announced",
+        "must follow the interval that SuperNode announces, or devices are taken for dead",
+    ),
+    Name(
+        "flwr.supercore.heartbeat",
+        "exponential",
+        "sends a sign of life at most 5 s after the network is back",
+        "without it up to 20 s: nothing else to do",
+    ),
+    Name("flwr.superlink.grid.http_grid", "pull_objects", "as in SuperNode, at the server", _WAITS),
+    Name(
+        "flwr.superlink.grid.http_grid",
+        "HttpGrid",
+        "its `_retry_invoker` is made patient, so that a run survives a restart of Flower's server",
+        "without it a TLS handshake that breaks ends the run: find the grid's retries",
+    ),
+    Name(
+        "flwr.supercore.control",
+        "ControlHttpClient",
+        "lists, admits and revokes many devices in one process",
+        "call `flwr supernode register|unregister` once a device: 2 s each, and no list of names",
+    ),
+    Name(
+        "flwr.supercore.interceptors",
+        "RuntimeVersionHttpInterceptor",
+        "goes with ControlHttpClient: Flower's server wants to know the version that asks",
+        "as for ControlHttpClient",
+    ),
+    Name(
+        "flwr.supernode.cli",
+        "flower_supernode",
+        "SuperNode itself, run in a process where the names above are replaced",
+        "start the command `flower-supernode`: it works, without any of this",
+    ),
+    Name(
+        "flwr.supernode.cli.flwr_clientapp",
+        "flwr_clientapp",
+        "the client process, forked from a warm parent",
+        "leave `forkserver.py` out of `node.py`: 1 to 4 s more a message",
+    ),
+)
+
+
+class Idle:
+    """How long a device may wait before its next look for work.
+
+    Args:
+        cap_s: the longest wait while a run is going on.
+        clock: tests replace it.
+    """
+
+    def __init__(self, cap_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._cap_s, self._clock = cap_s, clock
+        self._message_s = clock()
+
+    def message(self) -> None:
+        """Note that a message came."""
+        self._message_s = self._clock()
+
+    def wait_s(self, wanted_s: float) -> float:
+        """Return how long to wait where Flower wants to wait `wanted_s`."""
+        if wanted_s < 1.0:  # within a message
+            return min(wanted_s, self._cap_s)
+        silent_s = self._clock() - self._message_s
+        return min(max(self._cap_s, IDLE_SHARE * silent_s), max(self._cap_s, IDLE_POLL_S))
+
+
+def patient(invoker: Any, refused: Callable[[int], None] = lambda status: None) -> Any:
+    """Have a retry invoker of Flower try again after every error of the transport.
+
+    Flower gives up for good on an error whose text has "ssl" in it, which is what a server or a
+    network that goes away within a TLS handshake leaves. A certificate that is not accepted is
+    found out elsewhere (`processes.check_server`), where it ends the device with a reason.
+
+    Args:
+        invoker: changed in place.
+        refused: told HTTP statuses 401 and 412, before they are treated.
+    """
+    import httpx
+
+    decide = invoker.should_giveup
+
+    def giveup(error: Exception) -> bool:
+        if isinstance(error, httpx.TransportError):
+            return False
+        if isinstance(error, httpx.HTTPStatusError):
+            status = error.response.status_code
+            if status in (UNAUTHORISED, TURNED_AWAY):
+                refused(status)
+            if status == TURNED_AWAY:
+                return False  # the server may still count this device's last connection
+        return bool(decide(error))
+
+    waits = invoker.wait_gen_factory
+    invoker.should_giveup = giveup
+    invoker.wait_gen_factory = lambda: (min(wait_s, MOST_BACKOFF_S) for wait_s in waits())
+    return invoker
+
+
+def prepare_supernode(
+    cap_s: float,
+    contact: Callable[[str], None],
+    refused: Callable[[int], None],
+    forgotten: Callable[[], None],
+) -> Callable[[], None]:
+    """Replace what SuperNode waits with; return SuperNode's own entry.
+
+    Args:
+        cap_s: the longest wait between two looks for work while a run is going on.
+        contact: told the path of every request that the server has answered.
+        refused: told HTTP statuses 401 and 412.
+        forgotten: called when the server answers a sign of life with "unknown".
+    """
+    import httpx
+    from flwr.supercore import heartbeat
+    from flwr.supernode import fleet_http_connection, start_client_internal
+    from flwr.supernode.cli import flower_supernode
+
+    idle = Idle(cap_s)
+
+    class Watched(fleet_http_connection.FleetHttpClient):
+        def _unary_unary(self, **request: Any) -> Any:
+            answer = super()._unary_unary(**request)
+            if getattr(answer, "messages_list", None):
+                idle.message()
+            contact(str(request["path"]))
+            return answer
+
+        def SendNodeHeartbeat(self, request: Any) -> Any:
+            # An error that is not the transport's would end Flower's thread without a word, and
+            # the server would take a working device for dead.
+            try:
+                answer = super().SendNodeHeartbeat(request)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code == UNAUTHORISED:
+                    raise
+                raise httpx.ReadError(str(error)) from error
+            if not answer.success:
+                forgotten()
+            return answer
+
+    make = fleet_http_connection.make_simple_http_retry_invoker
+    vars(fleet_http_connection).update(
+        make_simple_http_retry_invoker=lambda: patient(make(), refused),
+        FleetHttpClient=Watched,
+        HEARTBEAT_DEFAULT_INTERVAL=HEARTBEAT_S,
+    )
+    backoff = heartbeat.exponential
+    vars(heartbeat).update(
+        HEARTBEAT_DEFAULT_INTERVAL=HEARTBEAT_S,
+        exponential=lambda max_delay: backoff(max_delay=int(MOST_BACKOFF_S)),
+    )
+    vars(start_client_internal).update(
+        time=SimpleNamespace(sleep=lambda wanted_s: time.sleep(idle.wait_s(wanted_s))),
+        pull_objects=partial(
+            start_client_internal.pull_objects, initial_backoff=min(cap_s, 0.1), backoff_cap=cap_s
+        ),
+    )
+    return flower_supernode
+
+
+def prepare_grid(grid: Any, poll_s: float) -> None:
+    """Have the server's app look often for the parts of a reply, and survive broken handshakes."""
+    from flwr.superlink.grid import http_grid
+
+    # Unchanged, a second and more between two looks for a part that is still on its way.
+    vars(http_grid)["pull_objects"] = partial(
+        http_grid.pull_objects, initial_backoff=poll_s, backoff_cap=poll_s
+    )
+    invoker = getattr(grid, "_retry_invoker", None)
+    if invoker is not None:
+        patient(invoker)
+
+
+def operator_client(address: str, authority: bytes | None) -> Any:
+    """Return a client of Flower's operator interface; close it after use.
+
+    Args:
+        address: host and port of Flower's server on this machine.
+        authority: the certificate by which it is known, PEM; None without TLS.
+    """
+    from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+    return ControlHttpClient.from_server_address(
+        server_address=address,
+        insecure=authority is None,
+        root_certificates=authority,
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+    )
+
+
+def client_process() -> Callable[[], None]:
+    """Return the entry of Flower's client process, with its imports done."""
+    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+
+    return flwr_clientapp

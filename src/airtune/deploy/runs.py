@@ -1,0 +1,174 @@
+"""Runs on a started server: one at a time, each with a folder of its own in the state folder."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from airtune.deploy.server import CONNECTION, State, flwr, leave
+from airtune.errors import InputError, RunError
+
+APP = Path(__file__).parent / "flower_app"
+"""The Flower app, as it ships with the package."""
+_STATUS_EVERY_S = 30.0
+
+
+@dataclass
+class Run:
+    """One run that was handed to the server.
+
+    Attributes:
+        state: the server's state folder.
+        id: the run's name, e.g. `20261127-101500-3f`.
+    """
+
+    state: State
+    id: str
+    _asked_s: float = 0.0
+
+    @property
+    def folder(self) -> Path:
+        """Where this run's files are."""
+        return self.state.runs / self.id
+
+    @property
+    def progress(self) -> Path:
+        """What it has said so far."""
+        return self.folder / "progress.log"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Return what was asked: `scenario`, `out`, `begun`, and `flower`, Flower's own id."""
+        found = json.loads((self.folder / "about.json").read_text())
+        return found if isinstance(found, dict) else {}
+
+    def outcome(self, *, ask_now: bool = False) -> dict[str, Any] | None:
+        """Return how it ended, or None while it goes on: `ok`, `exit`, `error`."""
+        found = self._left()
+        # The app leaves its outcome in a file; only its violent end shows in Flower's list, and
+        # asking for that starts a process.
+        waited = time.monotonic() > self._asked_s + _STATUS_EVERY_S
+        if found is not None or not (ask_now or waited):
+            return found
+        self._asked_s = time.monotonic()
+        status = self._flower_status()
+        if status is None or not status.startswith("finished"):
+            return None
+        ended = {"ok": False, "exit": 1, "error": f"Flower's run ended as {status}"}
+        found = self._left() or ended
+        leave(self.folder / "outcome.json", found)
+        return found
+
+    def stop(self) -> None:
+        """End it; what it recorded stays."""
+        flwr(self.state, "stop", str(self.about["flower"]))
+        leave(
+            self.folder / "outcome.json",
+            {"ok": False, "exit": 1, "error": "stopped; go on with --resume"},
+        )
+
+    def _flower_status(self) -> str | None:
+        try:
+            runs = flwr(self.state, "list", "--run-id", str(self.about["flower"])).get("runs", [])
+        except RunError as error:
+            # Flower's server may be starting again; a run that it does not know has ended.
+            return "finished:unknown" if "not found" in str(error).lower() else None
+        return str(runs[0].get("status", "")) if runs else "finished:unknown"
+
+    def _left(self) -> dict[str, Any] | None:
+        try:
+            found = json.loads((self.folder / "outcome.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+
+def submit(state: State, settings: Mapping[str, str | int | float | bool], app: Path = APP) -> Run:
+    """Start a run.
+
+    One goes on at a time: devices train for one run, and the band is one.
+
+    Args:
+        state: of the started server.
+        settings: the app's configuration; `scenario` and `out` are kept for `status` too.
+        app: the folder of the Flower app.
+
+    Raises:
+        InputError: no such app, no server, or another run is going on.
+        RunError: Flower refused the run.
+    """
+    if not (app / "pyproject.toml").is_file():
+        raise InputError(f"--app '{app}': no Flower app there (a folder with pyproject.toml)")
+    with FileLock(state.folder / "runs.lock"):
+        if (going := current(state)) is not None:
+            raise InputError(
+                f"run {going.id} is going on ({going.about['scenario']}), and a server has one at "
+                "a time: `airtune deploy attach` shows it, `airtune deploy stop` ends it"
+            )
+        now = datetime.datetime.now()
+        run = Run(state, f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(1)}", time.monotonic())
+        run.folder.mkdir(parents=True)
+        own = {"outcome": str(run.folder / "outcome.json"), "progress": str(run.progress)}
+        config = run.folder / "run.toml"
+        config.write_text(
+            "".join(f"{key} = {_toml(value)}\n" for key, value in {**settings, **own}.items())
+        )
+        try:
+            answer = flwr(state, "run", str(app), CONNECTION, "--run-config", str(config))
+        except (RunError, InputError):
+            config.unlink()
+            run.folder.rmdir()
+            raise
+        about = {
+            "flower": str(answer["run-id"]),
+            "scenario": settings["scenario"],
+            "out": settings["out"],
+            "begun": now.astimezone().isoformat(timespec="seconds"),
+        }
+        leave(run.folder / "about.json", about)
+    return run
+
+
+def listed(state: State) -> list[Run]:
+    """Return the runs of this server, the newest last."""
+    found = sorted(path.parent.name for path in state.runs.glob("*/about.json"))
+    return [Run(state, name) for name in found]
+
+
+def current(state: State) -> Run | None:
+    """Return the run that is going on, or None."""
+    runs = listed(state)
+    return runs[-1] if runs and runs[-1].outcome(ask_now=True) is None else None
+
+
+def chosen(state: State, name: str | None) -> Run:
+    """Return a run by its id, or the newest.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    runs = {run.id: run for run in listed(state)}
+    if not runs:
+        raise InputError(f"no run was ever begun in '{state.folder}'")
+    if name is not None and name not in runs:
+        raise InputError(f"no run '{name}'; there are: {', '.join(list(runs)[-5:])}")
+    return runs[name or list(runs)[-1]]
+
+
+def as_json(value: object) -> str:
+    """Return a value as JSON, as the app's configuration carries it."""
+    return json.dumps(value)
+
+
+def _toml(value: str | int | float | bool) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, str) else str(value)

@@ -1,0 +1,255 @@
+"""Runs on a server: one at a time, each in a folder of its own; who is admitted; status."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airtune.deploy import admission, runs, server, status
+from airtune.deploy.admission import Admitted
+from airtune.deploy.keys import make_device_key
+from airtune.deploy.runs import APP, chosen, listed, submit
+from airtune.deploy.server import leave
+from airtune.errors import InputError, RunError
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS: dict[str, str | int | float | bool] = {
+    "scenario": "tiny",
+    "out": "/nowhere/run",
+    "resume": False,
+    "wait-s": 60.0,
+}
+
+
+class Flower:
+    """Stands for Flower's commands."""
+
+    def __init__(self) -> None:
+        self.status: dict[str, str] = {}
+        self.asked: list[tuple[str, ...]] = []
+
+    def __call__(self, state: server.State, *arguments: str) -> dict[str, Any]:
+        self.asked.append(arguments)
+        if arguments[0] == "run":
+            number = str(len(self.status) + 1)
+            self.status[number] = "running"
+            return {"success": True, "run-id": number}
+        if arguments[0] == "stop":
+            self.status[arguments[1]] = "finished:stopped"
+            return {"success": True}
+        found = self.status.get(arguments[2])
+        return {"success": True, "runs": [] if found is None else [{"status": found}]}
+
+
+@pytest.fixture
+def flower(monkeypatch: pytest.MonkeyPatch) -> Flower:
+    found = Flower()
+    monkeypatch.setattr(runs, "flwr", found)
+    return found
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> server.State:
+    return server.State(tmp_path)
+
+
+def test_one_run_at_a_time(state: server.State, flower: Flower) -> None:
+    first = submit(state, SETTINGS)
+    with pytest.raises(InputError, match=f"run {first.id} is going on \\(tiny\\)"):
+        submit(state, SETTINGS)
+    leave(first.folder / "outcome.json", {"ok": True})
+    second = submit(state, SETTINGS)
+    assert [run.id for run in listed(state)] == sorted([first.id, second.id])
+
+
+def test_two_runs_never_share_an_outcome(state: server.State, flower: Flower) -> None:
+    first = submit(state, SETTINGS)
+    leave(first.folder / "outcome.json", {"ok": True})
+    second = submit(state, SETTINGS)
+    told = tomllib.loads((second.folder / "run.toml").read_text())
+    assert Path(told["outcome"]).parent == Path(told["progress"]).parent == second.folder
+    assert told["wait-s"] == 60.0
+    assert first.outcome() == {"ok": True}
+    assert second.outcome() is None
+
+
+def test_a_run_whose_app_was_killed_has_ended(state: server.State, flower: Flower) -> None:
+    first = submit(state, SETTINGS)
+    assert first.outcome() is None
+    flower.status["1"] = "finished:failed"
+    submit(state, SETTINGS)  # the next may begin
+    found = first.outcome()
+    assert found is not None
+    assert "finished:failed" in found["error"]
+
+
+def test_a_run_that_flower_no_longer_knows_has_ended(state: server.State, flower: Flower) -> None:
+    submit(state, SETTINGS)
+    flower.status.clear()
+    submit(state, SETTINGS)
+
+
+def test_a_new_server_says_that_the_last_ones_run_has_ended(
+    state: server.State, flower: Flower
+) -> None:
+    done = submit(state, SETTINGS)
+    leave(done.folder / "outcome.json", {"ok": True})
+    cut = submit(state, SETTINGS)
+    server._end_runs(state)
+    assert done.outcome() == {"ok": True}
+    found = cut.outcome()
+    assert found is not None
+    assert "--resume" in found["error"]
+
+
+def test_stop_says_how_to_go_on(state: server.State, flower: Flower) -> None:
+    run = submit(state, SETTINGS)
+    run.stop()
+    found = run.outcome()
+    assert found is not None
+    assert "--resume" in found["error"]
+    assert flower.status["1"] == "finished:stopped"
+
+
+def test_what_flower_refuses_leaves_nothing(
+    state: server.State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> dict[str, Any]:
+        raise RunError("flwr run: no")
+
+    monkeypatch.setattr(runs, "flwr", refuse)
+    with pytest.raises(RunError, match="no"):
+        submit(state, SETTINGS)
+    assert listed(state) == []
+    assert list(state.runs.iterdir()) == []
+
+
+def test_a_run_is_chosen_by_its_id(state: server.State, flower: Flower) -> None:
+    with pytest.raises(InputError, match="no run was ever begun"):
+        chosen(state, None)
+    first = submit(state, SETTINGS)
+    assert chosen(state, None).id == chosen(state, first.id).id == first.id
+    with pytest.raises(InputError, match=f"no run 'x'; there are: {first.id}"):
+        chosen(state, "x")
+
+
+def test_the_app_ships_with_the_package() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    package = ROOT / "src" / "airtune"
+    data = patterns["tool"]["setuptools"]["package-data"]["airtune"]
+    shipped = {path for pattern in data for path in package.glob(pattern)}
+    files = {path for path in APP.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path.name for path in files} >= {"pyproject.toml", "client_app.py", "server_app.py"}
+    assert files <= shipped
+    named = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    for place in named["components"].values():
+        assert (APP / Path(*place.split(":")[0].split("."))).with_suffix(".py").is_file()
+
+
+class Control:
+    """Stands for Flower's operator interface."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+
+    def ListNodes(self, request: Any) -> Any:
+        from flwr.proto.control_pb2 import ListNodesResponse
+
+        return ListNodesResponse(nodes_info=self.nodes)
+
+    def RegisterNode(self, request: Any) -> None:
+        from flwr.proto.node_pb2 import NodeInfo
+
+        node = NodeInfo(
+            node_id=len(self.nodes) + 1,
+            name=request.name,
+            public_key=request.public_key,
+            status="registered",
+        )
+        self.nodes.append(node)
+
+    def UnregisterNode(self, request: Any) -> None:
+        for node in self.nodes:
+            if node.node_id == request.node_id:
+                node.status = "unregistered"
+
+    def close(self) -> None: ...
+
+
+def test_many_keys_are_admitted_rotated_and_revoked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, state = Control(), server.State(tmp_path)
+    state.about.write_text(json.dumps({"port": 1, "keys": None}))
+    monkeypatch.setattr(admission, "operator_client", lambda *arguments: control)
+    keys = {make_device_key(tmp_path, name).public_key: name for name in ("a", "b")}
+    admission.register(state, keys)
+    assert [device.client for device in admission.admitted(state)] == ["a", "b"]
+    assert all("already" in line for line in admission.register(state, keys))
+    new = make_device_key(tmp_path, "a", renew=True).public_key
+    assert (tmp_path / "a.old").exists()
+    assert "--replace" in admission.register(state, {new: "a"})[1]
+    done = admission.register(state, {new: "a"}, replace=True)
+    assert done[1].startswith("revoked key")
+    assert len(admission.admitted(state)) == 2
+    assert admission.revoke(state, "b")[0].endswith("of b")
+    assert [device.client for device in admission.admitted(state)] == ["a"]
+    with pytest.raises(InputError, match="no key is registered for client 'b'; there are: a"):
+        admission.revoke(state, "b")
+
+
+def test_a_bad_key_among_many_admits_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, state = Control(), server.State(tmp_path)
+    state.about.write_text(json.dumps({"port": 1, "keys": None}))
+    monkeypatch.setattr(admission, "operator_client", lambda *arguments: control)
+    good = make_device_key(tmp_path, "a").public_key
+    bad = tmp_path / "bad.pub"
+    bad.write_text("nothing")
+    with pytest.raises(InputError, match=r"bad\.pub"):
+        admission.register(state, {good: "a", bad: "b"})
+    assert control.nodes == []
+
+
+def test_without_a_server_there_is_nothing_to_ask(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no server is started"):
+        admission.admitted(server.State(tmp_path))
+
+
+def test_status_names_run_and_devices(
+    state: server.State, flower: Flower, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state.about.write_text(json.dumps({"port": 1, "keys": None}))
+    devices = [Admitted(1, "a", "k1", "online"), Admitted(2, "b", "k2", "offline")]
+    monkeypatch.setattr(status, "admitted", lambda state: devices)
+    assert status.status(state)["run"] is None
+    out = tmp_path / "run"
+    out.mkdir()
+    client = {"name": "a", "status": "ok", "flops": 2e9, "compute_s": 4.0}
+    (out / "rounds.jsonl").write_text(json.dumps({"round": 3, "clients": [client]}) + "\n{")
+    run = submit(state, {**SETTINGS, "out": str(out)})
+    begun_s = status._begun_s(run)
+    line = {"device": "k1", "begin_s": begun_s + 1, "end_s": begun_s + 2, "up_bytes": 5}
+    before = {**line, "begin_s": begun_s - 9, "up_bytes": 100}
+    lines = [json.dumps({**entry, "down_bytes": 7}) for entry in (before, line)]
+    state.wire_log.write_text("\n".join(lines) + "\n")
+    found = status.status(state)
+    assert (found["run"]["id"], found["run"]["state"], found["run"]["round"]) == (
+        run.id,
+        "going on",
+        3,
+    )
+    first, second = found["devices"]
+    assert (first["round"], first["effective_flops"]) == (3, 5e8)
+    assert (first["up_bytes"], first["down_bytes"]) == (5, 7)
+    assert first["last_seen_s"] is not None
+    assert (second["round"], second["last_seen_s"]) == (None, None)
+    shown = status.text(found)
+    assert run.id in shown
+    assert "never" in shown
+    json.dumps(found)

@@ -1,0 +1,146 @@
+"""Flower's private names: each is there, and what replaces it does what it is for."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from importlib import import_module, metadata
+from pathlib import Path
+
+import httpx
+import pytest
+
+from airtune.deploy import flower_names
+from airtune.deploy.flower_names import (
+    IDLE_POLL_S,
+    TURNED_AWAY,
+    UNAUTHORISED,
+    USED,
+    Idle,
+    Name,
+    patient,
+)
+from airtune.deploy.keys import make_server_keys
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("used", USED, ids=lambda used: f"{used.module}.{used.name}")
+def test_a_private_name_is_still_there(used: Name) -> None:
+    gone = (
+        f"Flower {metadata.version('flwr')} has no {used.module}.{used.name}, which {used.purpose}."
+        f" What to do: {used.instead}."
+    )
+    try:
+        module = import_module(used.module)
+    except ImportError:
+        pytest.fail(gone)
+    assert hasattr(module, used.name), gone
+
+
+def test_no_other_file_reaches_into_flower() -> None:
+    public = ("flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.proto")
+    for path in sorted((ROOT / "src" / "airtune").rglob("*.py")):
+        if path.name == "flower_names.py":
+            continue
+        for line in path.read_text().splitlines():
+            words = line.split()
+            if words[:1] in (["from"], ["import"]) and words[1].split(".")[0] == "flwr":
+                assert words[1].startswith(public), f"{path}: {line.strip()}"
+
+
+def test_the_names_inside_are_used_as_flower_has_them() -> None:
+    from flwr.supercore import heartbeat
+    from flwr.superlink.grid import http_grid
+    from flwr.supernode import fleet_http_connection, start_client_internal
+
+    changed = (fleet_http_connection, heartbeat, start_client_internal, http_grid)
+    before = [dict(vars(module)) for module in changed]
+    try:
+        entry = flower_names.prepare_supernode(0.2, lambda _: None, lambda _: None, lambda: None)
+        assert callable(entry)
+        assert callable(fleet_http_connection.FleetHttpClient.SendNodeHeartbeat)
+        sender = heartbeat.HeartbeatSender(lambda: True)
+        waits = sender._retry_invoker.wait_gen_factory()
+        assert max(next(waits) for _ in range(9)) <= flower_names.MOST_BACKOFF_S
+        invoker = fleet_http_connection.make_simple_http_retry_invoker()
+        assert not invoker.should_giveup(httpx.ConnectError("[SSL: UNEXPECTED_EOF_WHILE_READING]"))
+        waits = invoker.wait_gen_factory()
+        assert max(next(waits) for _ in range(9)) == flower_names.MOST_BACKOFF_S
+        start_client_internal.time.sleep(0.001)
+        assert callable(flower_names.client_process())
+        grid = http_grid.HttpGrid("127.0.0.1:1", insecure=True, token="t")
+        flower_names.prepare_grid(grid, 0.2)
+        assert not grid._retry_invoker.should_giveup(httpx.ReadError("ssl"))
+    finally:
+        for module, values in zip(changed, before, strict=True):
+            vars(module).update(values)
+
+
+def broken_handshakes(listener: socket.socket, keys: Path, times: int) -> None:
+    """Close so many connections in the middle of their TLS handshake, then answer one request."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys / "server.crt", keys / "server.key")
+    for _ in range(times):
+        connection, _ = listener.accept()
+        connection.recv(65536)  # all of it: with bytes unread the close would be a reset
+        connection.close()
+    connection, _ = listener.accept()
+    with context.wrap_socket(connection, server_side=True) as secured:
+        secured.recv(65536)
+        secured.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+
+def test_a_broken_handshake_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.supercore.retry import make_simple_http_retry_invoker
+
+    make_server_keys(tmp_path, ["127.0.0.1"])
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        work = threading.Thread(target=broken_handshakes, args=(listener, tmp_path, 2))
+        work.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/"
+        with httpx.Client(verify=context, trust_env=False) as client:
+            # As it comes, Flower gives up for good at the first of them.
+            with pytest.raises(httpx.TransportError):
+                make_simple_http_retry_invoker().invoke(client.get, url)
+            invoker = patient(make_simple_http_retry_invoker())
+            monkeypatch.setattr(invoker, "wait_function", lambda wait_s: None)
+            assert invoker.invoke(client.get, url).text == "ok"
+        work.join(timeout=10)
+
+
+def test_who_is_not_admitted_is_told_of() -> None:
+    from flwr.supercore.retry import make_simple_http_retry_invoker
+
+    told: list[int] = []
+    invoker = make_simple_http_retry_invoker()
+    invoker.should_giveup = lambda error: True
+    patient(invoker, told.append)
+
+    def answer(status: int) -> httpx.HTTPStatusError:
+        request = httpx.Request("POST", "https://x/")
+        return httpx.HTTPStatusError("", request=request, response=httpx.Response(status))
+
+    assert not invoker.should_giveup(answer(TURNED_AWAY))
+    assert invoker.should_giveup(answer(UNAUTHORISED))
+    assert invoker.should_giveup(answer(400))
+    assert told == [TURNED_AWAY, UNAUTHORISED]
+
+
+def test_looks_are_rare_only_after_a_long_silence() -> None:
+    now = [0.0]
+    idle = Idle(0.5, lambda: now[0])
+    idle.message()
+    assert idle.wait_s(3.0) == 0.5
+    now[0] = 9.0
+    assert idle.wait_s(3.0) == 0.5
+    now[0] = 40.0
+    assert idle.wait_s(3.0) == pytest.approx(2.0)
+    now[0] = 1e6
+    assert idle.wait_s(3.0) == IDLE_POLL_S
+    assert idle.wait_s(0.5) == 0.5  # within a message the silence does not matter
+    idle.message()
+    assert idle.wait_s(3.0) == 0.5
+    assert Idle(10.0, lambda: now[0]).wait_s(3.0) == 10.0
