@@ -190,7 +190,7 @@ def headline(record: Record) -> str:
         return "No round has ended yet"
     planned = record.scenario.get("rounds", total.rounds)
     count = counted(total.rounds, "round")
-    if total.rounds < planned:
+    if total.rounds < planned and not record.finished:
         count = f"{total.rounds:,} of {counted(planned, 'round')}"
     clock = "virtual time" if total.engine_s is None else "time measured on the devices"
     text = f"{count} in {seconds(total.virtual_time_s)} of {clock}"

@@ -158,7 +158,7 @@ def _speeds(cell: Cell, state: State) -> tuple[float | None, ...]:
 def _evaluation(cell: Cell, after: State) -> Evaluation | None:
     """Measure where the scenario asks for it: every so many rounds, and the last one."""
     scenario = cell.scenario
-    last = after.round == scenario.rounds
+    last = after.is_last(scenario)
     if not last and after.round % scenario.evaluation.every_rounds:
         return None
     return cell.engine.evaluate(after.adapter, final=last)

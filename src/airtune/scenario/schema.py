@@ -242,6 +242,9 @@ class Scenario(Section):
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     rounds: Annotated[PositiveInt, bounds.ROUNDS] = 8
+    time_budget_s: PositiveFloat | None = None
+    """Given: the run ends with the first round that ends at or after this time on the virtual
+    clock, and with `rounds` at the latest."""
     plugins: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Python files or modules that add methods, rules, channel models or tasks: docs/extend.md."""
     model: ModelSection = ModelSection()
@@ -312,7 +315,11 @@ class Scenario(Section):
                 "planning.fit_kappa goes with participation.rule = 'all' only: "
                 "what clients leave undone is not what pruning costs"
             )
-
+        if self.time_budget_s and self.training.learning_rate_schedule == "linear":
+            raise ValueError(
+                "time_budget_s goes with training.learning_rate_schedule = 'constant' only: how "
+                "many rounds the rate has to fall over is not known beforehand"
+            )
         clients = len(self.client_devices)
         need = clients * (self.partition.min_examples + self.task.client_eval_examples)
         what = "partition.min_examples and task.client_eval_examples"
