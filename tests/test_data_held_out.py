@@ -29,4 +29,4 @@ def test_held_out_text_is_neither_tested_nor_trained_on(
     assert not ours & tested
     assert not ours & {example.prompt for example in held_out.train}
     assert not tested & {example.prompt for example in held_out.train}
-    assert all(prompt.startswith("train") for prompt in ours)
+    assert all("train" in prompt for prompt in ours)
