@@ -33,7 +33,7 @@ from airtune.planning.inputs import (
 from airtune.randomness import generator
 from airtune.record import RoundRecord, RunDescription
 from airtune.record.schema import OK, ClientRecord
-from airtune.rounds.bills import Outcome, bill, finite, idle, kept_speed, speeds_after
+from airtune.rounds.bills import Outcome, bill, finite, idle, kept_speed, speeds_after, what_binds
 from airtune.rounds.cell import Cell, Decision
 from airtune.rounds.description import description_of
 from airtune.rounds.state import State
@@ -288,6 +288,11 @@ def _bills(
             answered[client].assignment,
             answered[client].outcome,
             answered[client].status,
+            binds=what_binds(
+                answered[client].assignment,
+                float(situation.problem.min_pruning[k]),
+                float(situation.queues[k]),
+            ),
             snr_hz=link.air.received_snr_hz(k),
         )
         for k, client in enumerate(situation.cohort)
