@@ -27,5 +27,6 @@ def assignment(client: int, how: Mode, *, pruning: float = 0.0) -> Assignment:
         bandwidth_hz=1e6,
         rate_bps=1e6,
         downlink_rate_bps=1e6,
+        downlink_bits=1e6,
         planned=TIMES,
     )

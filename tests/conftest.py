@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from airtune.plugins import loading, registry
 
 # A verdict on a commit must not depend on chance; `--hypothesis-profile explore` goes looking.
 settings.register_profile("fixed", derandomize=True)
@@ -32,3 +35,13 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}")
     return folder
+
+
+@pytest.fixture
+def no_plugins_left() -> Iterator[None]:
+    """Take what a test registers out of the registries again."""
+    since = registry.added()
+    yield
+    registry.remove(registry.added_since(since))
+    for known in (loading._LOADED, loading._INSTALLED, loading._LOOKED_UP):
+        known.clear()

@@ -10,15 +10,19 @@ from transformers import AutoModelForCausalLM as Auto
 from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     OPTConfig,
     Phi3Config,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 VOCAB = 61
@@ -64,6 +68,26 @@ def configs() -> dict[str, PretrainedConfig]:
             **_GATED, use_sliding_window=True, sliding_window=4, max_window_layers=1
         ),
         "qwen3": Qwen3Config(**_GATED),
+        # No positions in the second layer, a window in the third.
+        "smollm3": SmolLM3Config(
+            **{key: value for key, value in _GATED.items() if key != "head_dim"},
+            no_rope_layers=[1, 0, 1],
+            use_sliding_window=True,
+            sliding_window=4,
+            layer_types=["full_attention", "full_attention", "sliding_attention"],
+        ),
+        "granite": GraniteConfig(
+            **_GATED,
+            embedding_multiplier=3.0,
+            residual_multiplier=0.4,
+            attention_multiplier=0.3,
+            logits_scaling=2.5,
+        ),
+        "olmo2": Olmo2Config(**_GATED),
+        "olmo2-multi-head": Olmo2Config(
+            **{**_GATED, "num_key_value_heads": 4}, tie_word_embeddings=True
+        ),
+        "gemma": GemmaConfig(**_GATED),
         "gemma2": Gemma2Config(**_GATED, sliding_window=4, query_pre_attn_scalar=6),
         "gemma3": Gemma3TextConfig(
             **_GATED,
@@ -96,6 +120,8 @@ def small_model(name: str, *, seed: int = 0, attention: str | None = None) -> nn
         for key, value in model.named_parameters():
             if key.endswith("bias"):  # Transformers starts them at zero, where faults hide
                 nn.init.normal_(value, std=0.3)
+            elif "norm" in key or ".ln_" in key:  # and these at one, or at zero (Gemma)
+                value.data += 0.3 * torch.randn_like(value)
     model.requires_grad_(False)
     return model.eval()
 

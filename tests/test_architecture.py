@@ -15,11 +15,14 @@ PACKAGE = ROOT / "src" / "airtune"
 LINE = re.compile(r"^      (\S+?)(\.py|/)\s{2,}\S")
 
 
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+
+
 def documented() -> tuple[list[str], int]:
     """Return the names of the tree in docs/architecture.md, in order, and where torch begins."""
     names: list[str] = []
     torch_line = None
-    for line in (ROOT / "docs" / "architecture.md").read_text().splitlines():
+    for line in ARCHITECTURE.splitlines():
         if match := LINE.match(line):
             names.append(match[1])
         elif "below this line torch" in line:
@@ -32,12 +35,30 @@ NAMES, TORCH_LINE = documented()
 
 
 def test_the_documented_tree_is_the_real_one() -> None:
-    real = {
-        path.stem
-        for path in PACKAGE.iterdir()
-        if (path.suffix == ".py" or path.is_dir()) and not path.name.startswith("_")
-    }
-    assert set(NAMES) == real
+    """Files as files and folders as folders, each once, and no folder without code in it."""
+    lines = [match for line in ARCHITECTURE.splitlines() if (match := LINE.match(line))]
+    files = {path.name for path in PACKAGE.glob("[a-z]*.py")}
+    folders = {f"{path.name}/" for path in PACKAGE.iterdir() if any(path.glob("*.py"))}
+    assert sorted(match[1] + match[2] for match in lines) == sorted(files | folders)
+
+
+def test_what_the_documents_name_inside_the_tree_is_there() -> None:
+    lines = [(match[1], line) for line in ARCHITECTURE.splitlines() if (match := LINE.match(line))]
+    inside = [(room, name) for room, line in lines for name in re.findall(r"; (\w+)/:", line)]
+    assert ("planning", "optimum") in inside
+    missing = [
+        (room, name) for room, name in inside if not any((PACKAGE / room / name).glob("*.py"))
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_files_that_the_documents_name_are_there(document: Path) -> None:
+    if document.name == "log.md":
+        pytest.skip("the log names what there was")
+    named = set(re.findall(r"`([\w/]+/\w+\.py|[a-z]\w+\.py)`", document.read_text()))
+    places = (PACKAGE, PACKAGE.parent, ROOT)
+    assert not [name for name in sorted(named) if not any((at / name).is_file() for at in places)]
 
 
 def imports_of(module: Path) -> set[str]:

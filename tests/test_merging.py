@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from airtune.adapters.names import leading, padded, rank_of
 from airtune.merging.functions import (
-    RULES,
     Contribution,
     fault_of,
     fedit,
@@ -22,6 +21,7 @@ from airtune.merging.functions import (
     flora,
     heterofl,
     hetlora,
+    merge,
     normalised,
 )
 from airtune.merging.rules import MERGING
@@ -156,12 +156,18 @@ def weighted_sum(parts: list[Contribution], layer: str) -> torch.Tensor:
 
 
 def merged_by(name: str, server: dict[str, torch.Tensor], parts: list[Contribution]):  # type: ignore[no-untyped-def]
-    return RULES[name][0](server, parts)
+    return merge(name, server, parts)
 
 
-def test_every_listed_rule_has_a_function_and_a_source() -> None:
-    assert list(RULES) == list(MERGING)
-    assert all(description and source for _, description, source in RULES.values())
+@pytest.mark.parametrize("name", list(MERGING))
+def test_every_listed_rule_has_a_function_of_its_own_and_a_source(name: str) -> None:
+    rule = MERGING[name]
+    assert rule.description
+    assert rule.source
+    assert rule.function.__module__.startswith("airtune.merging.")
+    assert rule.function.__name__ == name.replace("-", "_")
+    others = [other.function for key, other in MERGING.items() if key != name]
+    assert rule.function not in others
 
 
 @pytest.mark.parametrize("name", [name for name, rule in MERGING.items() if rule.coincides])
@@ -172,7 +178,7 @@ def test_with_equal_ranks_everything_held_and_equal_weights_averages_coincide(na
         torch.testing.assert_close(merged[entry], expected)
 
 
-@pytest.mark.parametrize("name", list(RULES))
+@pytest.mark.parametrize("name", list(MERGING))
 def test_one_client_that_holds_everything_decides_the_product(name: str) -> None:
     server, only = layers(0, RANK), part(1, 3.0)
     only.values.update({e: v for e, v in server.items() if "lora_A" in e and name == "ffa-lora"})
@@ -183,7 +189,7 @@ def test_one_client_that_holds_everything_decides_the_product(name: str) -> None
         )
 
 
-@pytest.mark.parametrize("name", list(RULES))
+@pytest.mark.parametrize("name", list(MERGING))
 def test_the_order_of_clients_does_not_matter_to_any_rule(name: str) -> None:
     ranks = (3, 3, 3) if name == "ffa-lora" else (1, 3, 2)
     parts = [part(k, 1.0 + k, rank, drop=k) for k, rank in enumerate(ranks)]

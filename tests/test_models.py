@@ -10,9 +10,18 @@ import torch
 from torch import nn
 
 from airtune.errors import InputError
-from airtune.models import loading as models
-from airtune.models.loading import fingerprint_of, label_logits, load_model, prepared, shape_of
-from airtune.models.workload import SHAPES
+from airtune.models import checkpoints
+from airtune.models.builtin import byte_tokenizer, tiny_model
+from airtune.models.loading import (
+    LoadedModel,
+    check_context,
+    fingerprint_of,
+    label_logits,
+    load_model,
+    prepared,
+    shape_of,
+)
+from airtune.models.workload import SHAPES, ModelShape
 from airtune.scenario import ModelSection
 from small_models import NAMES, small_model, text_batch
 
@@ -104,10 +113,36 @@ def test_unknown_architecture_is_refused_with_the_list(tmp_path: Path) -> None:
         load_model(ModelSection(id=str(tmp_path)), seed=0)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_longest_text_is_known_of_every_family(name: str) -> None:
+    model = small_model(name)
+    shape = shape_of(model)
+    longest = model.config.to_dict()[shape.table.context_key]
+    loaded = LoadedModel(model, byte_tokenizer(), shape, "")
+    check_context(loaded, longest, name=name)
+    with pytest.raises(InputError, match=f"reads at most {longest} tokens"):
+        check_context(loaded, longest + 1, name=name)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "mixtral", "num_local_experts": 8}, "num_local_experts = 8"),
+        ({"model_type": "qwen3_moe", "num_experts": 128}, "num_experts = 128"),
+        ({"model_type": "granitemoe"}, "'granitemoe' is a Mixture-of-Experts:"),
+        ({"model_type": "llama", "n_routed_experts": 4}, "n_routed_experts = 4"),
+    ],
+)
+def test_experts_are_refused_with_the_reason(config: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match="each token passes a few of the experts only") as caught:
+        ModelShape.of_config(config)
+    assert said in str(caught.value)
+
+
 def test_unusable_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     for folder, message in (
         (tmp_path / "missing", "no such folder"),
-        (tmp_path, "cannot be loaded"),
+        (tmp_path, "there is no config.json in the folder"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             load_model(ModelSection(id=str(folder)), seed=0)
@@ -116,7 +151,7 @@ def test_unusable_folders_are_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_hub_reachable", lambda: False)
+    monkeypatch.setattr(checkpoints, "hub_reachable", lambda: False)
     with pytest.raises(InputError, match="the hub cannot be reached") as caught:
         load_model(ModelSection(id="airtune-test/no-such-model"), seed=0)
     assert "airtune-test/no-such-model" in str(caught.value)
@@ -124,17 +159,17 @@ def test_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
-    model = small_model("llama")
+    model = tiny_model(0)
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
     with pytest.raises(InputError, match=r"'broken': weights of model\.layers\.1\.mlp\.up_proj"):
-        prepared(model, models.byte_tokenizer(), name="broken")
+        prepared(model, byte_tokenizer(), name="broken")
 
 
 def test_a_missing_pad_token_becomes_the_end_of_text() -> None:
-    tokenizer = models.byte_tokenizer()
+    tokenizer = byte_tokenizer()
     tokenizer.pad_token = None
-    loaded = prepared(small_model("llama"), tokenizer, name="m")
+    loaded = prepared(tiny_model(0), tokenizer, name="m")
     assert loaded.tokenizer.pad_token_id == loaded.tokenizer.eos_token_id
 
 

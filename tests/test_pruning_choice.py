@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from airtune.errors import InputError
 from airtune.models.loading import label_logits, shape_of
-from airtune.models.structure import whole
+from airtune.models.structure import Structure, whole
 from airtune.models.workload import realised_pruning
 from airtune.pruning import calibrate, choose, cost_curve, cut
 from airtune.pruning.choice import removal_order
+from airtune.pruning.layers import blocks_of
 from small_models import NAMES, small_model, text_batch
 
 
@@ -139,6 +140,27 @@ def test_a_block_is_replaced_by_the_one_before_it() -> None:
     assert errors[0] < errors[1]
 
 
+@pytest.mark.parametrize("name", ["llama", "granite", "smollm3", "gemma", "gpt2"])
+def test_a_stand_in_changes_the_stream_by_the_same_mean(name: str) -> None:
+    """Also where outputs are multiplied before they are added to the stream (Granite)."""
+    model, shape, statistics = calibrated(name)
+    batch, full = text_batch(rows=16, length=16), whole(shape)
+    gone = shape.blocks - 1
+    structure = Structure((*full.channels[:gone], ()), (*full.groups[:gone], ()))
+    assert statistics.blocks[gone].replacement.shape[1] > 0
+    means = []
+    for which, block in ((model, gone), (cut(model, shape, structure, statistics), gone - 1)):
+        seen: list[torch.Tensor] = []
+        handle = blocks_of(which, shape)[block].register_forward_hook(
+            lambda _, __, output, seen=seen: seen.append(output)
+        )
+        with torch.no_grad():
+            which(input_ids=batch.input_ids)
+        handle.remove()
+        means.append(seen[0][batch.attention_mask.bool()].mean(0))
+    torch.testing.assert_close(*means, atol=2e-3, rtol=2e-3)
+
+
 def test_stand_ins_can_be_left_out() -> None:
     model = small_model("llama")
     shape = shape_of(model)
@@ -155,6 +177,6 @@ def test_stand_ins_can_be_left_out() -> None:
 
 
 def test_post_norm_blocks_are_not_replaced() -> None:
-    for name in ("gemma2", "gemma3", "opt-350m"):
+    for name in ("gemma2", "gemma3", "olmo2", "opt-350m"):
         _, _, statistics = calibrated(name)
         assert all(block.replacement.shape[1] == 0 for block in statistics.blocks)

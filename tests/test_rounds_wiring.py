@@ -15,12 +15,13 @@ from airtune.adapters.names import Adapter
 from airtune.channel import ChannelState
 from airtune.engines.local import LocalEngine
 from airtune.merging.functions import Contribution
+from airtune.models.workload import training_flops
 from airtune.planning.inputs import Link
 from airtune.rounds import Cell, Decision, Situation
 from airtune.rounds import cell as hooks
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
-from airtune.training.worker import Worker
+from airtune.training.worker import Worker, tokens_of
 
 SMALL = ["rounds=3", "task.eval_examples=8", "training.local_steps=2"]
 
@@ -270,8 +271,10 @@ def test_what_a_decision_says_is_what_the_client_does_sends_and_pays_for() -> No
     ranks = {v.shape[0] for n, v in update.adapter.items() if "lora_A" in n}
     assert ranks == {2}
     assert first.uplink_bits == update.uplink_bits < 0.3 * third.uplink_bits
-    assert first.flops == update.flops < 0.5 * third.flops
     batch = engine.worker.batches(1, 0, 2)[0]
+    step, shape = tokens_of(batch), engine.worker.shape
+    one_step = training_flops(shape, update.structure.sizes, step, engine.jobs[0].assignment.mode)
+    assert first.flops == update.flops == one_step
     assert first.label_tokens == int((batch.labels != -100).sum())
 
 

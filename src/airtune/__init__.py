@@ -13,24 +13,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from airtune.channel import ChannelState, channel_model
     from airtune.errors import InputError, RunError
-    from airtune.planning import Plan, PlanningProblem, plan, problem_from_json
+    from airtune.merging import merging_rule
+    from airtune.planning import Plan, PlanningProblem, plan, planning_method, problem_from_json
     from airtune.record import Record, read_record
     from airtune.report import write_report
     from airtune.rounds import Cell, Decision, Situation, State, begin, open_cell, run, step
-    from airtune.scenario import Scenario, load_scenario
+    from airtune.scenario import Scenario, load_scenario, task
 
 _HOME = {
+    "ChannelState": "channel",
     "InputError": "errors",
     "Plan": "planning",
     "PlanningProblem": "planning",
     "Record": "record",
     "RunError": "errors",
     "Scenario": "scenario",
+    "channel_model": "channel",
     "load_scenario": "scenario",
+    "merging_rule": "merging",
     "plan": "planning",
+    "planning_method": "planning",
     "problem_from_json": "planning",
     "read_record": "record",
+    "task": "scenario",
     "Cell": "rounds",
     "Decision": "rounds",
     "Situation": "rounds",
@@ -44,6 +51,7 @@ _HOME = {
 
 __all__ = [
     "Cell",
+    "ChannelState",
     "Decision",
     "InputError",
     "Plan",
@@ -54,13 +62,17 @@ __all__ = [
     "Situation",
     "State",
     "begin",
+    "channel_model",
     "load_scenario",
+    "merging_rule",
     "open_cell",
     "plan",
+    "planning_method",
     "problem_from_json",
     "read_record",
     "run",
     "step",
+    "task",
     "write_report",
 ]
 

@@ -57,5 +57,7 @@ class Assignment:
     """What that band carries in this round's channel."""
     downlink_rate_bps: float
     """The broadcast's rate: that of the slowest client that listens."""
+    downlink_bits: float
+    """What it needs of the broadcast: its ranks of the adapter."""
     planned: PlannedTimes | None = None
     """None at the device: the plan's times stay with the server."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from airtune.adapters.names import Adapter
 from airtune.errors import RunError
+from airtune.models.reference import BaseReference, adapter_readme
 from airtune.scenario import TrainingSection
 
 
@@ -82,7 +85,7 @@ def adapted(
 
 
 def _load(peft_model: PeftModel, adapter: Adapter) -> None:
-    own = get_peft_model_state_dict(peft_model)
+    own = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     if own.keys() != adapter.keys():
         missing, extra = sorted(own.keys() - adapter.keys()), sorted(adapter.keys() - own.keys())
         raise RunError(
@@ -123,7 +126,31 @@ def merged_into_base(
                 changed.copy_(value)
 
 
+def save_adapter(
+    peft_model: PeftModel, base: BaseReference, folder: str, *, gguf_file: str | None = None
+) -> None:
+    """Write a model's adapter in PEFT's format, with the name of its base model.
+
+    Args:
+        peft_model: with the adapter on it.
+        base: what the files say of the base model.
+        folder: where to; made where it is not there.
+        gguf_file: the base model's file, where its weights are in GGUF form.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    readme = Path(folder) / "README.md"  # PEFT adds its own lines to it
+    readme.write_text(adapter_readme(base, gguf_file), encoding="utf-8")
+    peft_model.peft_config["default"].base_model_name_or_path = base.name
+    model: Any = peft_model.get_base_model()
+    model.config.name_or_path = model.name_or_path = base.name  # PEFT's README has them from here
+    # The embedding is never trained: nothing to look up on the hub.
+    peft_model.save_pretrained(folder, save_embedding_layers=False)
+
+
 def values_of(peft_model: PeftModel) -> Adapter:
     """Return a copy of the adapter's values, float32 on the CPU."""
-    state = get_peft_model_state_dict(peft_model)
+    state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     return {name: value.detach().float().cpu().clone() for name, value in sorted(state.items())}

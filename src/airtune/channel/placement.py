@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.channel.fading import check_fading
-from airtune.channel.link import rate_bps, snr_hz_db
+from airtune.channel.link import snr_hz_db
 from airtune.channel.pathloss import check_cell, los_probability, path_loss_db, shadowing_sigma_db
+from airtune.channel.rate import rate_of_band
+from airtune.channel.table import ChannelTable, read_table
 from airtune.channel.trace import Trace, read_trace
 from airtune.errors import InputError
-from airtune.scenario import CellSection, DeviceSection
+from airtune.scenario import CellSection, DeviceSection, names_of_clients
 from airtune.units import FloatArray, db_to_linear, linear_to_db
 
 MIN_REACH_BPS = 1000.0
@@ -39,6 +41,7 @@ class Placement:
         uplink_traces: K entries, None where the channel model holds.
         downlink_traces: K entries, likewise.
         trace_start: (K,) in [0, 1): the share of its trace at which a client begins.
+        table: what `cell.table` says, where it is given.
     """
 
     positions_m: FloatArray
@@ -49,6 +52,7 @@ class Placement:
     uplink_traces: tuple[Trace | None, ...]
     downlink_traces: tuple[Trace | None, ...]
     trace_start: FloatArray
+    table: ChannelTable | None = None
 
     @property
     def loss_db(self) -> FloatArray:
@@ -99,12 +103,14 @@ def place(
         uplink_traces=_read_traces([d.uplink_trace for d in devices], traces),
         downlink_traces=_read_traces([d.downlink_trace for d in devices], traces),
         trace_start=uniform[:, 3].copy(),
+        table=_read_table(cell, devices),
     )
     for array in (placement.positions_m, distance_m, is_los, placement.path_loss_db,
                   placement.shadowing_db, placement.trace_start):  # fmt: skip
         array.flags.writeable = False
     _check_traces(cell, placement)
-    _check_reach(cell, devices, placement)
+    if cell.channel in (None, "statistical") and cell.table is None:
+        _check_reach(cell, devices, placement)
     return placement
 
 
@@ -132,6 +138,18 @@ def downlink_snr_hz_db(cell: CellSection, loss_db: FloatArray) -> FloatArray:
     )
 
 
+def recorded_link(cell: CellSection, rate_bps: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the snr_hz and max_spectral_efficiency of uplinks whose rate was recorded.
+
+    A recorded link is shared like spectrum: a share of the band gets that share of the rate. So
+    the cap is rate over band, and the SNR so large that it never decides.
+    """
+    efficiency = rate_bps / cell.uplink_bandwidth_hz
+    return np.full_like(
+        efficiency, cell.uplink_bandwidth_hz * 2.0**MAX_TRACE_EFFICIENCY
+    ), efficiency
+
+
 def _distances_m(
     cell: CellSection, devices: Sequence[DeviceSection], uniform: FloatArray
 ) -> FloatArray:
@@ -155,6 +173,20 @@ def _read_traces(paths: Sequence[str | None], known: dict[str, Trace]) -> tuple[
         if path is not None and path not in known:
             known[path] = read_trace(path)
     return tuple(None if path is None else known[path] for path in paths)
+
+
+def _read_table(cell: CellSection, devices: Sequence[DeviceSection]) -> ChannelTable | None:
+    if cell.table is None:
+        return None
+    table = read_table(cell.table, names_of_clients(devices), max_snr_db=MAX_SNR_DB)
+    fastest = float(table.uplink.max())
+    if table.quantity == "rate_bps" and fastest > MAX_TRACE_EFFICIENCY * cell.uplink_bandwidth_hz:
+        raise InputError(
+            f"{table.path}: the table reaches {fastest / 1e6:.4g} Mbit/s, which no uplink of "
+            f"{cell.uplink_bandwidth_hz:g} Hz carries; set cell.uplink_bandwidth_hz to the "
+            "recorded link's"
+        )
+    return table
 
 
 def _check_traces(cell: CellSection, placement: Placement) -> None:
@@ -188,7 +220,7 @@ def _check_reach(cell: CellSection, devices: Sequence[DeviceSection], placement:
                 f"client {k + 1} ('{devices[k].profile}'): an SNR of {in_band_db[k]:.4g} dB on "
                 f"the {direction} cannot be; check {key} and cell.noise_density_dbm_hz"
             )
-        reach_bps = rate_bps(band_hz, db_to_linear(np.where(modelled, snr_db, 0.0)))
+        reach_bps = rate_of_band(band_hz, db_to_linear(np.where(modelled, snr_db, 0.0)))
         for k in np.flatnonzero(modelled & (reach_bps < MIN_REACH_BPS)).tolist():
             raise InputError(
                 f"client {k + 1} ('{devices[k].profile}') cannot be reached: "

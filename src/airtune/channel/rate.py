@@ -8,7 +8,7 @@ the efficiency of the best modulation and coding scheme; infinity where there is
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 LN2 = float(np.log(2.0))
 
@@ -18,9 +18,21 @@ _SERIES_SNR = 0.02
 Array = NDArray[np.float64]
 
 
-def rate_of_band(bandwidth_hz: Array, snr_hz: Array, efficiency: Array) -> Array:
-    """Return r(b) in bit/s; 0 where the band or the received power is 0."""
+def rate_of_band(
+    bandwidth_hz: ArrayLike, snr_hz: ArrayLike, efficiency: ArrayLike = np.inf
+) -> Array:
+    """Return r(b) = b·min(η, log2(1 + s/b)), bit/s: Shannon's rate with a cap on its efficiency.
+
+    Increasing and concave in b, bounded by s/ln 2; 0 where the band or the received power is 0.
+    Arguments broadcast.
+
+    Args:
+        bandwidth_hz: b, Hz, not negative.
+        snr_hz: s, received power over noise density, Hz.
+        efficiency: η, bit/s/Hz; infinite where there is no cap.
+    """
     band = np.asarray(bandwidth_hz, dtype=np.float64)
+    snr_hz = np.asarray(snr_hz, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         snr = np.where(band > 0, snr_hz / band, np.inf)
         # snr can overflow to infinity for a vanishing band; there log2(s) - log2(b) is exact.

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperArgument
 
-from airtune.cli import compare, deploy, methods, plan, profile, report, run, scenarios
+from airtune.cli import compare, costs, deploy, methods, plan, profile, report, run, scenarios
 from airtune.errors import InputError, RunError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("compare")(compare.compare)
+app.command("costs")(costs.costs)
 app.command("report")(report.report)
 app.command("profile")(profile.profile)
 app.command("methods")(methods.methods)

@@ -24,6 +24,12 @@ def compare(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key for every method."),
     ] = None,
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin", metavar="FILE.py", help="A file or module of parts of your own; repeatable."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep finished runs and go on with the others.")
     ] = False,
@@ -46,15 +52,15 @@ def compare(
     from airtune.planning import METHODS
     from airtune.scenario import load_scenario
 
+    base = load_scenario(scenario, overrides or [], plugins=plugins or [])
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    unknown = [name for name in names if name not in METHODS]
+    unknown = [name for name in names if not METHODS.has(name)]
     if unknown or len(names) < 2 or len(set(names)) != len(names):
         wrong = unknown[0] if unknown else methods
         raise InputError(
             f"--methods '{wrong}': give two or more different names of: "
             f"{', '.join(sorted(METHODS))}"
         )
-    base = load_scenario(scenario, overrides or [])
     folder = out or Path("runs") / f"compare-{base.name}"
 
     from airtune.engines.local import LocalEngine

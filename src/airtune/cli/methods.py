@@ -11,14 +11,22 @@ def methods(
     devices: Annotated[
         bool, typer.Option("--devices", help="List the device profiles instead.")
     ] = False,
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin", metavar="FILE.py", help="A file or module of parts of your own; repeatable."
+        ),
+    ] = None,
 ) -> None:
-    """List planning methods, merging rules and participation rules, or the device profiles.
+    """List planning methods, merging and participation rules, channel models, tasks; or devices.
 
     **Examples**
 
       airtune methods
 
       airtune methods --devices
+
+      airtune methods --plugin mine.py
     """
     from rich import box
     from rich.console import Console
@@ -42,14 +50,21 @@ def methods(
         console.print(table)
         return
 
+    from airtune.channel import CHANNEL_MODELS
     from airtune.merging.rules import MERGING
     from airtune.planning import METHODS
     from airtune.planning.participation import PARTICIPATION
+    from airtune.plugins import load_entry_points, load_plugins
+    from airtune.scenario import TASKS
 
+    load_plugins(plugins or [])
+    load_entry_points()
     for key, entries in (
         ("planning.method", METHODS),
         ("aggregation.rule", MERGING),
         ("participation.rule", PARTICIPATION),
+        ("cell.channel", CHANNEL_MODELS),
+        ("task.name", TASKS),
     ):
         table = Table(box=box.SIMPLE_HEAD)
         for heading in (key, "what it does", "source"):

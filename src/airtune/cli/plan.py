@@ -40,6 +40,12 @@ def plan(
             "--set", metavar="KEY=VALUE", help="Change one key, e.g. clients.c0.snr_hz=1e9."
         ),
     ] = None,
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin", metavar="FILE.py", help="A file or module of parts of your own; repeatable."
+        ),
+    ] = None,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,7 +92,7 @@ def plan(
     """
     from airtune.errors import InputError
 
-    problem = _problem(file, overrides or [], round_number)
+    problem = _problem(file, overrides or [], round_number, plugins or [])
     width, count = _blocks(block_hz, blocks, channel_mhz, scs_khz)
     if out is not None and not sweep:
         raise InputError(f"--out {str(out)!r} is for the figure of a --sweep; none was asked for")
@@ -109,14 +115,16 @@ def plan(
         _print_plan(problem, made)
 
 
-def _problem(file: str, overrides: list[str], round_number: int) -> PlanningProblem:
+def _problem(
+    file: str, overrides: list[str], round_number: int, plugins: list[str]
+) -> PlanningProblem:
     from airtune.errors import InputError
 
     if not file.endswith(".json"):
         from airtune.planning.inputs import problem_of_scenario
         from airtune.scenario import load_scenario
 
-        scenario = load_scenario(file, overrides)
+        scenario = load_scenario(file, overrides, plugins=plugins)
         if (rule := scenario.participation.rule) != "all":
             typer.echo(
                 f"airtune: participation.rule = '{rule}' is left to `airtune run`; here every "
@@ -132,7 +140,9 @@ def _problem(file: str, overrides: list[str], round_number: int) -> PlanningProb
     import json
 
     from airtune.planning import problem_from_json
+    from airtune.plugins import load_plugins
 
+    load_plugins(plugins)
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

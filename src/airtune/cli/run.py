@@ -24,6 +24,12 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. cell.radius_m=400."),
     ] = None,
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin", metavar="FILE.py", help="A file or module of parts of your own; repeatable."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
     ] = False,
@@ -72,11 +78,12 @@ def run(
     settings = list(overrides or [])
     if method is not None:
         settings.append(f'planning.method="{method}"')
-    loaded = load_scenario(scenario, settings)
+    loaded = load_scenario(scenario, settings, plugins=plugins or [])
     folder = out or Path("runs") / f"{loaded.name}-{loaded.planning.method}"
 
     from airtune.engines.choice import engine_maker
     from airtune.report import summary_table, write_report
+    from airtune.report.console import adapter_lines
     from airtune.rounds import run as run_federation
 
     make_engine = engine_maker(
@@ -96,4 +103,4 @@ def run(
 
         console = Console()
         console.print(summary_table(record))
-        console.print(f"adapter: {folder / 'adapter'}\nreport:  {page}", soft_wrap=True)
+        console.print(f"{adapter_lines(folder / 'adapter')}\nreport:  {page}", soft_wrap=True)

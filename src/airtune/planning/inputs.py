@@ -88,6 +88,31 @@ class ClientLoad:
     """Its submodel at pruning.max_pruning, where known."""
 
 
+@dataclass(frozen=True, eq=False)
+class Situation:
+    """What is known when a round is planned; K is the number of clients in its cohort.
+
+    Attributes:
+        round: counted from 1.
+        shape: the model's.
+        cohort: K places in the scenario's order of clients.
+        profiles: K devices, at the speed that they have kept.
+        loads: K clients' steps of this round and their weights.
+        modes: K clients' modes as the scenario has them.
+        link: the K clients' channel and the broadcast.
+        problem: the planning problem in which all K take part.
+    """
+
+    round: int
+    shape: ModelShape
+    cohort: tuple[int, ...]
+    profiles: tuple[DeviceProfile, ...]
+    loads: tuple[ClientLoad, ...]
+    modes: tuple[Mode, ...]
+    link: Link
+    problem: PlanningProblem
+
+
 def modes_of(scenario: Scenario) -> tuple[Mode, ...]:
     """Return each client's mode as the scenario has it: all of its steps, at its device's rank."""
     section = scenario.aggregation
@@ -121,12 +146,26 @@ def link_of(
         stacked_bits: what the updates of the round before take together, where clients merge
             them into their base; None before there are any, when nothing but a header is sent.
     """
+    restart = float(HEADER_BITS) if stacked_bits is None else stacked_bits
+    return Link(air, needed_bits(scenario, shape, modes, restart))
+
+
+def needed_bits(
+    scenario: Scenario, shape: ModelShape, modes: Sequence[Mode], restart_bits: float
+) -> FloatArray:
+    """Return what a client in each of the modes needs of the broadcast, bit.
+
+    Args:
+        scenario: precision on the air, merging rule.
+        shape: of the full model.
+        modes: their ranks and trained factors decide.
+        restart_bits: what every client needs where they restart, whatever its mode.
+    """
     if rule_of(scenario).restarts:
-        bits = float(HEADER_BITS) if stacked_bits is None else stacked_bits
-        return Link(air, np.full(len(modes), bits))
+        return np.full(len(modes), restart_bits)
     whole, bits_per_value = full_sizes(shape), scenario.aggregation.payload_bits_per_value
     sent = [replace(mode, bits_per_value=bits_per_value, bits_per_scale=0) for mode in modes]
-    return Link(air, np.array([payload_bits(shape, whole, mode) for mode in sent]))
+    return np.array([payload_bits(shape, whole, mode) for mode in sent])
 
 
 def problem_of_round(
@@ -156,8 +195,9 @@ def problem_of_round(
             load.steps,
             mode,
             bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
+            quantize=scenario.model.quantize,
             max_pruning=scenario.pruning.max_pruning,
-            sizes_at=_ending_at(load.most_pruned),
+            sizes_at=sizes_ending_at(load.most_pruned),
         )
         for load, mode in zip(loads, modes, strict=True)
     ]
@@ -185,8 +225,15 @@ def problem_of_round(
     )
 
 
-def _ending_at(sizes: KeptSizes | None) -> Callable[[float], KeptSizes] | None:
+def sizes_ending_at(sizes: KeptSizes | None) -> Callable[[float], KeptSizes] | None:
+    """Return the submodel that a cost line ends at, where it is known, whatever the rate."""
     return None if sizes is None else lambda rate: sizes
+
+
+def may_sit_out(scenario: Scenario) -> bool:
+    """Return whether the plan may leave a client out of any round."""
+    every_round = scenario.participation.rule != "in-turn"
+    return "absence" in scenario.planning.turned and every_round
 
 
 def least_pruning(
@@ -194,14 +241,19 @@ def least_pruning(
 ) -> list[float]:
     """Return each client's smallest pruning rate: what its memory can hold.
 
+    A client that may sit out and does not hold even the most pruned submodel has none that it can
+    hold; it gets the largest rate, and no plan can give it work.
+
     Raises:
-        InputError: a device does not hold even the most pruned submodel.
+        InputError: a device does not hold even the most pruned submodel, and has to take part.
     """
     most = scenario.pruning.max_pruning
     rates = [
         cost.min_pruning(profile.memory_bytes)
         for cost, profile in zip(costs, profiles, strict=True)
     ]
+    if may_sit_out(scenario):
+        return [min(rate, most) for rate in rates]
     for name, rate, profile in zip(scenario.client_names, rates, profiles, strict=True):
         if rate > most:
             raise InputError(
@@ -231,8 +283,8 @@ def shape_of_model(scenario: Scenario) -> ModelShape:
         ) from None
 
 
-def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:
-    """Return a scenario's planning problem before any data or model is loaded.
+def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
+    """Return what is known of a scenario's round before any data or model is loaded.
 
     The channel is the one that the run will draw for `round`. Batches are taken as full
     (task.max_tokens), half of their tokens as answers, and the clients as equally large: what
@@ -240,12 +292,12 @@ def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:
     """
     section = scenario.training
     length = scenario.task.max_tokens
-    step = StepTokens(
+    size = StepTokens(
         rows=section.batch_size,
         length=length,
         label_tokens=int(section.batch_size * length * NOMINAL_LABEL_SHARE),
     )
-    load = ClientLoad(steps=(step,) * section.local_steps, examples=1)
+    load = ClientLoad(steps=(size,) * section.local_steps, examples=1)
     devices = scenario.client_devices
     shape, modes = shape_of_model(scenario), modes_of(scenario)
     air = channel.draw(
@@ -255,14 +307,16 @@ def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:
         generator(scenario.seed, "fading", round=round),
         round=round,
     )
-    return problem_of_round(
-        scenario,
-        shape,
-        [profile_of(device) for device in devices],
-        [load] * len(devices),
-        modes,
-        link_of(scenario, shape, modes, air),
-    )
+    profiles, loads = tuple(profile_of(device) for device in devices), (load,) * len(devices)
+    link = link_of(scenario, shape, modes, air)
+    problem = problem_of_round(scenario, shape, profiles, loads, modes, link)
+    cohort = tuple(range(len(devices)))
+    return Situation(round, shape, cohort, profiles, loads, modes, link, problem)
+
+
+def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:
+    """Return a scenario's planning problem before any data or model is loaded."""
+    return situation_of_scenario(scenario, round).problem
 
 
 def plan_of_round(

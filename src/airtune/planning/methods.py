@@ -5,76 +5,147 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any, Literal
 
 import numpy as np
 
 from airtune.errors import InputError
 from airtune.planning import baselines
+from airtune.planning.answers import checked
 from airtune.planning.bcd import bcd
 from airtune.planning.optimum.blocks import check_blocks, exact_in_blocks, in_blocks
+from airtune.planning.optimum.modes_search import exact_over_modes
 from airtune.planning.optimum.search import exact
 from airtune.planning.problem import Plan, PlanningProblem
+from airtune.plugins import Registry, called, is_built_in
 from airtune.randomness import generator
+
+Solve = Callable[[PlanningProblem, float, np.random.Generator], Any]
+"""(problem, tolerance, rng) → (pruning, bandwidth_hz), (K,) each, or a `Plan`."""
 
 
 @dataclass(frozen=True)
 class Method:
     """A planning method: what it does in one line, where it comes from, and its function.
 
-    ``solve(problem, tolerance, rng)`` returns a Plan.
+    Attributes:
+        description: in one line.
+        source: where it was published.
+        solve: (problem, tolerance, rng) → (pruning, bandwidth_hz) or a Plan.
+        prunes: also clients whose memory holds the whole model.
+        bands: how it shares the band among clients of given pruning rates. "equal": alike. "best":
+            by the optimum. "own": in a way of its own, which is then asked for.
     """
 
     description: str
     source: str
-    solve: Callable[[PlanningProblem, float, np.random.Generator], Plan]
+    solve: Solve
     prunes: bool = True
-    """Also clients whose memory holds the whole model."""
+    bands: Literal["equal", "best", "own"] = "own"
+
+    optimal: bool = False
+    """Its plan is the optimum over what it turns, so that a participation rule can add to that."""
+
+    @property
+    def knobs(self) -> frozenset[str]:
+        """What it turns: bandwidth, pruning, both or neither."""
+        return frozenset(["bandwidth"] * (self.bands != "equal") + ["pruning"] * self.prunes)
 
 
-METHODS: dict[str, Method] = {
+_BUILT_IN: dict[str, Method] = {
     "exact": Method(
         "the global optimum with a certificate",
         "price on bandwidth inside, interval bounds over the deadline outside",
-        lambda problem, tolerance, rng: exact(problem, tolerance=tolerance),
+        lambda problem, tolerance, rng: _exact(problem, tolerance),
+        bands="best",
+        optimal=True,
     ),
     "bcd": Method(
         "block coordinate descent: pruning block, bandwidth block, repeat",
         "our reading of the JCPBA abstract",
         lambda problem, tolerance, rng: bcd(problem, tolerance=tolerance),
+        bands="best",
     ),
     "bcd-bandwidth-first": Method(
         "block coordinate descent in the other block order, for study",
         "our reading of the JCPBA abstract",
         lambda problem, tolerance, rng: bcd(problem, tolerance=tolerance, bandwidth_first=True),
+        bands="best",
     ),
     "none": Method(
         "no pruning, equal bandwidth",
         "baseline",
         lambda problem, tolerance, rng: baselines.none(problem),
         prunes=False,
+        bands="equal",
+        optimal=True,
     ),
     "bandwidth-only": Method(
         "no pruning, bandwidth planned",
         "baseline",
         lambda problem, tolerance, rng: baselines.bandwidth_only(problem),
         prunes=False,
+        bands="best",
+        optimal=True,
     ),
     "pruning-only": Method(
         "equal bandwidth, pruning planned",
         "baseline",
         lambda problem, tolerance, rng: baselines.pruning_only(problem),
+        bands="equal",
+        optimal=True,
     ),
     "uniform": Method(
         "one pruning rate for all, it and the bandwidth planned",
         "baseline",
         lambda problem, tolerance, rng: baselines.uniform(problem),
+        bands="best",
     ),
     "random": Method(
         "random pruning within the bounds, random bandwidth shares",
         "baseline",
         lambda problem, tolerance, rng: baselines.random(problem, rng),
+        bands="own",
     ),
 }
+
+METHODS: Registry[Method] = Registry("planning method", "planning.method", _BUILT_IN)
+"""Planning methods by name, in the order in which they are listed."""
+
+
+def planning_method(
+    name: str,
+    *,
+    description: str,
+    source: str = "a plugin",
+    prunes: bool = True,
+    bands: Literal["equal", "best", "own"] = "own",
+) -> Callable[[Solve], Solve]:
+    """Register a function as a planning method.
+
+    The function takes the planning problem, the scenario's tolerance and a generator, and returns
+    (pruning, bandwidth_hz), (K,) each, or a `Plan`, of which these two are taken. What it returns
+    is checked against the problem, priced as every plan is, and compared with the proven optimum.
+
+    Args:
+        name: as planning.method names it.
+        description: one line for `airtune methods`.
+        source: where it was published.
+        prunes: whether it may prune clients whose memory holds the whole model.
+        bands: "own", or "equal" or "best" where its bands for given pruning rates are equal or the
+            optimum's, which is then computed faster.
+
+    Raises:
+        InputError: the name exists already, or `bands` is none of these.
+    """
+    if bands not in ("equal", "best", "own"):
+        raise InputError(f"planning method '{name}': bands = {bands!r}; allowed: equal, best, own")
+
+    def register(function: Solve) -> Solve:
+        METHODS.add(name, Method(description, source, function, prunes=prunes, bands=bands))
+        return function
+
+    return register
 
 
 def plan(
@@ -98,17 +169,19 @@ def plan(
         method: a key of ``METHODS``.
         tolerance: the relative gap at which ``exact`` stops, and the relative improvement at which
             ``bcd`` stops.
-        rng: for ``random``; left out, the stream of seed 0.
+        rng: for a method that draws; left out, the stream of seed 0.
         bound: False skips the optimum's lower bound for the other methods.
         block_hz: width of a resource block, Hz. ``exact`` finds the optimum over whole blocks; the
             other methods keep their pruning rates and round their bands.
         blocks: how many blocks there are; left out, as many as fit the band.
 
     Raises:
-        InputError: an unknown method, a tolerance not between 0 and 1, or blocks that do not fit.
+        InputError: an unknown method, one whose answer cannot be a plan, a tolerance not between 0
+            and 1, or blocks that do not fit.
     """
-    if method not in METHODS:
+    if not METHODS.has(method):
         raise InputError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
+    chosen = METHODS[method]
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance {tolerance!r} is not allowed; allowed: between 0 and 1")
     if rng is None:
@@ -117,22 +190,43 @@ def plan(
     if block_hz is None:
         if blocks is not None:
             raise InputError(f"blocks: {blocks!r} needs block_hz, the width of one block")
-        made = METHODS[method].solve(problem, tolerance, rng)
-        made = replace(made, method=method, solve_s=perf_counter() - start)
+        made = _made(chosen, problem, method, tolerance, rng)
+        made = replace(made, solve_s=perf_counter() - start)
         if bound and made.lower_bound_s is None:
-            made = _bounded(made, exact(problem, tolerance=tolerance))
+            made = _bounded(made, _exact(problem, tolerance))
         return made
     count = check_blocks(problem, block_hz, blocks)
     if method == "exact":
         made = exact_in_blocks(problem, block_hz, count, tolerance=tolerance)
         return replace(made, solve_s=perf_counter() - start)
     band = replace(problem, bandwidth_hz=count * block_hz)
-    made = replace(METHODS[method].solve(band, tolerance, rng), method=method)
-    made = in_blocks(problem, made, block_hz, count)
+    made = _made(chosen, band, method, tolerance, rng)
+    made = in_blocks(problem, made, block_hz, count, keeps_shares=chosen.bands != "best")
     made = replace(made, solve_s=perf_counter() - start)
     if bound:
         made = _bounded(made, exact_in_blocks(problem, block_hz, count, tolerance=tolerance))
     return made
+
+
+def _made(
+    chosen: Method,
+    problem: PlanningProblem,
+    name: str,
+    tolerance: float,
+    rng: np.random.Generator,
+) -> Plan:
+    """Ask a method; what a plugin answers is checked and priced here."""
+    answer = called(f"planning method '{name}'", chosen.solve, problem, tolerance, rng)
+    if is_built_in(chosen.solve):
+        return replace(answer, method=name)
+    return checked(problem, name, answer)
+
+
+def _exact(problem: PlanningProblem, tolerance: float) -> Plan:
+    """Plan a problem with a choice of modes by the search over modes, any other one as ever."""
+    if problem.chooses or problem.can_stand_still:
+        return exact_over_modes(problem, tolerance=tolerance)
+    return exact(problem, tolerance=tolerance)
 
 
 def _bounded(made: Plan, best: Plan) -> Plan:

@@ -15,17 +15,24 @@ from numpy.typing import NDArray
 
 from airtune.channel.rate import band_of_rate, rate_of_band
 from airtune.errors import InputError
-from airtune.planning.curves import Pieces, checked_curve, pieces_of
+from airtune.planning.checks import (
+    MIN_PROGRESS,
+    check_length,
+    check_names,
+    check_number,
+    check_progress,
+    check_pruning,
+    check_reach,
+    client_array,
+    curves,
+    efficiencies,
+    frozen,
+    option_array,
+)
+from airtune.planning.curves import Pieces, pieces_of
+from airtune.planning.modes import Modes, ModeTable, mode_table
 
 Array = NDArray[np.float64]
-
-# A client that needs longer than this with the whole band for itself counts as unreachable
-# (thirty million years; it also keeps every later product finite).
-MAX_LATENCY_S = 1e15
-# κ·Q must stay below 1 by more than rounding, or N = 1/(1 − κQ) means nothing.
-MIN_PROGRESS = 1e-9
-# A bound on Q may lie so much below the least Q, relatively, by rounding.
-_LOSS_SLACK = 1e-9
 
 PER_CLIENT = (
     "weight",
@@ -39,6 +46,15 @@ PER_CLIENT = (
     "max_pruning",
 )
 """Fields that every client must have, a number each."""
+OPTIONAL_PER_CLIENT = (
+    "max_spectral_efficiency",
+    "absent_cost",
+    "energy_budget_j",
+    "compute_power_w",
+    "transmit_power_w",
+    "listen_s",
+)
+"""Fields that all clients have or none; infinity stands for no limit in the first three."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +78,16 @@ class PlanningProblem:
         pruning_cost: per client the breakpoints (J, 2) of the convex cost e(ρ), or None for
             e(ρ) = ρ; None for all linear.
         max_pruning_loss: Q_max; if given, T is minimised subject to Q <= Q_max instead of N·T.
+        modes: per client what it may be told to do, or None for a client without modes; None for
+            none at all. The costs of a client with modes are overwritten by those of its first mode
+            of least cost, which is what methods without a choice of mode plan.
+        absent_cost: (K,) ℓ of a client that sits out, infinity where it must take part.
+        energy_budget_j: (K,) E, infinity where there is no budget:
+            compute_power_w·c(ρ) + transmit_power_w·u(ρ)/r(b) <= E.
+        compute_power_w, transmit_power_w: (K,) what a device draws while it computes and sends, W.
+        listen_s: (K,) when the broadcast would end if this client were the slowest that listens;
+            the largest one of those who take part is added to everyone's downlink_s.
+        equal_bands: everyone who takes part gets the same band, B over their number.
 
     Raises:
         InputError: naming the client and the field that cannot be used.
@@ -82,28 +108,95 @@ class PlanningProblem:
     max_spectral_efficiency: Array | None = None
     pruning_cost: tuple[Array | None, ...] | None = None
     max_pruning_loss: float | None = None
+    modes: Modes | None = None
+    absent_cost: Array | None = None
+    energy_budget_j: Array | None = None
+    compute_power_w: Array | None = None
+    transmit_power_w: Array | None = None
+    listen_s: Array | None = None
+    equal_bands: bool = False
 
     def __post_init__(self) -> None:
         _set(self, "names", tuple(self.names))
-        _check_names(self.names)
-        _check_number("bandwidth_hz", self.bandwidth_hz, positive=True)
-        _check_number("kappa", self.kappa)
+        check_names(self.names)
+        check_number("bandwidth_hz", self.bandwidth_hz, positive=True)
+        check_number("kappa", self.kappa)
         if self.max_pruning_loss is not None:
-            _check_number("max_pruning_loss", self.max_pruning_loss)
+            check_number("max_pruning_loss", self.max_pruning_loss)
         for field in PER_CLIENT:
-            _set(self, field, _client_array(self.names, field, getattr(self, field)))
+            _set(self, field, client_array(self.names, field, getattr(self, field)))
         efficiency = self.max_spectral_efficiency
         if efficiency is None:
             efficiency = np.full(self.clients, np.inf)
-        _set(self, "max_spectral_efficiency", _efficiencies(self.names, efficiency))
+        _set(self, "max_spectral_efficiency", efficiencies(self.names, efficiency))
         total = float(self.weight.sum())
         if not 0 < total < np.inf:
             raise InputError(f"weight: the weights sum to {total!r}; allowed: a positive sum")
-        _set(self, "weight", _frozen(self.weight / total))
-        _check_pruning(self)
-        _set(self, "pruning_cost", _curves(self))
-        _check_progress(self)
-        _check_reach(self)
+        _set(self, "weight", frozen(self.weight / total))
+        for field in OPTIONAL_PER_CLIENT[1:]:
+            values = getattr(self, field)
+            if values is not None:
+                _set(self, field, option_array(self.names, field, values))
+        if self.modes is None:
+            check_pruning(self)
+        else:
+            _set(self, "modes", tuple(None if m is None else tuple(m) for m in self.modes))
+            check_length(self.names, "modes", len(self.modes))
+        if self.chooses:
+            for field, values in self._default_costs().items():
+                _set(self, field, frozen(values))
+        _set(self, "pruning_cost", curves(self))
+        check_progress(self)
+        if not self.chooses:
+            check_reach(self)
+
+    def _default_costs(self) -> dict[str, Array]:
+        """Return the costs of each client's first mode of least cost; 0 where it has none."""
+        table = self.table
+        best = np.minimum(table.best, max(len(table.owner) - 1, 0))
+        has = self.has_mode
+        return {
+            field: np.where(has, getattr(table, field)[best], 0.0)
+            if len(table.owner)
+            else np.zeros(self.clients)
+            for field in PER_CLIENT[3:]
+        }
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there is more to plan than pruning and bandwidth, or more to keep to."""
+        options = (self.modes, self.absent_cost, self.energy_budget_j, self.listen_s)
+        return self.equal_bands or any(option is not None for option in options)
+
+    @property
+    def can_stand_still(self) -> bool:
+        """Whether κ·Q reaches 1 in some plans: those make no progress at all."""
+        worst = self.kappa * self.pruning_loss(self.max_pruning)
+        return self.max_pruning_loss is None and worst > 1.0 - MIN_PROGRESS
+
+    @cached_property
+    def table(self) -> ModeTable:
+        """The modes that can be used, client after client."""
+        return mode_table(self)
+
+    @property
+    def has_mode(self) -> NDArray[np.bool_]:
+        """(K,) whether the client has a mode that can be used; if not, it sits out."""
+        found = np.zeros(self.clients, dtype=bool)
+        found[self.table.owner] = True
+        return found
+
+    @property
+    def absent_costs(self) -> Array:
+        """(K,) ℓ of sitting out, infinity where a client must take part."""
+        return np.full(self.clients, np.inf) if self.absent_cost is None else self.absent_cost
+
+    @property
+    def energy_budgets(self) -> Array:
+        """(K,) E in J, infinity where there is none."""
+        return (
+            np.full(self.clients, np.inf) if self.energy_budget_j is None else self.energy_budget_j
+        )
 
     @property
     def clients(self) -> int:
@@ -120,14 +213,16 @@ class PlanningProblem:
             names: theirs; default: as they are called here.
             changes: further fields that are different.
         """
-        curves = self.pruning_cost
+        curves, modes = self.pruning_cost, self.modes
         return replace(
             self,
             names=tuple(names or (self.names[k] for k in index)),
             pruning_cost=None if curves is None else tuple(curves[k] for k in index),
+            modes=None if modes is None else tuple(modes[k] for k in index),
             **{
                 field: getattr(self, field)[index]
-                for field in (*PER_CLIENT, "max_spectral_efficiency")
+                for field in (*PER_CLIENT, *OPTIONAL_PER_CLIENT)
+                if getattr(self, field) is not None
             },
             **changes,
         )
@@ -168,6 +263,26 @@ class PlanningProblem:
         share = pieces.slope * (np.clip(rate, pieces.left, pieces.right) - pieces.left)
         return np.add.reduceat(share, pieces.first)
 
+    def costs_of(self, client: NDArray[np.intp], pruning: Array) -> Array:
+        """(M,) e(ρ) of the named clients at one pruning rate each."""
+        if self.pruning_cost is None:
+            return pruning
+        cost = pruning.copy()
+        for k in np.unique(client):
+            curve = self.pruning_cost[k]
+            if curve is not None:
+                mine = client == k
+                cost[mine] = np.interp(pruning[mine], curve[:, 0], curve[:, 1])
+        return cost
+
+    def least_losses(self) -> Array:
+        """(K,) the least ℓ that each client can have in a round of any length."""
+        table = self.table
+        least = np.array(self.absent_costs)
+        cost = self.costs_of(table.owner, table.min_pruning)
+        np.minimum.at(least, table.owner, 1.0 - (1.0 - table.cost) * (1.0 - cost))
+        return least
+
     def pruning_loss(self, pruning: Array) -> float:
         """Q = Σ w·e(ρ)."""
         return float(self.weight @ self.cost(pruning))
@@ -189,6 +304,10 @@ class Plan:
         deadlines: how many deadlines ``exact`` solved for plan and bound; 0 for the others.
         blocks: (K,) whole resource blocks, where the plan was asked for in blocks.
         block_loss: objective_s over the best plan without whole blocks, less 1; None without.
+        modes: each client's mode, None for one that sits out (its pruning, band and times are 0);
+            None for all where the problem has nothing to choose from.
+        losses: (K,) ℓ, what each client loses in learning; its contribution is 1 − ℓ.
+        energy_j: (K,) what each client draws in the round; None without powers.
     """
 
     method: str
@@ -210,15 +329,36 @@ class Plan:
     deadlines: int = 0
     blocks: NDArray[np.int64] | None = None
     block_loss: float | None = None
+    modes: tuple[str | None, ...] | None = None
+    losses: Array | None = None
+    energy_j: Array | None = None
+
+
+Chosen = tuple[int | None, ...]
+"""Per client its mode, an index into ``problem.table``; None: it sits out."""
+
+
+def rounds_factor(kappa: float, loss: float) -> float:
+    """Return N(Q) = 1/(1 − κQ), infinity where no progress is left."""
+    rest = 1.0 - kappa * loss
+    return 1.0 / rest if rest >= MIN_PROGRESS else float("inf")
 
 
 def priced(
-    problem: PlanningProblem, method: str, pruning: Array, bandwidth_hz: Array, solve_s: float = 0.0
+    problem: PlanningProblem,
+    method: str,
+    pruning: Array,
+    bandwidth_hz: Array,
+    solve_s: float = 0.0,
+    chosen: Chosen | None = None,
 ) -> Plan:
     """Return the Plan of given pruning rates and bands: every method's numbers come from here.
 
     t = d + c(ρ) + u(ρ)/r(b), T = max t, J = N(Q)·T. A client without payload uploads in 0 s.
+    ``chosen`` is each client's mode where the problem has a choice; left out, those of least cost.
     """
+    if problem.chooses:
+        return _priced_modes(problem, method, pruning, bandwidth_hz, solve_s, chosen)
     payload = problem.payload_bits(pruning)
     rate = problem.rate_bps(bandwidth_hz)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -227,7 +367,7 @@ def priced(
     total = problem.downlink_s + compute + upload
     latency = float(total.max())
     loss = problem.pruning_loss(pruning)
-    factor = 1.0 / (1.0 - problem.kappa * loss)
+    factor = rounds_factor(problem.kappa, loss)
     return Plan(
         method=method,
         names=problem.names,
@@ -248,132 +388,73 @@ def priced(
     )
 
 
+def _priced_modes(
+    problem: PlanningProblem,
+    method: str,
+    pruning: Array,
+    bandwidth_hz: Array,
+    solve_s: float,
+    chosen: Chosen | None,
+) -> Plan:
+    table = problem.table
+    if chosen is None:
+        chosen = tuple(
+            int(best) if has else None
+            for best, has in zip(table.best, problem.has_mode, strict=True)
+        )
+    here = np.array([mode is not None for mode in chosen])
+    row = np.array([0 if mode is None else mode for mode in chosen], dtype=np.intp)
+
+    def of(field: str) -> Array:
+        column = getattr(table, field)
+        return np.where(here, column[row], 0.0) if len(column) else np.zeros(problem.clients)
+
+    pruning, band = np.where(here, pruning, 0.0), np.where(here, bandwidth_hz, 0.0)
+    kept = 1.0 - pruning
+    compute = of("compute_fixed_s") + of("compute_full_s") * kept
+    payload = of("payload_fixed_bits") + of("payload_full_bits") * kept
+    rate = problem.rate_bps(band)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        upload = np.where(payload > 0, payload / rate, 0.0)
+        spent = of("compute_power_w") * compute
+        spent = spent + np.where(upload > 0, of("transmit_power_w") * upload, 0.0)
+    downlink = np.array(problem.downlink_s)
+    if problem.listen_s is not None:
+        downlink = downlink + np.where(here, problem.listen_s, 0.0).max()
+    downlink = np.where(here, downlink, 0.0)
+    total = downlink + compute + upload
+    latency = float(total.max())
+    left = (1.0 - of("cost")) * (1.0 - problem.cost(pruning))
+    losses = np.where(here, 1.0 - left, problem.absent_costs)
+    loss = float(problem.weight[problem.weight > 0] @ losses[problem.weight > 0])
+    factor = rounds_factor(problem.kappa, loss)
+    # A round without anyone makes no progress, however cheap it is to sit out.
+    factor = factor if here.any() else float("inf")
+    objective = latency * factor if latency > 0 else (0.0 if np.isfinite(factor) else factor)
+    powers = problem.compute_power_w is not None or problem.transmit_power_w is not None
+    powers |= bool(table.compute_power_w.any() or table.transmit_power_w.any())
+    return Plan(
+        method=method,
+        names=problem.names,
+        pruning=pruning,
+        bandwidth_hz=band,
+        rate_bps=rate,
+        downlink_s=downlink,
+        compute_s=compute,
+        upload_s=upload,
+        total_s=total,
+        round_latency_s=latency,
+        pruning_loss=loss,
+        rounds_factor=factor,
+        objective_s=objective if problem.max_pruning_loss is None else latency,
+        lower_bound_s=None,
+        gap=None,
+        solve_s=solve_s,
+        modes=tuple(None if mode is None else table.names[mode] for mode in chosen),
+        losses=losses,
+        energy_j=spent if powers else None,
+    )
+
+
 def _set(problem: PlanningProblem, field: str, value: object) -> None:
     object.__setattr__(problem, field, value)
-
-
-def _frozen(values: Array) -> Array:
-    values.flags.writeable = False
-    return values
-
-
-def _check_names(names: tuple[str, ...]) -> None:
-    if not names:
-        raise InputError("clients: the list is empty; allowed: at least one client")
-    if len(set(names)) < len(names):
-        seen: set[str] = set()
-        for name in names:
-            if name in seen:
-                raise InputError(f"clients: the name {name!r} appears twice; names must differ")
-            seen.add(name)
-
-
-def _check_number(field: str, value: float, *, positive: bool = False) -> None:
-    if not np.isfinite(value) or value < 0 or (positive and value == 0):
-        allowed = "a finite number above 0" if positive else "a finite number, 0 or more"
-        raise InputError(f"{field}: {value!r} is not allowed; allowed: {allowed}")
-
-
-def _client_array(names: tuple[str, ...], field: str, values: object) -> Array:
-    array = np.array(values, dtype=np.float64)
-    if array.shape != (len(names),):
-        raise InputError(
-            f"{field}: {array.shape} values for {len(names)} clients; allowed: one each"
-        )
-    bad = ~(np.isfinite(array) & (array >= 0))
-    if bad.any():
-        _refuse(names, bad, field, array, "a finite number, 0 or more")
-    return _frozen(array)
-
-
-def _efficiencies(names: tuple[str, ...], values: object) -> Array:
-    array = np.array(values, dtype=np.float64)
-    if array.shape != (len(names),):
-        raise InputError(
-            f"max_spectral_efficiency: {array.shape} values for {len(names)} clients; "
-            "allowed: one each"
-        )
-    _refuse(names, ~(array > 0), "max_spectral_efficiency", array, "a number above 0")
-    return _frozen(array)
-
-
-def _refuse(
-    names: tuple[str, ...], bad: NDArray[np.bool_], field: str, values: Array, allowed: str
-) -> None:
-    if bad.any():
-        first = int(np.argmax(bad))
-        raise InputError(
-            f"client {names[first]!r}: {field} {float(values[first])!r} is not allowed; "
-            f"allowed: {allowed}"
-        )
-
-
-def _check_pruning(problem: PlanningProblem) -> None:
-    names = problem.names
-    _refuse(names, problem.max_pruning > 1, "max_pruning", problem.max_pruning, "0 to 1")
-    above = problem.min_pruning > problem.max_pruning
-    if above.any():
-        first = int(np.argmax(above))
-        raise InputError(
-            f"client {names[first]!r}: min_pruning {float(problem.min_pruning[first])!r} is above "
-            f"max_pruning {float(problem.max_pruning[first])!r}; allowed: min <= max"
-        )
-
-
-def _curves(problem: PlanningProblem) -> tuple[Array | None, ...] | None:
-    given = problem.pruning_cost
-    if given is None or all(curve is None for curve in given):
-        return None
-    if len(given) != problem.clients:
-        raise InputError(
-            f"pruning_cost: {len(given)} curves for {problem.clients} clients; allowed: one each"
-        )
-    tops = problem.max_pruning
-    return tuple(
-        None if curve is None else _frozen(checked_curve(name, curve, float(top)))
-        for name, curve, top in zip(problem.names, given, tops, strict=True)
-    )
-
-
-def _check_progress(problem: PlanningProblem) -> None:
-    worst = problem.kappa * problem.pruning_loss(problem.max_pruning)
-    if problem.max_pruning_loss is None and worst > 1 - MIN_PROGRESS:
-        raise InputError(
-            f"kappa: with kappa {problem.kappa!r} and every client at its max_pruning, kappa·Q is "
-            f"{worst:.6g}; allowed: below 1"
-        )
-    limit = problem.max_pruning_loss
-    if limit is not None:
-        if problem.kappa * min(limit, worst / max(problem.kappa, 1e-300)) > 1 - MIN_PROGRESS:
-            raise InputError(
-                f"kappa: with max_pruning_loss {limit!r}, kappa·Q can reach 1; allowed: below 1"
-            )
-        least = problem.pruning_loss(problem.min_pruning)
-        if least > limit * (1.0 + _LOSS_SLACK):
-            raise InputError(
-                f"max_pruning_loss: {limit!r} is below {least:.6g}, the loss with every client at "
-                "its min_pruning; allowed: that or more"
-            )
-
-
-def _check_reach(problem: PlanningProblem) -> None:
-    """Refuse a client whose smallest payload the whole band cannot carry in finite time."""
-    payload = problem.payload_bits(problem.max_pruning)
-    full = problem.payload_bits(problem.min_pruning)
-    rate = problem.rate_bps(np.full(problem.clients, problem.bandwidth_hz))
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        upload = np.where(np.maximum(payload, full) > 0, payload / rate, 0.0)
-    # A client that can cut its payload to nothing is reachable, but never at rate 0.
-    upload = np.where((full > 0) & (rate <= 0), np.inf, upload)
-    _refuse(
-        problem.names,
-        ~(upload <= MAX_LATENCY_S),
-        "snr_hz",
-        problem.snr_hz,
-        "a received power that carries the payload (it cannot be reached with the whole band)",
-    )
-    for field in ("downlink_s", "compute_fixed_s", "compute_full_s"):
-        seconds = getattr(problem, field)
-        _refuse(
-            problem.names, seconds > MAX_LATENCY_S, field, seconds, f"at most {MAX_LATENCY_S:g} s"
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,10 @@ def calibrate(
         for index, moments, change in _stream(model, shape, batches):
             folds = stand_ins and index > 0 and _folds(model, shape)
             before = blocks[-1].mlp if folds else None
-            whole = _replacement(change, before, gradients["block"][index], tokens_per_label)
+            factor = _residual_factor(model, shape)
+            whole = _replacement(
+                change, before, gradients["block"][index], tokens_per_label, factor
+            )
             sublayers = {}
             for unit in UNITS:
                 matrix = output_projection(shape, unit)
@@ -157,8 +160,15 @@ class _Change:
 
 def _folds(model: nn.Module, shape: ModelShape) -> bool:
     """Whether what is added to an MLP's output projection reaches the residual stream as is."""
-    config: Any = model.config
-    return shape.table.residual_outputs and getattr(config, "do_layer_norm_before", True)
+    family, config = shape.table, cast(Any, model).config
+    switch = family.residual_outputs_key
+    return family.residual_outputs and (switch is None or bool(getattr(config, switch)))
+
+
+def _residual_factor(model: nn.Module, shape: ModelShape) -> float:
+    """Return what a sublayer's output is multiplied by before it is added to the stream."""
+    key = shape.table.residual_factor_key
+    return 1.0 if key is None else float(getattr(cast(Any, model).config, key))
 
 
 def _replacement(
@@ -166,8 +176,12 @@ def _replacement(
     before: SublayerStatistics | None,
     gradient: Tensor,
     tokens_per_label: float,
+    factor: float,
 ) -> BlockStatistics:
-    """Regress a block's change on the previous block's MLP channels."""
+    """Regress a block's change on the previous block's MLP channels.
+
+    What is added to an output projection changes the stream by `factor` times as much.
+    """
     weight = tokens_per_label / 2 * gradient
     harm = float((weight * change.square).sum())
     none = BlockStatistics(
@@ -189,8 +203,8 @@ def _replacement(
     return BlockStatistics(
         harm=harm,
         replaced_harm=replaced,
-        replacement=matrix.half().cpu(),
-        constant=(change.mean - matrix @ mean).cpu(),
+        replacement=(matrix / factor).half().cpu(),
+        constant=((change.mean - matrix @ mean) / factor).cpu(),
     )
 
 

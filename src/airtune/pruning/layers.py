@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from airtune.models.quantize import kind_of, quantized, unpacked
 from airtune.models.workload import Matrix, ModelShape
 
 
@@ -24,23 +25,34 @@ def output_projection(shape: ModelShape, unit: str) -> Matrix:
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """Return a layer's weight as (outputs, inputs), whichever way it is stored."""
+    """Return a layer's weight as (outputs, inputs), whichever way it is stored.
+
+    A quantized one is unpacked; what is returned is then a copy.
+    """
+    if kind_of(layer) is not None:
+        return unpacked(layer)
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
 def layer_like(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """Return a frozen layer of the same kind with other values.
+    """Return a frozen layer of the same kind with other values, quantized if the layer is.
 
     Args:
-        layer: a linear layer or a Conv1D.
+        layer: a linear layer, a quantized one, or a Conv1D.
         weight: (outputs, inputs).
         bias: (outputs,), or None for none.
     """
     outputs, inputs = weight.shape
     like: Any = layer
-    dtype, device = like.weight.dtype, like.weight.device
+    kind, device = kind_of(layer), like.weight.device
+    if kind is not None:
+        dtype = like.compute_dtype
+        bias = None if bias is None else bias.to(device=device, dtype=dtype)
+        again = quantized(kind, weight.to(device=device, dtype=dtype), bias)
+        return again.train(layer.training)
+    dtype = like.weight.dtype
     new: Any
     if isinstance(layer, Conv1D):
         new = Conv1D(1, 1)

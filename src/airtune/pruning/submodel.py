@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -173,23 +173,19 @@ def _remove_attention(
 def _tell_head_counts(attention: nn.Module, groups: int, shape: ModelShape) -> None:
     """Correct what attention modules remember of their size; most only reshape by head_dim."""
     queries = groups * (shape.query_heads // shape.kv_heads)
-    known: Any = attention
-    for name, value in (
-        ("num_heads", queries),  # GPT-2, OPT
-        ("embed_dim", queries * shape.head_dim),  # GPT-2, OPT
-        ("split_size", queries * shape.head_dim),  # GPT-2
-        ("num_key_value_heads", groups),  # Phi-3
-    ):
-        if hasattr(known, name):
-            setattr(known, name, value)
-    if shape.family == "phi3":  # reads the number of query heads from its configuration
+    counts = {"queries": queries, "groups": groups, "width": queries * shape.head_dim}
+    family, known = shape.table, cast(Any, attention)
+    for name, count in family.head_counts.items():
+        setattr(known, name, counts[count])
+    if family.head_counts_in_config:
         known.config = copy.copy(known.config)
-        known.config.num_attention_heads = queries
-        known.config.num_key_value_heads = groups
+        setattr(known.config, family.keys["query_heads"], queries)
+        setattr(known.config, family.keys["kv_heads"], groups)
 
 
 def _index(kept: Any, layer: nn.Module) -> Tensor:
-    return torch.as_tensor(kept, device=weight_of(layer).device)
+    known: Any = layer
+    return torch.as_tensor(kept, device=known.weight.device)
 
 
 def _part(bias: Any, kept: Tensor) -> Tensor | None:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +21,7 @@ from typing import Any, Self
 import numpy as np
 
 from airtune.errors import InputError
+from airtune.plugins import provenance
 from airtune.record import checkpoint as checkpoints
 from airtune.record.checkpoint import Checkpoint
 from airtune.record.files import (
@@ -34,6 +33,7 @@ from airtune.record.files import (
     lock_folder,
     write_durably,
 )
+from airtune.record.provenance import machine, versions
 from airtune.record.reading import ROUNDS, RUN, complete_lines, parsed_rounds, read_info
 from airtune.record.schema import (
     RoundRecord,
@@ -47,7 +47,6 @@ from airtune.record.schema import (
 FORMAT = 1
 CHECKPOINTS, ADAPTER, REPORT = "checkpoint", "adapter", "report.html"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
-_LIBRARIES = ("airtune", "torch", "transformers", "peft", "numpy")
 
 
 class RunDirectory:
@@ -122,6 +121,7 @@ class RunDirectory:
             _require_same_run(path, info, wanted)
             directory = cls(path, info, lock)
             directory._note_other_libraries(wanted["versions"])
+            directory._note_other_plugins(wanted["plugins"])
             if not directory.finished:
                 info.update(status="running", ended_at=None, error=None)
                 info["resumed_at"] = [*info.get("resumed_at", []), _now()]
@@ -269,6 +269,17 @@ class RunDirectory:
                     "rounds to come may differ from an uninterrupted run's"
                 )
 
+    def _note_other_plugins(self, now: Sequence[Mapping[str, str]]) -> None:
+        before = {plugin["plugin"]: plugin["sha256"] for plugin in self._info.get("plugins", [])}
+        for plugin in now:
+            if before.get(plugin["plugin"], plugin["sha256"]) != plugin["sha256"]:
+                self._notices.append(
+                    f"the plugin {plugin['plugin']} has changed since the run was begun: the "
+                    "rounds to come are done by its new code"
+                )
+            if plugin not in self._info.setdefault("plugins", []):
+                self._info["plugins"].append(dict(plugin))
+
 
 def _write_info(path: Path, info: Mapping[str, Any]) -> None:
     text = dump_json(info, indent=2) + "\n"
@@ -286,27 +297,13 @@ def _new_info(scenario_values: Mapping[str, Any], method: str) -> dict[str, Any]
         "ended_at": None,
         "error": None,
         "resumed_at": [],
-        "versions": _versions(),
-        "platform": {
-            "system": platform.platform(),
-            "machine": platform.machine(),
-            "cpus": os.cpu_count(),
-        },
+        "versions": versions(),
+        "platform": machine(),
         "scenario": scenario,
+        "plugins": provenance(scenario.get("plugins", ())),
         "cell": None,
         "results": {},
     }
-
-
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        # From the installed metadata: importing torch to ask it takes seconds.
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
 
 
 def _now() -> str:
@@ -362,8 +359,10 @@ def _require_same_run(path: Path, info: Mapping[str, Any], wanted: Mapping[str, 
     before["airtune version"] = info["versions"].get("airtune")
     now["airtune version"] = wanted["versions"]["airtune"]
     for key in [*before, *(key for key in now if key not in before)]:
-        old, new = (values.get(key, "not set") for values in (before, now))
+        # A key without a value is one that the run's own version of the schema did not have yet.
+        old, new = (values.get(key) for values in (before, now))
         if old != new:
+            old, new = (values.get(key, "not set") for values in (before, now))
             raise InputError(
                 f"'{path}' holds another run: {key} was {old!r} and is now {new!r}; resume "
                 "with the same settings, or give another --out"

@@ -32,6 +32,7 @@ class Record:
         description: the cell and what was measured before training; None in the first moments.
         results: what the run measured at its end.
         rounds: those recorded so far.
+        plugins: name and SHA-256 of each plugin that was loaded.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Record:
     description: RunDescription | None
     results: Mapping[str, Any]
     rounds: tuple[RoundRecord, ...]
+    plugins: tuple[Mapping[str, str], ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -81,6 +83,7 @@ def read_record(folder: str | Path) -> Record:
         description=description,
         results=info.get("results") or {},
         rounds=parsed_rounds(path / ROUNDS, lines),
+        plugins=tuple(info.get("plugins", ())),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airtune.record import Record
@@ -71,6 +73,17 @@ def summary_table(record: Record) -> Table:
             str(client.left_out),
         )
     return table
+
+
+def adapter_lines(adapter: Path) -> str:
+    """Return where a run's adapter is, and which base model its files name."""
+    try:
+        text = (adapter / "adapter_config.json").read_text(encoding="utf-8")
+        base = json.loads(text)["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError):
+        return f"adapter: {adapter}"
+    where = "a folder of this machine" if Path(base).is_absolute() else "on the hub"
+    return f"adapter: {adapter}\nbase:    {base} ({where}; see {adapter / 'README.md'})"
 
 
 def comparison_table(records: Mapping[str, Record]) -> Table:

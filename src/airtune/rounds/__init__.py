@@ -1,6 +1,7 @@
 """The round loop on a virtual clock: open a cell, begin, step; `run` keeps a run directory."""
 
-from airtune.rounds.cell import Cell, Decision, Situation, open_cell
+from airtune.planning.inputs import Situation
+from airtune.rounds.cell import Cell, Decision, open_cell
 from airtune.rounds.loop import begin, step
 from airtune.rounds.running import run
 from airtune.rounds.state import State

@@ -49,8 +49,7 @@ def bill(
     outcome: Outcome,
     status: str,
     *,
-    snr_hz: float,
-    downlink_bits: float,
+    snr_hz: float | None,
 ) -> ClientRecord:
     """Bill one client: what it really computed and sent.
 
@@ -64,8 +63,8 @@ def bill(
         assigned: what it was told.
         outcome: what came of it.
         status: as recorded.
-        snr_hz: its received power over noise density on the uplink.
-        downlink_bits: what it needed of the broadcast.
+        snr_hz: its received power over noise density on the uplink; None where only a
+            rate is known (a trace, a table of rates).
     """
     band_hz, planned = assigned.bandwidth_hz, assigned.planned
     assert planned is not None
@@ -99,14 +98,14 @@ def bill(
         bits_per_value=assigned.mode.bits_per_value,
         bandwidth_hz=band_hz,
         rate_bps=rate_bps,
-        snr_db=float(linear_to_db(snr_hz / band_hz)) if band_hz > 0 else None,
+        snr_db=linear_to_db(snr_hz / band_hz) if snr_hz is not None and band_hz > 0 else None,
         downlink_s=downlink_s,
         compute_s=compute,
         upload_s=upload_s,
         total_s=downlink_s + compute + upload_s,
         engine_s=engine_s,
         uplink_bits=bits,
-        downlink_bits=downlink_bits,
+        downlink_bits=assigned.downlink_bits,
         flops=flops,
         examples=load.examples,
         label_tokens=sum(s.label_tokens for s in load.steps[: assigned.mode.local_steps]),

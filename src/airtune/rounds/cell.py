@@ -15,43 +15,22 @@ from types import TracebackType
 
 from airtune import channel
 from airtune.adapters.names import Adapter
-from airtune.assignment import Assignment, Mode
+from airtune.assignment import Assignment
 from airtune.channel import ChannelState, Placement
 from airtune.engines import Engine
 from airtune.engines.local import LocalEngine
-from airtune.errors import InputError
-from airtune.merging.functions import RULES, Contribution, normalised
+from airtune.merging.functions import Contribution, normalised
+from airtune.merging.functions import merge as merged_by
 from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile, profile_of
-from airtune.planning import METHODS, Plan, PlanningProblem
+from airtune.planning import METHODS, Plan
 from airtune.planning.assigning import assignments_of
-from airtune.planning.inputs import ClientLoad, Link
-from airtune.planning.participation import participation_of_round
+from airtune.planning.inputs import Situation
+from airtune.planning.round_plan import plan_round
 from airtune.randomness import generator
 from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario
 from airtune.training.worker import Setting
-
-
-@dataclass(frozen=True, eq=False)
-class Situation:
-    """What is known when a round is planned; K is the number of clients in its cohort.
-
-    Attributes:
-        round: counted from 1.
-        cohort: K places in the scenario's order of clients.
-        loads: K clients' steps of this round and their weights.
-        modes: K clients' modes as the scenario has them.
-        link: the K clients' channel and the broadcast.
-        problem: the planning problem in which all K take part.
-    """
-
-    round: int
-    cohort: tuple[int, ...]
-    loads: tuple[ClientLoad, ...]
-    modes: tuple[Mode, ...]
-    link: Link
-    problem: PlanningProblem
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,21 +99,10 @@ def draw(cell: Cell, round: int) -> ChannelState:
 
 
 def decide(cell: Cell, situation: Situation) -> Decision:
-    """Plan by the scenario's method and participation rule."""
-    made = participation_of_round(
-        cell.scenario,
-        situation.problem,
-        situation.loads,
-        situation.modes,
-        situation.link,
-        cell.setting.shape,
-        situation.round,
-    )
-    modes = [
-        None if steps is None else replace(mode, local_steps=steps)
-        for mode, steps in zip(situation.modes, made.steps, strict=True)
-    ]
-    return Decision(made.plan, assignments_of(made.plan, modes, situation.link, situation.cohort))
+    """Plan by the scenario's method, or every knob that it turns."""
+    made = plan_round(cell.scenario, situation)
+    link = replace(situation.link, needed_bits=made.needed_bits)
+    return Decision(made.plan, assignments_of(made.plan, made.modes, link, situation.cohort))
 
 
 def merge(cell: Cell, adapter: Adapter, contributions: Sequence[Contribution]) -> Adapter:
@@ -142,7 +110,7 @@ def merge(cell: Cell, adapter: Adapter, contributions: Sequence[Contribution]) -
     scenario = cell.scenario
     if scenario.participation.rule == "partial-fednova":
         contributions = normalised(adapter, contributions)
-    return RULES[scenario.aggregation.rule][0](adapter, contributions)
+    return merged_by(scenario.aggregation.rule, adapter, contributions)
 
 
 def open_cell(
@@ -204,10 +172,9 @@ def checked_profiles(scenario: Scenario) -> tuple[DeviceProfile, ...]:
     """Return each client's device profile.
 
     Raises:
-        InputError: the scenario names a method, rule or profile that is not known.
+        InputError: the scenario names a method, rule, channel model or profile that is not known.
     """
-    method = scenario.planning.method
-    if method not in METHODS:
-        raise InputError(f"planning.method = '{method}': allowed are {', '.join(METHODS)}")
+    METHODS.find(scenario.planning.method)
+    channel.CHANNEL_MODELS.find(channel.model_name(scenario.cell))
     rule_of(scenario)
     return tuple(profile_of(device) for device in scenario.client_devices)

@@ -22,11 +22,17 @@ from airtune.merging.functions import Contribution, fault_of
 from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile
 from airtune.planning import METHODS, PlanningProblem, fitted_kappa
-from airtune.planning.inputs import ClientLoad, link_of, modes_of, problem_of_round
+from airtune.planning.inputs import (
+    ClientLoad,
+    Situation,
+    link_of,
+    modes_of,
+    problem_of_round,
+)
 from airtune.record import RoundRecord, RunDescription
 from airtune.record.schema import OK, ClientRecord
 from airtune.rounds.bills import Outcome, bill, finite, idle, kept_speed, speeds_after
-from airtune.rounds.cell import Cell, Decision, Situation
+from airtune.rounds.cell import Cell, Decision
 from airtune.rounds.description import description_of
 from airtune.rounds.state import State
 from airtune.scenario import Scenario
@@ -166,7 +172,8 @@ def _situation(cell: Cell, state: State, profiles: Sequence[DeviceProfile]) -> S
     problem = problem_of_round(scenario, shape, profiles, loads, modes, link)
     if scenario.planning.fit_kappa:
         problem = _with_fitted_kappa(problem, state, scenario)
-    return Situation(round, tuple(range(len(loads))), loads, modes, link, problem)
+    cohort = tuple(range(len(loads)))
+    return Situation(round, shape, cohort, tuple(profiles), loads, modes, link, problem)
 
 
 def _may_be_cut(cell: Cell, adapter: Adapter) -> list[bool]:
@@ -259,8 +266,7 @@ def _bills(
             answered[client].assignment,
             answered[client].outcome,
             answered[client].status,
-            snr_hz=float(link.air.snr_hz[k]),
-            downlink_bits=float(link.needed_bits[k]),
+            snr_hz=link.air.received_snr_hz(k),
         )
         for k, client in enumerate(situation.cohort)
     )

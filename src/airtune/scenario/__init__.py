@@ -15,9 +15,12 @@ from airtune.scenario.schema import (
     Section,
     TaskSection,
     TrainingSection,
+    names_of_clients,
 )
+from airtune.scenario.tasks import TASKS, TaskSource, task
 
 __all__ = [
+    "TASKS",
     "AggregationSection",
     "CellSection",
     "DeviceSection",
@@ -30,8 +33,11 @@ __all__ = [
     "Scenario",
     "Section",
     "TaskSection",
+    "TaskSource",
     "TrainingSection",
     "builtin_scenarios",
     "load_scenario",
+    "names_of_clients",
     "scenario_from_dict",
+    "task",
 ]

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from airtune.errors import InputError
-from airtune.scenario.overrides import apply_override, resolve_paths
+from airtune.plugins import load_plugins
+from airtune.scenario.overrides import add_plugins, apply_override, resolve_paths
 from airtune.scenario.schema import DeviceSection, Scenario
 
 
@@ -24,14 +25,22 @@ def builtin_scenarios() -> dict[str, str]:
     return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in files}
 
 
-def load_scenario(source: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+def load_scenario(
+    source: str | Path, overrides: Sequence[str] = (), *, plugins: Sequence[str] = ()
+) -> Scenario:
     """Read a scenario file, or a built-in scenario by name, with ``key.path=value`` overrides.
 
     Paths inside the file (task source, traces, profiles, model folder) are taken relative to
     the file's folder where such a file exists there, otherwise to the working folder.
 
+    Args:
+        source: the file, or the name.
+        overrides: as on the command line.
+        plugins: further plugins, as if the file named them: paths or modules.
+
     Raises:
-        InputError: the file is missing or not TOML, a key is unknown, a value impossible.
+        InputError: a plugin cannot be loaded, the file is missing or not TOML, a key is unknown,
+            a value impossible.
     """
     text, folder = _read(source)
     try:
@@ -42,11 +51,19 @@ def load_scenario(source: str | Path, overrides: Sequence[str] = ()) -> Scenario
         apply_override(values, override)
     if folder is not None:
         resolve_paths(values, folder)
+    add_plugins(values, plugins, folder)
     return scenario_from_dict(values, where=str(source))
 
 
 def scenario_from_dict(values: dict[str, Any], *, where: str = "scenario") -> Scenario:
-    """Validate plain values (as in run.json) into a `Scenario`; raises `InputError`."""
+    """Load a scenario's plugins and validate plain values (as in run.json) into a `Scenario`.
+
+    Raises:
+        InputError: a plugin cannot be loaded, a key is unknown, a value impossible.
+    """
+    plugins = values.get("plugins")
+    if isinstance(plugins, list | tuple) and all(isinstance(name, str) for name in plugins):
+        load_plugins(plugins)
     try:
         return Scenario.model_validate(values)
     except ValidationError as error:

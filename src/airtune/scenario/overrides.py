@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from airtune.errors import InputError
+from airtune.plugins.loading import is_path
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -49,7 +51,30 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
 
     resolve(values.get("task"), "source")
     resolve(values.get("model"), "id")
+    resolve(values.get("cell"), "table")
     devices = values.get("devices")
     for device in devices if isinstance(devices, list) else []:
         for key in ("profile", "uplink_trace", "downlink_trace"):
             resolve(device, key)
+
+
+def add_plugins(values: dict[str, Any], more: Sequence[str], folder: Path | None) -> None:
+    """Add plugins to a scenario's own, each once; the paths of files become absolute.
+
+    A path of the scenario is taken relative to its folder where such a file exists there; the
+    others are relative to the working folder.
+    """
+
+    def located(name: str, beside: Path | None) -> str:
+        if not is_path(name):
+            return name
+        if beside is not None and (beside / name).exists():
+            return str((beside / name).resolve())
+        return str(Path(name).resolve())
+
+    own = values.get("plugins", [])
+    if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
+        return  # validation says what is wrong with it
+    names = [located(name, folder) for name in own] + [located(name, None) for name in more]
+    if names:
+        values["plugins"] = list(dict.fromkeys(names))

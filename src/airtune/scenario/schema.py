@@ -7,10 +7,13 @@ quotes the value and says what is allowed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from airtune.scenario.tasks import TASKS
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -29,18 +32,20 @@ class ModelSection(Section):
     """The language model that every device holds and the adapter is trained for."""
 
     id: str = "smollm2-135m-instruct"
-    """`smollm2-135m-instruct` and `tiny` are built in; otherwise a folder or a hub id."""
+    """`smollm2-135m-instruct`, `gemma-3-270m` and `tiny` are built in; otherwise a folder or a
+    hub id."""
     gguf_file: str | None = None
     """The file inside the folder or repository, where the weights are in GGUF form."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Literal["int8", "nf4"] | None = None
+    """Hold the blocks' weights in 8 or 4 bits (extra `quantize`); computation stays in `dtype`."""
 
 
 class TaskSection(Section):
     """What the model is fine-tuned to do, and how much of the data is used."""
 
-    name: Literal["gsm-symbolic", "gsm8k", "yahoo-answers", "prompt-answer", "sums"] = (
-        "gsm-symbolic"
-    )
+    name: str = "gsm-symbolic"
+    """A name from `airtune methods`."""
     source: str | None = None
     """A file, a folder or a hub id; not needed by tasks that generate their problems."""
     prompt_column: str = "prompt"
@@ -49,10 +54,20 @@ class TaskSection(Section):
     """Over all clients together."""
     eval_examples: PositiveInt = 64
     """The server's test set, from the source's test part where it has one."""
+    eval_part: Literal["test", "train"] = "test"
+    """`train`: held-out training text stands in for the test part, for searches and pilots that
+    must not see it."""
     client_eval_examples: Annotated[int, Field(ge=0)] = 0
     """Held back from each client's own data, for the loss on its own distribution."""
     max_tokens: Annotated[int, Field(ge=8)] = 160
     """Prompt and answer together; longer examples are left out."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if not TASKS.has(name):
+            raise ValueError(f"{name!r} is unknown; allowed: {', '.join(TASKS)}")
+        return name
 
 
 class PartitionSection(Section):
@@ -69,6 +84,10 @@ class PartitionSection(Section):
 class CellSection(Section):
     """The radio cell: geometry, propagation, bandwidth and link quality."""
 
+    channel: str | None = None
+    """A name from `airtune methods`; default: `table` where there is one, else `statistical`."""
+    table: str | None = None
+    """A CSV file of each client's SNR or rate in each round: docs/channel.md."""
     path_loss: Literal["umi", "uma", "classic"] = "umi"
     """3GPP TR 38.901 urban micro or macro, or 128.1 + 37.6 log10(d_km)."""
     radius_m: PositiveFloat = 250.0
@@ -102,6 +121,13 @@ class CellSection(Section):
             raise ValueError(
                 f"min_distance_m = {self.min_distance_m:g} must be below "
                 f"radius_m = {self.radius_m:g}"
+            )
+        if self.channel == "table" and self.table is None:
+            raise ValueError("channel = 'table' needs table, the path of a CSV file")
+        if self.table is not None and self.channel not in (None, "table"):
+            raise ValueError(
+                f"table = '{self.table}' goes with channel = 'table' only, "
+                f"not with channel = '{self.channel}'"
             )
         return self
 
@@ -169,19 +195,46 @@ class PruningSection(Section):
     """Keep calibration statistics on disk for later runs (SmolLM2-135M: 160 MB a client)."""
 
 
+Knob = Literal["bandwidth", "pruning", "steps", "rank", "bits", "absence"]
+
+
 class PlanningSection(Section):
-    """How pruning and bandwidth are planned each round."""
+    """How pruning and bandwidth, and where asked the other knobs, are planned each round."""
 
     method: str = "exact"
     """A name from `airtune methods`."""
     kappa: NonNegativeFloat = 0.5
-    """How much pruning slows learning: rounds needed grow as 1/(1 - kappa Q)."""
+    """How much pruning slows learning: rounds needed grow as 1/(1 - kappa Q). With `knobs` the
+    default is 1: a pilot's costs are shares of the rounds themselves."""
     fit_kappa: bool = False
     """Fit kappa to the run's own losses after each round, from the value above; the first round
     then leaves the model whole, so that there is something to compare with."""
     max_pruning_loss: NonNegativeFloat | None = None
     """Given: minimise the round's latency subject to Q <= this, instead of N(Q) T."""
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    knobs: Literal["all"] | Annotated[tuple[Knob, ...], Field(strict=False)] | None = None
+    """What the plan may turn, each client by itself: any of bandwidth, pruning, steps, rank, bits
+    and absence, or `all`. Left out, the method's own: bandwidth and pruning."""
+    rank_values: Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
+    """LoRA ranks to choose from; default: the client's own, halved down to 1."""
+    bits_values: Annotated[tuple[Literal[2, 4, 8], ...], Field(strict=False)] = (8, 4, 2)
+    """Bits of an uplink value to choose from, beside those that the scenario has."""
+    steps_values: Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
+    """Local steps to choose from; default: 1 to training.local_steps, at most 4 evenly spread."""
+    costs: str | None = None
+    """The file that `airtune costs` wrote; default: the costs measured for SmolLM2-135M."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kappa_of_pilots(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("knobs") is not None and "kappa" not in values:
+            return {**values, "kappa": 1.0}
+        return values
+
+    @property
+    def turned(self) -> frozenset[str]:
+        """The knobs that are turned, where `knobs` is given."""
+        return frozenset(get_args(Knob) if self.knobs == "all" else self.knobs or ())
 
 
 class AggregationSection(Section):
@@ -210,9 +263,12 @@ class ParticipationSection(Section):
     rule: Literal["all", "partial", "partial-fednova", "deadline", "in-turn"] = "all"
     """A name from `airtune methods`."""
     every_rounds: Annotated[int, Field(ge=2)] = 2
-    """`in-turn`: the slowest clients take part in every so manieth round only."""
+    """`in-turn`: in every n-th round no client sits out."""
     left_out_cost: Annotated[float, Field(gt=0, le=1)] = 1.0
     """What a client that sits a round out costs in learning, on the scale of e(rho)."""
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a full contribution that every client makes at least, over the rounds: the plan
+    weighs a client the more, the longer it has contributed less. With planning.knobs only."""
 
 
 class EvaluationSection(Section):
@@ -234,6 +290,8 @@ class Scenario(Section):
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     rounds: PositiveInt = 8
+    plugins: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Python files or modules that add methods, rules, channel models or tasks: docs/extend.md."""
     model: ModelSection = ModelSection()
     task: TaskSection = TaskSection()
     partition: PartitionSection = PartitionSection()
@@ -245,6 +303,26 @@ class Scenario(Section):
     participation: ParticipationSection = ParticipationSection()
     aggregation: AggregationSection = AggregationSection()
     evaluation: EvaluationSection = EvaluationSection()
+
+    def _check_knobs(self) -> None:
+        planning, rule = self.planning, self.participation.rule
+        if planning.knobs is None:
+            idle = {
+                "planning.costs": planning.costs,
+                "planning.rank_values": planning.rank_values,
+                "planning.steps_values": planning.steps_values,
+                "participation.floor": self.participation.floor or None,
+            }
+            for key, value in idle.items():
+                if value is not None:
+                    raise ValueError(f"{key} = {value!r} has no effect without planning.knobs")
+        elif rule not in ("all", "in-turn"):
+            raise ValueError(
+                f"participation.rule = '{rule}' is a choice of knobs itself: with planning.knobs "
+                "allowed are all, in-turn"
+            )
+        elif planning.fit_kappa:
+            raise ValueError("planning.fit_kappa cannot be combined with planning.knobs")
 
     @property
     def client_devices(self) -> tuple[DeviceSection, ...]:
@@ -259,13 +337,7 @@ class Scenario(Section):
     @property
     def client_names(self) -> tuple[str, ...]:
         """`<profile>-<i>` for each client, i counted within its profile from 1."""
-        seen: dict[str, int] = {}
-        names = []
-        for device in self.client_devices:
-            stem = Path(device.profile).stem
-            seen[stem] = seen.get(stem, 0) + 1
-            names.append(f"{stem}-{seen[stem]}")
-        return tuple(names)
+        return names_of_clients(self.client_devices)
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
@@ -282,6 +354,7 @@ class Scenario(Section):
                 "planning.fit_kappa goes with participation.rule = 'all' only: "
                 "what clients leave undone is not what pruning costs"
             )
+        self._check_knobs()
         clients = len(self.client_devices)
         need = clients * (self.partition.min_examples + self.task.client_eval_examples)
         what = "partition.min_examples and task.client_eval_examples"
@@ -294,3 +367,14 @@ class Scenario(Section):
                 f"clients: {what} need {need}"
             )
         return self
+
+
+def names_of_clients(devices: Iterable[DeviceSection]) -> tuple[str, ...]:
+    """Return `<profile>-<i>` for each client, i counted within its profile from 1."""
+    seen: dict[str, int] = {}
+    names = []
+    for device in devices:
+        stem = Path(device.profile).stem
+        seen[stem] = seen.get(stem, 0) + 1
+        names.append(f"{stem}-{seen[stem]}")
+    return tuple(names)

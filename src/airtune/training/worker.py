@@ -15,7 +15,13 @@ from peft import LoraConfig
 from torch import nn
 
 from airtune.adapters.few_bits import rounded_change
-from airtune.adapters.lora import adapted, lora_config, merged_into_base, values_of
+from airtune.adapters.lora import (
+    adapted,
+    lora_config,
+    merged_into_base,
+    save_adapter,
+    values_of,
+)
 from airtune.adapters.names import Adapter, leading, rank_of
 from airtune.adapters.slices import gather_adapter
 from airtune.data import Batch, Encoded, encode, eval_batches, load_task, local_batches, partition
@@ -23,6 +29,7 @@ from airtune.merging.rules import rule_of
 from airtune.models import assets
 from airtune.models.devices import DeviceProfile
 from airtune.models.loading import load_model, speed_up_attention
+from airtune.models.reference import base_reference
 from airtune.models.structure import Structure, whole
 from airtune.models.workload import (
     KeptSizes,
@@ -90,7 +97,7 @@ class Worker:
     def __init__(self, scenario: Scenario, *, device: str | None = None) -> None:
         self.scenario = scenario
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = load_model(scenario.model, seed=scenario.seed)
+        loaded = load_model(scenario.model, seed=scenario.seed, max_tokens=scenario.task.max_tokens)
         self._model, self._tokenizer = loaded.model.to(self._device), loaded.tokenizer
         speed_up_attention(self._model, longest=scenario.task.max_tokens)
         self.shape, self._fingerprint = loaded.shape, loaded.fingerprint
@@ -262,9 +269,10 @@ class Worker:
         return Evaluation(loss, metrics)
 
     def save_adapter(self, adapter: Adapter, folder: str) -> None:
-        """Write the adapter in PEFT's format; `PeftModel.from_pretrained` loads it."""
+        """Write the adapter in PEFT's format; `AutoPeftModelForCausalLM` loads it with its base."""
+        base = base_reference(self.scenario.model, seed=self.scenario.seed)
         with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
-            model.save_pretrained(folder)
+            save_adapter(model, base, folder, gguf_file=self.scenario.model.gguf_file)
 
     def _submodel(self, client: int, pruning: float) -> tuple[Structure, nn.Module]:
         """Cut the client's submodel; without pruning there is nothing to calibrate for."""

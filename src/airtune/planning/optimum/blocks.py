@@ -24,8 +24,6 @@ from airtune.planning.problem import Array, Plan, PlanningProblem, priced
 # K·N numbers are held at a time.
 _MAX_CELLS = 20_000_000
 _BISECTIONS = 100
-# Methods whose bandwidth is not planned keep the proportions of their bands.
-_UNPLANNED = ("none", "pruning-only", "random")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,11 +106,13 @@ def exact_in_blocks(
     return _in_blocks(problem, "exact", shares, block_hz, deadline, lower, free)
 
 
-def in_blocks(problem: PlanningProblem, made: Plan, block_hz: float, blocks: int) -> Plan:
+def in_blocks(
+    problem: PlanningProblem, made: Plan, block_hz: float, blocks: int, *, keeps_shares: bool
+) -> Plan:
     """Return another method's plan in whole blocks, at the pruning rates that it chose.
 
-    Where the method plans the bandwidth, each block goes to the client that is slowest so far;
-    where it does not, its shares are rounded to blocks, with at least one for each that sends.
+    Where `keeps_shares`, its shares are rounded to blocks, with at least one for each that sends.
+    Otherwise (a method of the best bands) each block goes to the client that is slowest so far.
     """
     payload = problem.payload_bits(made.pruning)
     fixed = problem.downlink_s + problem.compute_s(made.pruning)
@@ -122,7 +122,7 @@ def in_blocks(problem: PlanningProblem, made: Plan, block_hz: float, blocks: int
             f"blocks: {blocks} blocks are fewer than the {int(sends.sum())} clients that send; "
             "allowed: at least one block each"
         )
-    if made.method in _UNPLANNED:
+    if keeps_shares:
         shares = _rounded(made.bandwidth_hz, sends, blocks)
     else:
         shares = _to_the_slowest(problem, fixed, payload, block_hz, blocks)

@@ -64,6 +64,22 @@ def exact(problem: PlanningProblem, *, tolerance: float = 1e-6) -> Plan:
     )
 
 
+def locally_best(problem: PlanningProblem, *, tolerance: float = 1e-6) -> Plan:
+    """Return the plan at the bottom of the first valley of J, without its proof.
+
+    With ``max_pruning_loss`` it is the optimum.
+    """
+    search = _Search(problem, reduced(problem), tolerance)
+    soonest, latest = _range(problem, search.reduced)
+    latest = _whole(search, latest)
+    if problem.max_pruning_loss is None:
+        _descend(search, soonest, latest)
+        return _plan(problem, search.reduced, search.best[0])
+    least = problem.pruning_loss(problem.min_pruning)
+    limit = max(problem.max_pruning_loss, least)
+    return _plan(problem, search.reduced, _tightest(search, soonest, latest, limit))
+
+
 @dataclass
 class _Search:
     """What the search has found so far: the best solved deadline and the least interval bound."""

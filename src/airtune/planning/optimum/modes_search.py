@@ -1,0 +1,349 @@
+"""The optimum over modes, pruning, bandwidth and absence, with a lower bound that proves it.
+
+    minimise J = T·N(Q) over the deadline T, a choice per client, and bands b with Σ b <= B
+
+Branch and bound. A node is an interval of deadlines with the choices left to each client; the
+bound of pricing.py refutes it, or drops choices from it. What it cannot refute is split: where the
+bound holds at T0 the part of the interval that the chord covers is done and the rest remains; where
+it does not, prices leave a client undecided between two choices, and its choices are parted. With
+``listen_s`` a node also holds a range of possible ends of the broadcast, which is halved first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field, replace
+from itertools import count
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.errors import InputError
+from airtune.planning.optimum.choices import Choices, choices_of
+from airtune.planning.optimum.nodes import Node, Threshold, evaluate
+from airtune.planning.optimum.polish import plan_at, polished
+from airtune.planning.optimum.pricing import batch_of, limits_at
+from airtune.planning.problem import Array, Plan, PlanningProblem
+
+# How much of the tolerance the refuted intervals use; the rest is for the plan itself.
+_SHARE = 0.9
+_FIRST_RATIO = 1.15
+_WIDE = 1.02
+_MAX_ROWS = 60_000
+# The search ends after so many rows, whatever it has proved by then; the true gap is reported.
+MAX_WORK = 60_000_000
+_NO_LOSS = 1e-9
+
+
+def exact_over_modes(
+    problem: PlanningProblem, *, tolerance: float = 1e-6, max_work: int = MAX_WORK
+) -> Plan:
+    """Return the optimal plan and its certificate; ``gap`` says what is left unproved.
+
+    Raises:
+        InputError: no plan keeps every energy budget, or every plan has κ·Q of 1 or more.
+    """
+    began = perf_counter()
+    search = _Search(problem, choices_of(problem), tolerance, max_work)
+    _scan(search)
+    _close(search)
+    best = search.best
+    if best is None:
+        raise InputError(
+            "clients: no plan keeps every energy budget on this band; allowed: larger budgets, "
+            "more bandwidth_hz, or an absent_cost for more clients"
+        )
+    lower = min(search.lower(), best.objective_s)
+    gap = best.objective_s / lower - 1.0 if lower > 0 else 0.0
+    return replace(
+        best,
+        method="exact",
+        lower_bound_s=lower,
+        gap=gap,
+        deadlines=search.evaluated,
+        solve_s=perf_counter() - began,
+    )
+
+
+@dataclass
+class _Search:
+    """What the search has found so far."""
+
+    problem: PlanningProblem
+    choices: Choices
+    tolerance: float
+    max_work: int
+    best: Plan | None = None
+    refuted_s: float = np.inf
+    heap: list[tuple[float, int, Node]] = field(default_factory=list)
+    evaluated: int = 0
+    work: int = 0
+    order: count = field(default_factory=count)
+
+    def __post_init__(self) -> None:
+        self.levels = np.zeros(1)
+        if self.problem.listen_s is not None:
+            present = ~self.choices.absent
+            self.levels = np.unique(self.choices.listen_s[present])
+
+    @property
+    def limit(self) -> float | None:
+        """Q_max, no less than what the least loss is up to rounding."""
+        bound = self.problem.max_pruning_loss
+        return None if bound is None else bound * (1.0 + _NO_LOSS)
+
+    @property
+    def target(self) -> float:
+        """What no plan is to beat."""
+        return np.inf if self.best is None else self.best.objective_s * (
+            1.0 - _SHARE * self.tolerance
+        )
+
+    @property
+    def kappa(self) -> float:
+        """κ, at least so much that a quotient by it is a number."""
+        return max(self.problem.kappa, 1e-9)
+
+    def threshold(self) -> Threshold:
+        """The loss at which a deadline is no better than the target."""
+        if self.limit is not None:
+            return Threshold(self.limit, 0.0)
+        return Threshold(1.0 / self.kappa, -1.0 / (self.kappa * self.target))
+
+    def enough(self) -> float:
+        """How precise a price has to be."""
+        factor = 1.0 if self.best is None else self.best.rounds_factor
+        return 0.03 * self.tolerance / max(self.kappa * factor, 1.0)
+
+    def objective(self, deadline: float, loss: float) -> float:
+        """T·N(Q)."""
+        rest = 1.0 - self.kappa * loss
+        return deadline / rest if rest > 0 else np.inf
+
+    def halves(self, node: Node) -> tuple[float, float]:
+        """Lower bounds on the objective before and after T0.
+
+        Over a chord by its ends; or, because Q* falls as T grows, with the loss of the later end.
+        """
+        if self.limit is not None:
+            return node.first_s, node.first_s
+        times = (node.first_s, node.centre_s, node.last_s)
+        ends = [self.objective(*pair) for pair in zip(times, node.bounds, strict=True)]
+        whole = max(min(ends[0], ends[2]), self.objective(times[0], node.bounds[2]))
+        left = max(min(ends[:2]), self.objective(times[0], node.bounds[1]), whole, node.floor_s)
+        right = max(min(ends[1:]), self.objective(times[1], node.bounds[2]), whole, node.floor_s)
+        return left, right
+
+    def lower(self) -> float:
+        """A lower bound on the objective over everything."""
+        open_nodes = min((entry[0] for entry in self.heap), default=np.inf)
+        return min(open_nodes, self.refuted_s)
+
+    def run(self, nodes: list[Node]) -> None:
+        """Evaluate nodes, take over a better plan, and put aside what is not refuted."""
+        begin = 0
+        while begin < len(nodes):
+            end, rows = begin, 0
+            while end < len(nodes) and (end == begin or rows + len(nodes[end].choices) < _MAX_ROWS):
+                rows += len(nodes[end].choices)
+                end += 1
+            self._run(nodes[begin:end])
+            self.work += rows
+            begin = end
+
+    def _run(self, nodes: list[Node]) -> None:
+        target = self.target
+        open_nodes = evaluate(
+            nodes,
+            self.choices,
+            self.levels,
+            self.problem.bandwidth_hz,
+            self.threshold(),
+            self.limit is not None,
+            self.enough(),
+        )
+        self.evaluated += len(nodes)
+        self.refuted_s = min(self.refuted_s, target)
+        for node in sorted(open_nodes, key=self._promise):
+            self._try(node)
+        for node in open_nodes:
+            node.candidate = None
+            bound = node.floor_s = max(node.floor_s, min(self.halves(node)))
+            if bound < self.target:
+                heapq.heappush(self.heap, (bound, next(self.order), node))
+            else:
+                self.refuted_s = min(self.refuted_s, bound)
+
+    def _promise(self, node: Node) -> float:
+        if node.candidate is None or node.low_level != node.high_level:
+            return np.inf
+        if self.limit is not None:
+            return node.centre_s if node.candidate[0] <= self.limit else np.inf
+        rest = 1.0 - self.problem.kappa * node.candidate[0]
+        return node.centre_s / rest if rest > 0 else np.inf
+
+    def _try(self, node: Node) -> None:
+        if not self._promise(node) < self.target:
+            return
+        assert node.candidate is not None
+        _, chosen, band = node.candidate
+        broadcast = float(self.levels[node.low_level])
+        made = plan_at(self.problem, self.choices, chosen, band, node.centre_s - broadcast)
+        self.take(made)
+        if made is not None:
+            self.take(
+                polished(self.problem, self.choices, chosen, node.centre_s, broadcast,
+                         self.tolerance)
+            )  # fmt: skip
+
+    def take(self, made: Plan | None) -> None:
+        """Take over a plan that is better than the best one."""
+        if made is None or not np.isfinite(made.objective_s):
+            return
+        if self.limit is not None and made.pruning_loss > self.limit:
+            return
+        if self.best is None or made.objective_s < self.best.objective_s:
+            self.best = made
+
+
+def _scan(search: _Search) -> None:
+    """Cover the deadlines from the soonest on, until later ones are worse for their length."""
+    everyone = np.arange(len(search.choices.owner))
+    soonest = _soonest(search)
+    least = float(search.problem.weight @ search.problem.least_losses())
+    floor = 1.0 if search.limit is not None else 1.0 - search.problem.kappa * least
+    edge, size = soonest, max(1, min(12, _MAX_ROWS // max(len(everyone), 1)))
+    y = np.log(search.choices.snr_hz * search.problem.clients / search.problem.bandwidth_hz)
+    price = -np.log(search.problem.bandwidth_hz * search.problem.clients)
+    for _ in range(400):
+        cells = edge * _FIRST_RATIO ** np.arange(size + 1)
+        nodes = [
+            Node(low, min(high, 1e300), everyone, price, y, 0, len(search.levels) - 1)
+            for low, high in zip(cells[:-1], cells[1:], strict=True)
+            if low / floor < search.target
+        ]
+        if not nodes:
+            return
+        search.run(nodes)
+        edge = float(cells[-1])
+
+
+def _soonest(search: _Search) -> float:
+    """Return a deadline before which not even the least bands of all clients fit."""
+    choices = search.choices
+    everyone = np.arange(len(choices.owner))
+    broadcast = search.levels[:1]
+    batch = batch_of(choices, [everyone], broadcast, search.problem.bandwidth_hz)
+    others = ~choices.absent
+
+    def fits(deadline: float) -> bool:
+        limits = limits_at(batch, np.array([deadline]))
+        band = np.where(limits.sends, choices.snr_hz * np.exp(-limits.least), 0.0)
+        band = np.where(limits.alive, band, np.inf)
+        # Someone has to take part.
+        if not (band[others] < np.inf).any():
+            return False
+        return float(batch.least(band).sum()) <= search.problem.bandwidth_hz * (1.0 + 1e-12)
+
+    high = 1e-3 + float((choices.ready + choices.compute)[others].max(initial=0.0))
+    for _ in range(400):
+        if fits(high):
+            break
+        high *= 4.0
+    low = high
+    for _ in range(200):
+        if not fits(low) or low < 1e-12:
+            break
+        low, high = low / 4.0, low
+    while high > low * 1.01:
+        middle = float(np.sqrt(low * high))
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return low
+
+
+def _close(search: _Search) -> None:
+    """Split what is open, the least bound first, until nothing is below the target."""
+    while search.heap and search.work < search.max_work:
+        children: list[Node] = []
+        rows = 0
+        while search.heap and rows < _MAX_ROWS:
+            bound, _, node = heapq.heappop(search.heap)
+            if bound >= search.target:
+                search.refuted_s = min(search.refuted_s, bound)
+                continue
+            parts = _split(search, node)
+            children += parts
+            rows += sum(len(part.choices) for part in parts)
+            if search.best is None or len(children) >= 64:
+                break
+        if children:
+            search.run(children)
+
+
+def _part(node: Node, **changes: object) -> Node:
+    return replace(node, undecided=None, candidate=None, **changes)  # type: ignore[arg-type]
+
+
+def _split(search: _Search, node: Node) -> list[Node]:
+    if node.low_level < node.high_level:
+        return _split_levels(search, node)
+    if search.limit is not None:
+        last = min(node.last_s, search.target)
+        if last < node.first_s:
+            return []
+        if node.last_s > last or node.undecided is None:
+            if node.last_s > last:
+                return [_part(node, last_s=last)]
+            middle = float(np.sqrt(node.first_s * last))
+            return [_part(node, last_s=middle), _part(node, first_s=middle)]
+        return _split_choices(node)
+    left, right = search.halves(node)
+    threshold = search.threshold()
+    times = np.array([node.first_s, node.centre_s, node.last_s])
+    spare = np.array(node.bounds) - threshold.loss(times)
+    narrow = node.last_s <= node.first_s * _WIDE
+    if spare[1] < 0 and node.undecided is not None and narrow:
+        return _split_choices(node)
+    search.refuted_s = min(search.refuted_s, search.target)
+    parts = []
+    # Around T0 the bound holds as far as its chord to either end stays above the threshold; before
+    # T0, also where the threshold is below the loss at T0.
+    edges = [node.centre_s, node.centre_s]
+    if spare[1] >= 0:
+        for side, end in enumerate((0, 2)):
+            share = spare[1] / (spare[1] - spare[end]) if spare[end] < 0 else 1.0
+            edges[side] = float(times[1] + share * (times[end] - times[1]))
+        reach = search.target * (1.0 - search.kappa * node.bounds[1])
+        edges[0] = min(edges[0], max(reach, node.first_s))
+    if left < search.target and edges[0] > node.first_s:
+        parts.append(_part(node, last_s=edges[0], floor_s=left))
+    if right < search.target and edges[1] < node.last_s:
+        parts.append(_part(node, first_s=edges[1], floor_s=right))
+    return parts
+
+
+def _split_choices(node: Node) -> list[Node]:
+    split: NDArray = np.asarray(node.undecided)
+    parts = []
+    for side in (1, 0):
+        stays = split != 1 - side
+        parts.append(_part(node, choices=node.choices[stays], y=node.y[stays]))
+    return parts
+
+
+def _split_levels(search: _Search, node: Node) -> list[Node]:
+    middle = (node.low_level + node.high_level) // 2
+    parts = []
+    for low, high in ((node.low_level, middle), (middle + 1, node.high_level)):
+        listen = search.choices.listen_s[node.choices]
+        stays = search.choices.absent[node.choices] | (listen <= search.levels[high])
+        owners = search.choices.owner[node.choices]
+        if len(np.unique(owners[stays])) == len(np.unique(owners)):
+            parts.append(
+                _part(node, choices=node.choices[stays], y=node.y[stays], low_level=low,
+                      high_level=high)
+            )  # fmt: skip
+    return parts
+
+

@@ -1,0 +1,307 @@
+"""One round planned as the scenario asks: its method, or every knob that it turns.
+
+A knob is one thing that the plan decides for each client by itself: its band, how much of the
+model it leaves out, its local steps, LoRA rank and uplink bits, and whether it takes part. The
+values of steps, rank and bits multiply to the client's modes; `exact` is then the optimum over
+all knobs that are turned, so that every rival is at the best of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.assignment import Mode
+from airtune.errors import InputError
+from airtune.models.devices import DeviceProfile
+from airtune.models.workload import (
+    ModelShape,
+    affine_coefficients,
+    full_sizes,
+    training_flops,
+)
+from airtune.planning.costs import KnobCosts, read_costs, shipped_costs
+from airtune.planning.inputs import (
+    BYTES_PER_WEIGHT,
+    ClientLoad,
+    Link,
+    Situation,
+    needed_bits,
+    plan_of_round,
+    sizes_ending_at,
+)
+from airtune.planning.methods import METHODS
+from airtune.planning.modes import ClientMode
+from airtune.planning.participation import PARTICIPATION
+from airtune.planning.problem import Plan, PlanningProblem
+from airtune.scenario import Scenario
+
+SCALE_BITS = 32
+"""Of each rank's scale, where an uplink carries a change in few bits."""
+MOST_STEPS = 4
+"""Numbers of local steps to choose from, where the scenario does not list them."""
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """A plan and each client's mode in it; None for one that sits out."""
+
+    plan: Plan
+    modes: tuple[Mode | None, ...]
+    needed_bits: NDArray[np.float64]
+    """What each client needs of the broadcast, bit; 0 where it sits out."""
+
+
+def knobs_of_round(scenario: Scenario, round: int) -> frozenset[str] | None:
+    """Return what the round's plan turns, or None where the method alone plans.
+
+    Raises:
+        InputError: a participation rule with a method that it cannot be combined with.
+    """
+    rule, method = scenario.participation.rule, scenario.planning.method
+    in_turn = rule == "in-turn" and round % scenario.participation.every_rounds == 0
+    if scenario.planning.knobs is not None:
+        turned = scenario.planning.turned
+        return turned - {"absence"} if in_turn else turned
+    if rule == "all":
+        return None
+    if not METHODS[method].optimal:
+        allowed = ", ".join(name for name, entry in METHODS.items() if entry.optimal)
+        raise InputError(
+            f"participation.rule = '{rule}' with planning.method = '{method}': allowed are {allowed}"
+        )
+    if in_turn:
+        return None
+    entry = PARTICIPATION[rule]
+    own = METHODS[method].knobs - ({"pruning"} if entry.for_pruning else set())
+    return own | entry.knobs
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a mode, an absence and pruning cost in learning."""
+
+    costs: KnobCosts | None
+    """None: in proportion to the work left out."""
+    absent: float
+
+    def of(self, mode: Mode, whole: Mode, work: float) -> float:
+        """Return what a mode costs; `work` is its share of the whole mode's computing."""
+        return 1.0 - work if self.costs is None else self.costs.of_mode(mode, whole)
+
+
+def prices_of(scenario: Scenario) -> Prices:
+    """Return the scenario's prices: a pilot's where knobs are named, else in proportion to work."""
+    if scenario.planning.knobs is None:
+        return Prices(None, scenario.participation.left_out_cost)
+    path = scenario.planning.costs
+    costs = shipped_costs() if path is None else read_costs(path)
+    return Prices(costs, costs.absent.cost)
+
+
+def plan_round(scenario: Scenario, situation: Situation) -> RoundPlan:
+    """Plan one round as the scenario asks: by its method alone, or over every knob it turns.
+
+    Raises:
+        InputError: a participation rule and a method that cannot be combined, or costs that cannot
+            be read.
+    """
+    problem, link, round = situation.problem, situation.link, situation.round
+    loads, modes, shape = situation.loads, situation.modes, situation.shape
+    turned = knobs_of_round(scenario, round)
+    if turned is None:
+        made = plan_of_round(scenario, problem, round)
+        return RoundPlan(made, tuple(modes), link.needed_bits)
+    prices = prices_of(scenario)
+    offered = [modes_offered(scenario, mode, turned) for mode in modes]
+    needed = [
+        needed_bits(scenario, shape, own, float(link.needed_bits[k]))
+        for k, own in enumerate(offered)
+    ]
+    costed = [
+        _costed(scenario, shape, profile, load, own, whole, prices, turned)
+        for profile, load, own, whole in zip(situation.profiles, loads, offered, modes, strict=True)
+    ]
+    asked = replace(
+        problem,
+        modes=tuple(costed),
+        absent_cost=np.full(len(modes), prices.absent) if "absence" in turned else None,
+        equal_bands="bandwidth" not in turned,
+        pruning_cost=_curves(scenario, prices, problem),
+        downlink_s=np.zeros(len(modes)),
+    )
+    solver = "exact" if scenario.planning.knobs is None else scenario.planning.method
+    plans = []
+    for rate in _broadcast_rates(link, "absence" in turned):
+        heard = link.air.downlink_rate_bps >= rate
+        at_rate = _heard_at(asked, needed, heard, rate)
+        made = plan_of_round(scenario, at_rate, round, method=solver)
+        plans.append(_without_wait(made, at_rate, offered, needed, rate, link))
+    best = min(plans, key=lambda one: one.plan.objective_s)
+    bounds = [one.plan.lower_bound_s for one in plans]
+    if any(bound is None for bound in bounds):
+        return best
+    lower = min(bound for bound in bounds if bound is not None)
+    gap = best.plan.objective_s / lower - 1.0 if lower > 0 else 0.0
+    return replace(best, plan=replace(best.plan, lower_bound_s=lower, gap=gap))
+
+
+def modes_offered(scenario: Scenario, whole: Mode, turned: frozenset[str]) -> tuple[Mode, ...]:
+    """Return the modes that a client may be told, its whole one first."""
+    section = scenario.planning
+    steps, ranks = [whole.local_steps], [whole.rank]
+    few_bits: list[int | None] = [None]
+    if "steps" in turned:
+        listed = section.steps_values or _spread(whole.local_steps)
+        steps = sorted(
+            {min(s, whole.local_steps) for s in listed} | {whole.local_steps}, reverse=True
+        )
+    if "rank" in turned:
+        listed = section.rank_values or _halves(whole.rank)
+        ranks = sorted({min(r, whole.rank) for r in listed} | {whole.rank}, reverse=True)
+    if "bits" in turned:
+        few_bits += [bits for bits in section.bits_values if bits < whole.bits_per_value]
+    return tuple(
+        replace(whole, local_steps=s, rank=r)
+        if bits is None
+        else replace(whole, local_steps=s, rank=r, bits_per_value=bits, bits_per_scale=SCALE_BITS)
+        for s, r, bits in itertools.product(steps, ranks, few_bits)
+    )
+
+
+def _halves(value: int) -> list[int]:
+    return [value >> i for i in range(value.bit_length())]
+
+
+def _spread(steps: int) -> list[int]:
+    return sorted({int(np.ceil(steps * i / MOST_STEPS)) for i in range(1, MOST_STEPS + 1)})
+
+
+def name_of(mode: Mode) -> str:
+    """Return a mode's name in plans: its steps, rank and bits."""
+    return f"{mode.local_steps} steps, rank {mode.rank}, {mode.bits_per_value} bits"
+
+
+def _costed(
+    scenario: Scenario,
+    shape: ModelShape,
+    profile: DeviceProfile,
+    load: ClientLoad,
+    offered: Sequence[Mode],
+    whole: Mode,
+    prices: Prices,
+    turned: frozenset[str],
+) -> tuple[ClientMode, ...]:
+    """Count what each mode takes of a client's device and link."""
+    most = scenario.pruning.max_pruning
+    done = _work_shares(shape, load, whole)
+    costed = []
+    for mode in offered:
+        count = affine_coefficients(
+            shape,
+            load.steps,
+            mode,
+            bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
+            max_pruning=most,
+            sizes_at=sizes_ending_at(load.most_pruned),
+        )
+        least = count.min_pruning(profile.memory_bytes)
+        costed.append(
+            ClientMode(
+                name=name_of(mode),
+                cost=prices.of(mode, whole, done[mode.local_steps - 1]),
+                compute_fixed_s=count.flops_fixed / profile.effective_flops,
+                compute_full_s=count.flops_full / profile.effective_flops,
+                payload_fixed_bits=count.payload_fixed_bits,
+                payload_full_bits=count.payload_full_bits,
+                min_pruning=least,
+                max_pruning=most if "pruning" in turned or least > most else least,
+            )
+        )
+    return tuple(costed)
+
+
+def _work_shares(shape: ModelShape, load: ClientLoad, whole: Mode) -> NDArray[np.float64]:
+    """Return the share of the round's computing that the first 1, 2, … steps are."""
+    flops = [training_flops(shape, full_sizes(shape), step, whole) for step in load.steps]
+    return np.minimum(np.cumsum(flops) / sum(flops), 1.0)
+
+
+def _curves(
+    scenario: Scenario, prices: Prices, problem: PlanningProblem
+) -> tuple[NDArray[np.float64] | None, ...] | None:
+    """Return the clients' own curves where they measured them, else the pilot's."""
+    if prices.costs is None or scenario.pruning.cost == "measured":
+        return problem.pruning_cost
+    curve = np.array(prices.costs.pruning_curve(scenario.pruning.max_pruning))
+    return (curve,) * problem.clients
+
+
+def _broadcast_rates(link: Link, absence: bool) -> list[float]:
+    """Return the rates that the broadcast can have, one for each client that can be the slowest."""
+    rates = sorted(set(link.air.downlink_rate_bps.tolist()))
+    return rates if absence else rates[:1]
+
+
+def _heard_at(
+    asked: PlanningProblem,
+    needed: Sequence[NDArray[np.float64]],
+    heard: NDArray[np.bool_],
+    rate: float,
+) -> PlanningProblem:
+    """Return the problem at one broadcast rate: slower clients sit out, the others wait for theirs.
+
+    What a client needs of the broadcast depends on its rank, so that the wait is part of its mode.
+    """
+    assert asked.modes is not None
+    modes = tuple(
+        tuple(
+            replace(mode, compute_fixed_s=mode.compute_fixed_s + bits / rate)
+            if heard[k]
+            else replace(mode, min_pruning=np.inf)
+            for mode, bits in zip(own or (), needed[k], strict=True)
+        )
+        for k, own in enumerate(asked.modes)
+    )
+    return replace(asked, modes=modes)
+
+
+def _without_wait(
+    plan: Plan,
+    asked: PlanningProblem,
+    offered: Sequence[Sequence[Mode]],
+    needed: Sequence[NDArray[np.float64]],
+    rate_bps: float,
+    link: Link,
+) -> RoundPlan:
+    """Take the wait for the broadcast out of the computing, where planning had put it.
+
+    Where the client whose rate was planned with sits out as well, the broadcast is faster still.
+    """
+    assert plan.modes is not None
+    names = [[name_of(mode) for mode in own] for own in offered]
+    index = [
+        None if name is None else own.index(name)
+        for name, own in zip(plan.modes, names, strict=True)
+    ]
+    bits = np.array([0.0 if i is None else needed[k][i] for k, i in enumerate(index)])
+    listens = np.array([i is not None for i in index])
+    downlink_s = bits / link.rate_bps(listens)
+    compute_s = plan.compute_s - bits / rate_bps
+    total_s = downlink_s + compute_s + plan.upload_s
+    latency_s = float(total_s.max())
+    bounded = asked.max_pruning_loss is not None
+    changed = replace(
+        plan,
+        downlink_s=downlink_s,
+        compute_s=compute_s,
+        total_s=total_s,
+        round_latency_s=latency_s,
+        objective_s=latency_s if bounded else latency_s * plan.rounds_factor,
+    )
+    modes = [None if i is None else own[i] for i, own in zip(index, offered, strict=True)]
+    return RoundPlan(changed, tuple(modes), bits)
