@@ -9,10 +9,7 @@ import pytest
 import torch
 
 from airtune.adapters.few_bits import rounded_change
-from airtune.deploy.device import Device
-from airtune.deploy.pacing import TokenBucket
-from airtune.errors import InputError
-from airtune.merging.rules import MERGING, check_deployable
+from airtune.merging.rules import MERGING
 from airtune.models.workload import adapter_size, full_sizes
 from airtune.rounds import run
 from airtune.scenario import load_scenario
@@ -131,12 +128,3 @@ def test_every_client_and_round_rounds_by_its_own_draws(
     settings = ["rounds=2", "task.eval_examples=8", "aggregation.uplink_change_bits=4"]
     run(load_scenario("tiny", settings), out=tmp_path / "run")
     assert len(seeds) == len(set(seeds)) == 8
-
-
-def test_real_devices_refuse_it(tmp_path: Path) -> None:
-    scenario = load_scenario("tiny", ["aggregation.uplink_change_bits=4"])
-    refusal = r"aggregation\.uplink_change_bits = 4 runs in simulation"
-    with pytest.raises(InputError, match=refusal):
-        check_deployable(scenario)
-    with pytest.raises(InputError, match=refusal):
-        Device(scenario, scenario.client_names[0], TokenBucket(), tmp_path)

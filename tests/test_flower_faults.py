@@ -148,7 +148,7 @@ def test_flowers_server_killed_under_a_run(running: Deployment) -> None:
     superlink = [
         pid
         for pid in running.tree(running.pid("server"))
-        if b"flower-superlink" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"deploy.guarded\0superlink" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     os.kill(superlink[0], signal.SIGKILL)
     assert running.finish() == 0, running.said("run")

@@ -21,19 +21,51 @@ def rounded_change(before: Adapter, after: Adapter, bits: int, *, seed: int) -> 
         bits: of a value, its sign included; at least 2.
         seed: of the rounding.
     """
+    return received(before, *rounded_codes(before, after, bits, seed=seed))
+
+
+def rounded_codes(
+    before: Adapter, after: Adapter, bits: int, *, seed: int
+) -> tuple[Adapter, Adapter]:
+    """Return what travels: each value's whole multiple, and each rank's scale, by entry.
+
+    Args:
+        before: as for `rounded_change`.
+        after: as for `rounded_change`.
+        bits: of a value, its sign included; at least 2.
+        seed: of the rounding.
+
+    Returns:
+        Whole numbers from -(2^(bits - 1) - 1) to 2^(bits - 1) - 1 in float64, shaped as the
+        values; scales in float32, broadcastable to them.
+    """
     levels = 2 ** (bits - 1) - 1
     generator = torch.Generator().manual_seed(seed)
-    received = {}
+    codes, scales = {}, {}
     for name in sorted(after):
         change = (after[name] - before[name]).double()
         largest = change.abs().amax(dim=_along(name), keepdim=True)
         # As it travels; what its rounding loses is made up for by the clamp below.
-        scale = (largest / levels).float().double()
+        scales[name] = (largest / levels).float()
+        scale = scales[name].double()
         steps = torch.where(scale > 0, change / scale, torch.zeros_like(change))
         drawn = torch.rand(steps.shape, generator=generator, dtype=torch.float64)
-        whole = (steps + drawn).floor().clamp(-levels, levels)
-        received[name] = before[name] + (whole * scale).to(before[name].dtype)
-    return received
+        codes[name] = (steps + drawn).floor().clamp(-levels, levels)
+    return codes, scales
+
+
+def received(before: Adapter, codes: Adapter, scales: Adapter) -> Adapter:
+    """Return the adapter at the receiver: `before` plus the changes that the codes stand for."""
+    return {
+        name: before[name] + (codes[name] * scales[name].double()).to(before[name].dtype)
+        for name in codes
+    }
+
+
+def scale_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of an entry's scales."""
+    along = _along(name)
+    return tuple(1 if i == along else size for i, size in enumerate(shape))
 
 
 def _along(name: str) -> int:

@@ -26,6 +26,9 @@ Insecure = Annotated[
     bool,
     typer.Option("--insecure", help="No TLS, no device keys: for trying out on one machine only."),
 ]
+LogLevel = Annotated[
+    str, typer.Option("--log-level", help="How much goes into the logs: debug to error.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the scenario."),
@@ -137,22 +140,36 @@ def revoke(
 
 @app.command("server")
 def serve(
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "0.0.0.0",
+    host: Annotated[
+        str | None,
+        typer.Option("--host", help="Address to listen on [0.0.0.0; with --insecure 127.0.0.1]."),
+    ] = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 9443,
     keys_folder: Annotated[Path, typer.Option("--keys", help="Folder of the keys.")] = Path("keys"),
     state: State = Path("deployment"),
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics", min=1, max=65535, help="Port of 127.0.0.1 for Prometheus [no metrics]."
+        ),
+    ] = None,
+    log_level: LogLevel = "info",
     insecure: Insecure = False,
 ) -> None:
     """Start the server that devices connect to; ends with Ctrl-C."""
-    from airtune.deploy import server
+    from airtune.deploy import loglevel, server
+
+    loglevel.set_level(log_level)
 
     def ready() -> None:
         how = "without TLS and without device keys" if insecure else "TLS, registered keys only"
         typer.echo(f"ready on {host}:{port} ({how}); state in {state}")
 
     folder = None if insecure else keys_folder.resolve()
+    host = host or ("127.0.0.1" if insecure else "0.0.0.0")
     with contextlib.suppress(KeyboardInterrupt):  # the way to end it
-        server.serve(server.State(state.resolve()), host, port, folder, ready)
+        where = server.State(state.resolve())
+        server.serve(where, host, port, folder, ready, metrics_port=metrics_port)
 
 
 @app.command("device")
@@ -195,17 +212,26 @@ def device(
         bool, typer.Option("--secure-aggregation", help="Refused, with the reason.", hidden=True)
     ] = False,
     overrides: Overrides = None,
+    log_level: LogLevel = "info",
     insecure: Insecure = False,
 ) -> None:
     """Take part as one client, on this machine; ends with Ctrl-C."""
+    from airtune.deploy.loglevel import set_level
     from airtune.deploy.node import Place, run_device
-    from airtune.deploy.privacy import SECURE_AGGREGATION_REFUSED, parse_privacy
+    from airtune.deploy.privacy import (
+        LEAVES_WITHOUT_NOISE,
+        SECURE_AGGREGATION_REFUSED,
+        parse_privacy,
+    )
     from airtune.deploy.processes import split_address
     from airtune.errors import InputError
     from airtune.scenario import load_scenario
 
+    set_level(log_level)
     if secure_aggregation:
         raise InputError(SECURE_AGGREGATION_REFUSED)
+    if privacy is not None:
+        typer.echo(LEAVES_WITHOUT_NOISE)
     place = Place(
         server=split_address(server),
         authority=None if insecure else authority.resolve(),

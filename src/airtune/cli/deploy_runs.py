@@ -35,6 +35,17 @@ def run(
     engine_s: Annotated[
         float, typer.Option("--grace", min=0, help="…plus this, for Flower's own time, s.")
     ] = 30.0,
+    longest_s: Annotated[
+        float, typer.Option("--longest", min=1, help="…and no round waits longer than this, s.")
+    ] = 3600.0,
+    allow_privacy: Annotated[
+        str | None,
+        typer.Option(
+            "--allow-privacy",
+            metavar="clip=C,noise=Z",
+            help="Let devices clip and noise their updates, at most so; without it none may.",
+        ),
+    ] = None,
     bands: Annotated[
         Path | None, typer.Option("--bands", help="Unix socket of what enforces the band shares.")
     ] = None,
@@ -54,10 +65,15 @@ def run(
     on and `airtune deploy attach` shows it again.
     """
     from airtune.deploy import runs, server
+    from airtune.deploy.privacy import parse_privacy
 
+    if allow_privacy is not None:
+        parse_privacy(allow_privacy, "--allow-privacy")
     where = server.State(state.resolve())
     conditions = (devices, wait_s, slack, engine_s)
     settings = _settings(scenario, overrides, out, conditions, resume=resume, replace=replace)
+    settings["longest-s"] = float(longest_s)
+    settings["allow-privacy"] = allow_privacy or ""
     settings["wire"] = str(where.wire_log)
     settings["bands"] = "" if bands is None else str(bands.resolve())
     submitted = runs.submit(where, settings, app_folder or runs.APP)

@@ -10,6 +10,8 @@ from typing import Any
 
 from airtune.deploy.bands import SocketBands
 from airtune.deploy.engine import Conditions, FlowerEngine
+from airtune.deploy.privacy import parse_privacy
+from airtune.deploy.protocol import plain
 from airtune.deploy.roster import Post
 from airtune.errors import InputError, RunError
 from airtune.merging.rules import check_deployable
@@ -26,7 +28,8 @@ class Told(Observer):
         self._file = file
 
     def say(self, line: str) -> None:
-        """Add a line."""
+        """Add a line; what a device said in it is printed without control characters."""
+        line = plain(line)
         print(line, flush=True)
         if self._file is not None:
             with self._file.open("a", encoding="utf-8") as file:
@@ -87,6 +90,7 @@ def _run(post: Post, config: Mapping[str, Any], run_id: str) -> None:
     if not config["resume"]:
         timings.unlink(missing_ok=True)
     timings.parent.mkdir(parents=True, exist_ok=True)
+    allowed = str(config["allow-privacy"])
     told = Told(Path(str(config["progress"])) if config["progress"] else None)
     told.say("loading model and data")
     engine = FlowerEngine(
@@ -97,6 +101,8 @@ def _run(post: Post, config: Mapping[str, Any], run_id: str) -> None:
             wait_s=float(config["wait-s"]),
             slack=float(config["slack"]),
             engine_s=float(config["engine-s"]),
+            longest_s=float(config["longest-s"]),
+            privacy=parse_privacy(allowed, "--allow-privacy") if allowed else None,
         ),
         run=run_id,
         wire_log=Path(str(config["wire"])) if config["wire"] else None,
@@ -106,6 +112,9 @@ def _run(post: Post, config: Mapping[str, Any], run_id: str) -> None:
     )
     begin = time.perf_counter()
     try:
+        if config["resume"] or config["replace"] or not (out / "run.json").exists():
+            # The devices first: a run without them leaves no folder that the next one trips over.
+            engine.setting()
         run(
             scenario,
             out=out,

@@ -7,14 +7,19 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from airtune.adapters.few_bits import received, rounded_codes, scale_shape
 from airtune.adapters.names import Adapter
+from airtune.assignment import Mode
 from airtune.deploy.protocol import Arrays, ProtocolError, to_air
 from airtune.models.structure import Structure
 from airtune.models.workload import ModelShape
 
 _VALUES = "values"
 _KEPT = "kept"
+_CODES = "codes"
+_SCALES = "scales"
 
 Layout = Mapping[str, tuple[int, ...]]
 """Shapes by entry name: what both ends know, so that it need not travel."""
@@ -46,9 +51,78 @@ def adapter_of(arrays: Mapping[str, np.ndarray], layout: Layout) -> Adapter:
     if flat is None or flat.dtype == np.uint8 or flat.shape != (wanted,):
         found = "none" if flat is None else f"{flat.dtype} {flat.shape}"
         raise ProtocolError(f"wrong shape: {wanted} values were expected, not {found}")
-    whole = torch.from_numpy(flat.astype(np.float32))
+    return _split(torch.from_numpy(flat.astype(np.float32)), layout)
+
+
+def arrays_of(mode: Mode) -> frozenset[str]:
+    """Return the names of all arrays that an update has."""
+    return frozenset({_CODES, _SCALES, _KEPT} if mode.sends_change else {_VALUES, _KEPT})
+
+
+def trained(adapter: Adapter, mode: Mode) -> Adapter:
+    """Return the entries that a client trains and that travel: all, or B alone."""
+    return {n: v for n, v in adapter.items() if not (mode.freezes_a and ".lora_A." in n)}
+
+
+def on_air(adapter: Adapter, bits_per_value: int) -> Adapter:
+    """Return an adapter as its receiver has it: in the precision in which it travels."""
+    return adapter_of(adapter_arrays(adapter, bits_per_value), layout_of(adapter))
+
+
+def update_arrays(before: Adapter, after: Adapter, mode: Mode, *, seed: int) -> Arrays:
+    """Return an update's values as they travel: themselves, or their rounded change.
+
+    Args:
+        before: what the server sent, in the submodel's shapes.
+        after: the trained entries.
+        mode: bits of a value and of a scale.
+        seed: of the rounding.
+    """
+    if not mode.sends_change:
+        return adapter_arrays(after, mode.bits_per_value)
+    codes, scales = rounded_codes(before, after, mode.bits_per_value, seed=seed)
+    whole = np.concatenate([codes[name].numpy().ravel() for name in sorted(codes)])
+    levels = 2 ** (mode.bits_per_value - 1) - 1
+    unsigned = (whole + levels).astype(np.uint8)
+    bits = (unsigned[:, None] >> np.arange(mode.bits_per_value, dtype=np.uint8)) & 1
+    flat = [scales[name].numpy().ravel() for name in sorted(scales)]
+    return {_CODES: np.packbits(bits), _SCALES: np.concatenate(flat)}
+
+
+def updated_adapter(arrays: Arrays, before: Adapter, mode: Mode) -> Adapter:
+    """Return the trained entries of a message; the inverse of `update_arrays`.
+
+    Raises:
+        ProtocolError: there are not as many values as `before` has, or a code or a scale is none.
+    """
+    layout = layout_of(before)
+    if not mode.sends_change:
+        return adapter_of(arrays, layout)
+    packed, scales = arrays.get(_CODES), arrays.get(_SCALES)
+    width, values = mode.bits_per_value, sum(math.prod(shape) for shape in layout.values())
+    shapes = {name: scale_shape(name, shape) for name, shape in layout.items()}
+    count = sum(math.prod(shape) for shape in shapes.values())
+    if packed is None or packed.dtype != np.uint8 or packed.shape != (-(-values * width // 8),):
+        raise ProtocolError(f"wrong shape: {values} codes of {width} bits were expected")
+    if scales is None or scales.dtype != np.float32 or scales.shape != (count,):
+        raise ProtocolError(f"wrong shape: {count} scales in float32 were expected")
+    if not (np.isfinite(scales).all() and (scales >= 0).all()):
+        raise ProtocolError("a scale that is not finite or is below 0")
+    bits = np.unpackbits(packed)
+    if bits[values * width :].any():
+        raise ProtocolError("codes after the last value")
+    weights = 1 << np.arange(width)
+    levels = 2 ** (width - 1) - 1
+    whole = (bits[: values * width].reshape(values, width) * weights).sum(axis=1) - levels
+    if (whole > levels).any():
+        raise ProtocolError(f"a code above {levels}")
+    codes = _split(torch.from_numpy(whole.astype(np.float64)), layout)
+    return received(before, codes, _split(torch.from_numpy(scales.copy()), shapes))
+
+
+def _split(flat: Tensor, layout: Layout) -> Adapter:
     sizes = [math.prod(shape) for shape in layout.values()]
-    parts = torch.split(whole, sizes)
+    parts = torch.split(flat, sizes)
     return {n: part.reshape(layout[n]) for n, part in zip(layout, parts, strict=True)}
 
 

@@ -6,20 +6,20 @@ between rounds. Whatever goes wrong becomes a refusal with its reason: no messag
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 import traceback
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from airtune.adapters.names import Adapter
+from airtune.adapters.names import Adapter, leading
 from airtune.adapters.slices import gather_adapter
 from airtune.assignment import Assignment
 from airtune.deploy import privacy as dp
-from airtune.deploy.codec import adapter_arrays, adapter_of, layout_of, structure_array
+from airtune.deploy.codec import adapter_of, layout_of, structure_array, trained, update_arrays
 from airtune.deploy.emulation import Emulated
+from airtune.deploy.introductions import full_steps
 from airtune.deploy.pacing import Pacer
 from airtune.deploy.protocol import (
     PROTOCOL,
@@ -38,14 +38,17 @@ from airtune.deploy.protocol import (
     disagreement,
     kind_of,
     pack,
+    plain,
     unpack,
 )
 from airtune.errors import InputError, RunError
 from airtune.merging.rules import check_deployable
 from airtune.models.devices import profile_of
+from airtune.models.workload import StepTokens, full_sizes, training_flops
 from airtune.planning.inputs import modes_of
+from airtune.randomness import derived_seed
 from airtune.scenario import Scenario
-from airtune.training.client import ClientJob, ClientUpdate, OptimizerState
+from airtune.training.client import ClientJob, OptimizerState
 from airtune.training.worker import Worker
 
 
@@ -85,8 +88,10 @@ class Device:
         self._index = scenario.client_names.index(client)
         self._privacy, self._ledger = privacy, folder / "privacy.json"
         self._emulated = emulated
+        if privacy is not None:
+            dp.read_ledger(self._ledger)  # a refusal at the start, not in the first round
         self._worker = Worker(scenario)
-        self._layout = layout_of(self._worker.initial_adapter())
+        self._initial = self._worker.initial_adapter()
         self._run: str | None = None
         self._moments: OptimizerState | None = None
         self._introduction: Introduction | None = None
@@ -106,6 +111,8 @@ class Device:
             return _refusal(str(error))
         except Exception as error:
             traceback.print_exc(file=sys.stderr)  # for whoever looks after the device
+            if self._privacy is not None:  # a message may quote the data
+                return _refusal(f"{type(error).__name__}: see this device's own log")
             lines = str(error).strip().splitlines()
             return _refusal(f"{type(error).__name__}: {lines[0] if lines else ''}")
 
@@ -170,9 +177,21 @@ class Device:
             return self._emulated.profile.effective_flops
         begin = time.perf_counter()
         update = self._worker.train(job)
-        return update.flops / (time.perf_counter() - begin)
+        flops = update.flops
+        if self._privacy is not None:  # counted for full batches, as the server will plan
+            flops = sum(self._full_flops(step) for step in self._full_steps())
+        return flops / (time.perf_counter() - begin)
+
+    def _full_steps(self) -> tuple[StepTokens, ...]:
+        return full_steps(self._scenario.training, self._scenario.task.max_tokens)
+
+    def _full_flops(self, step: StepTokens) -> float:
+        shape, mode = self._worker.shape, modes_of(self._scenario)[self._index]
+        return training_flops(shape, full_sizes(shape), step, mode)
 
     def _steps(self, round: int) -> list[Step]:
+        if self._privacy is not None:
+            return []
         return [
             Step(rows=step.rows, length=step.length, label_tokens=step.label_tokens)
             for step in self._worker.step_tokens(round, self._index)
@@ -181,17 +200,26 @@ class Device:
     def _train(self, job: Job, arrays: Arrays, begin_s: float) -> bytes:
         if job.run != self._run:
             return _refusal(f"run {job.run} has not introduced itself to this device")
-        adapter = adapter_of(arrays, self._layout)
-        spent = self._spend()
+        told = assignment_of(job, self._index)
+        known = leading(self._initial, told.mode.rank)
+        # What does not travel is as it began at both ends.
+        adapter = known | adapter_of(arrays, layout_of(trained(known, told.mode)))
+        if self._privacy is not None and job.pruning > 0:
+            return _refusal("privacy needs pruning = 0: the choice of units tells of the text")
+        spent = None if self._privacy is None else dp.spend(self._ledger, self._privacy)
         update = self._worker.train(
             ClientJob(
                 round=job.round,
-                assignment=assignment_of(job, self._index),
+                # The change is rounded on its way, below.
+                assignment=replace(told, mode=replace(told.mode, bits_per_scale=0)),
                 adapter=adapter,
                 optimizer_state=self._moments,
             )
         )
-        values = self._protected(adapter, update)
+        before = trained(gather_adapter(adapter, update.structure, self._worker.shape), told.mode)
+        after = self._protected(before, trained(update.adapter, told.mode))
+        seed = derived_seed(self._scenario.seed, "rounding", round=job.round, client=self._index)
+        values = update_arrays(before, after, told.mode, seed=seed)
         self._moments = update.optimizer_state
         next_steps = self._steps(job.round + 1)
         held = self._emulated
@@ -207,47 +235,23 @@ class Device:
             epsilon=spent,
             emulated_s=emulated_s,
         )
-        bits = self._scenario.aggregation.payload_bits_per_value
         kept = structure_array(update.structure, self._worker.shape)
         self._pacer.grant(job.uplink_bps)
-        return pack(fields, adapter_arrays(values, bits) | kept)
+        return pack(fields, values | kept)
 
-    def _protected(self, before: Adapter, update: ClientUpdate) -> Adapter:
+    def _protected(self, before: Adapter, after: Adapter) -> Adapter:
         if self._privacy is None:
-            return update.adapter
+            return after
         import torch
 
-        old = gather_adapter(before, update.structure, self._worker.shape)
         noised = dp.privatise(
-            {name: value.numpy() for name, value in old.items()},
-            {name: value.numpy() for name, value in update.adapter.items()},
+            {name: value.numpy() for name, value in before.items()},
+            {name: value.numpy() for name, value in after.items()},
             clip=self._privacy.clip,
             noise_multiplier=self._privacy.noise_multiplier,
         )
         return {name: torch.from_numpy(value) for name, value in noised.items()}
 
-    def _spend(self) -> float | None:
-        """Count this release before it is made, on disk, so that a restart cannot forget it."""
-        if self._privacy is None:
-            return None
-        releases = 1
-        if self._ledger.exists():
-            releases += int(json.loads(self._ledger.read_text())["releases"])
-        section = self._privacy
-        spent = dp.epsilon(section.noise_multiplier, releases, section.delta)
-        if section.max_epsilon is not None and spent > section.max_epsilon:
-            raise RunError(
-                f"privacy budget used up: this round would bring epsilon to {spent:.3g}, allowed "
-                f"are {section.max_epsilon:g} at delta {section.delta:g}"
-            )
-        written = self._ledger.with_suffix(".new")
-        with written.open("w", encoding="utf-8") as file:
-            json.dump({"releases": releases, "epsilon": spent, "delta": section.delta}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        written.replace(self._ledger)
-        return spent
-
 
 def _refusal(reason: str) -> bytes:
-    return pack(Refusal(reason=reason[:2000] or "refused"))
+    return pack(Refusal(reason=plain(reason)[:2000] or "refused"))

@@ -6,31 +6,34 @@ clock beside the planned one, deadlines, and the checks that an update from outs
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from airtune.adapters.names import Adapter
+from airtune.adapters.names import Adapter, leading
 from airtune.assignment import PlannedTimes
 from airtune.deploy.bands import Bands
 from airtune.deploy.checks import checked_update
-from airtune.deploy.codec import adapter_arrays
+from airtune.deploy.codec import adapter_arrays, trained
 from airtune.deploy.emulation import overran
-from airtune.deploy.meter import WireTimes, read_wire_log, wire_times
+from airtune.deploy.greetings import Greetings
+from airtune.deploy.introductions import Known, planned_steps
+from airtune.deploy.meter import LogPosition, WireTimes, end_of_log, read_wire_log, wire_times
 from airtune.deploy.protocol import (
     Introduction,
+    Privacy,
     ProtocolError,
     Refusal,
-    Step,
     Update,
     job_fields,
     kind_of,
     pack,
+    plain,
     unpack,
 )
-from airtune.deploy.roster import Member, Node, Post, Reply, Roster
+from airtune.deploy.roster import Member, Post, Reply, Roster
+from airtune.deploy.timings import append_timings
 from airtune.engines import ClientFailure
 from airtune.errors import InputError, RunError
 from airtune.models.devices import DeviceProfile
@@ -58,8 +61,14 @@ class Conditions:
     """A device is late after the plan's round latency times this, plus `engine_s`."""
     engine_s: float = 30.0
     """What Flower itself may add before a device counts as late."""
+    longest_s: float = 3600.0
+    """No round waits longer than this, whatever its plan says."""
+    privacy: Privacy | None = None
+    """The largest clipping norm and noise that devices may protect their updates with."""
     poll_s: float = 0.1
     """Between two looks at Flower's mailbox, on this machine."""
+    greet_s: float = 2.0
+    """Between two looks for devices that are new."""
 
 
 @dataclass
@@ -100,11 +109,18 @@ class FlowerEngine:
         self._scenario, self._post, self._conditions = scenario, post, conditions
         # The server's own copy: evaluation, the first adapter, the adapter's final form.
         self._worker = Worker(scenario)
-        self._roster = Roster(scenario, self._worker.setting.model_fingerprint, run)
-        self._steps: dict[int, tuple[StepTokens, ...]] = {}
+        setting = self._worker.setting
+        labels = frozenset(label for client in setting.clients for label in client.labels)
+        known = Known(scenario, self._worker.shape, labels, conditions.privacy)
+        self._roster = Roster(known, setting.model_fingerprint, run)
+        self._greetings = Greetings(
+            post, self._roster, patience_s=conditions.wait_s, welcome=self._welcome, say=say
+        )
+        # By client: for which round, and the sizes of its steps.
+        self._steps: dict[int, tuple[int, tuple[StepTokens, ...]]] = {}
         self._wire_log, self._bands, self._timings = wire_log, bands, timings
-        self._wire_offset = 0
-        self._say = say
+        self._wire_from = LogPosition() if wire_log is None else end_of_log(wire_log)
+        self._say, self._gathered = say, False
 
     def setting(self) -> Setting:
         """Wait for the devices, and describe the clients as they describe themselves.
@@ -114,7 +130,9 @@ class FlowerEngine:
         Raises:
             RunError: fewer devices than asked for within the time allowed.
         """
-        self._gather()
+        if not self._gathered:  # waited for once, whoever asks again
+            self._gather()
+            self._gathered = True
         own = self._worker.setting
         members = [self._roster.members.get(name) for name in self._scenario.client_names]
         return replace(
@@ -135,8 +153,16 @@ class FlowerEngine:
         return self._worker.initial_adapter()
 
     def step_tokens(self, round: int, client: int) -> tuple[StepTokens, ...]:
-        """Return the sizes that the device announced; for one that is away, those expected."""
-        return self._steps.get(client) or self._worker.step_tokens(round, client)
+        """Return the sizes that the device announced for this round, or else those expected.
+
+        A device that was away or sat a round out has announced none; one with privacy never does
+        and is planned with full batches.
+        """
+        member = self._roster.members.get(self._scenario.client_names[client])
+        if member is not None and member.introduction.privacy is not None:
+            return planned_steps((), self._scenario)
+        announced_for, steps = self._steps.get(client, (0, ()))
+        return steps if announced_for == round else self._worker.step_tokens(round, client)
 
     def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:
         """Measure the full model with the adapter."""
@@ -154,7 +180,10 @@ class FlowerEngine:
     def train(self, jobs: Iterable[ClientJob]) -> Iterator[Outcome]:
         """Send the jobs; yield what comes back until all have answered or are late."""
         names = self._scenario.client_names
-        self._greet(self._roster.strangers(self._post.nodes()), self._conditions.wait_s)
+        self._greetings.send()
+        self._collect([])
+        if not self._roster.members and self._greetings.pending:
+            self._await_one()
         online = {node.id for node in self._post.nodes() if node.online}
         present: list[tuple[ClientJob, Member]] = []
         for job in jobs:
@@ -172,45 +201,50 @@ class FlowerEngine:
             self._bands.grant({names[job.client]: job.assignment for job, _ in present})
         bodies = {member.node.id: self._job_body(job) for job, member in present}
         if self._wire_log is not None:
-            _, self._wire_offset = read_wire_log(self._wire_log, self._wire_offset)
+            self._wire_from = end_of_log(self._wire_log)
         by_node = {member.node.id: (job, member) for job, member in present}
         sent_s = time.time()
         posted = self._post.send(bodies, group=str(present[0][0].round))
         pending = {message: _Dispatch(*by_node[node], sent_s) for message, node in posted.items()}
         for node in by_node.keys() - set(posted.values()):
             yield ClientFailure(by_node[node][0].client, "not sent: Flower took no message")
-        deadline_s = sent_s + self._patience_s(present[0][0])
+        deadline_s, greeted_s = sent_s + self._patience_s(present[0][0]), sent_s
         looked_s = time.time()
         while pending:
-            now_s = time.time()
             # While this process stood still no device could be late.
-            deadline_s += max(0.0, now_s - looked_s - _STALL_S)
-            looked_s = now_s
-            if now_s >= deadline_s:
-                break
-            for reply in self._post.collect(list(pending)):
+            deadline_s += max(0.0, time.time() - looked_s - _STALL_S)
+            looked_s = time.time()
+            for reply in self._collect(pending):
                 yield self._outcome(pending.pop(reply.message), reply)
-            if pending:
-                time.sleep(self._conditions.poll_s)
+            if not pending or (now_s := time.time()) >= deadline_s:
+                break
+            if now_s > greeted_s + self._conditions.greet_s:
+                self._greetings.send()
+                greeted_s = now_s
+            time.sleep(self._conditions.poll_s)
         for dispatch in pending.values():
             waited_s = time.time() - sent_s
             reason = f"late: no answer within {waited_s:.1f} s"
             yield ClientFailure(dispatch.job.client, reason, after_s=waited_s)
 
     def _patience_s(self, job: ClientJob) -> float:
-        return self._conditions.slack * _planned(job).round_s + self._conditions.engine_s
+        conditions = self._conditions
+        planned_s = conditions.slack * _planned(job).round_s + conditions.engine_s
+        return min(planned_s, conditions.longest_s)
 
     def _job_body(self, job: ClientJob) -> bytes:
         fields = job_fields(self._roster.run, job.round, job.assignment)
         bits = self._scenario.aggregation.payload_bits_per_value
-        return pack(fields, adapter_arrays(job.adapter, bits))
+        mode = job.assignment.mode
+        sent = trained(leading(job.adapter, mode.rank), mode)
+        return pack(fields, adapter_arrays(sent, bits))
 
     def _outcome(self, dispatch: _Dispatch, reply: Reply) -> Outcome:
         job, answered_s = dispatch.job, time.time()
         after_s = answered_s - dispatch.sent_s
 
         def failed(reason: str) -> ClientFailure:
-            return ClientFailure(job.client, " ".join(reason.split()), after_s=after_s)
+            return ClientFailure(job.client, plain(reason)[:500], after_s=after_s)
 
         if reply.body is None:
             # A device that was away is greeted again: it may have lost its run.
@@ -230,13 +264,19 @@ class FlowerEngine:
                 scenario=self._scenario,
                 shape=self._worker.shape,
                 steps=self.step_tokens(job.round, job.client),
+                waited_s=after_s,
             )
-            self._steps[job.client] = _step_tokens(fields.next_steps)
         except (ProtocolError, InputError) as error:
             return failed(f"rejected: {error}")
+        except Exception as error:  # a fault of the checks must not end the run either
+            return failed(f"rejected: it cannot be checked: {type(error).__name__}: {error}")
+        announced = planned_steps(fields.next_steps, self._scenario)
+        self._steps[job.client] = (job.round + 1, announced)
         wire = self._wire_of(dispatch)
         measured = _measured(fields, wire, after_s)
-        self._write_timings(dispatch, fields, wire, measured, after_s)
+        if self._timings is not None:
+            planned = _planned(job)
+            append_timings(self._timings, job, planned, fields, wire, measured, after_s)
         if overran(fields.compute_s, fields.emulated_s):
             self._say(
                 f"{fields.client}: the work took {fields.compute_s:.2f} s, more than the "
@@ -249,13 +289,13 @@ class FlowerEngine:
         wanted = set(self._scenario.client_names)
         deadline_s = time.time() + conditions.wait_s
         while True:
-            left_s = deadline_s - time.time()
-            self._greet(self._roster.strangers(self._post.nodes()), max(left_s, 1.0))
+            self._greetings.send()
+            self._collect([])
             if wanted <= self._roster.members.keys():
                 return
             if time.time() >= deadline_s:
                 break
-            time.sleep(0.5)
+            time.sleep(conditions.poll_s)
         present = len(self._roster.members)
         if present >= conditions.devices:
             return
@@ -266,81 +306,37 @@ class FlowerEngine:
             f"missing: {missing}" + (f"; refused: {refused}" if refused else "")
         )
 
-    def _greet(self, nodes: Sequence[Node], timeout_s: float) -> None:
-        if not nodes:
-            return
-        body = pack(self._roster.hello())
-        by_id = {node.id: node for node in nodes}
-        pending = self._post.send({node.id: body for node in nodes}, group="hello")
-        deadline_s = time.time() + timeout_s
-        while pending and time.time() < deadline_s:
-            for reply in self._post.collect(list(pending)):
-                node = by_id[pending.pop(reply.message)]
-                reason = self._roster.admit(node, reply)
-                if reason is None:
-                    self._welcome(node.id)
-                else:
-                    self._say(f"device {node.name or node.id} refused: {reason}")
-            if pending:
-                time.sleep(self._conditions.poll_s)
+    def _await_one(self) -> None:
+        """Wait until one of the greeted devices takes part: a round needs somebody."""
+        deadline_s = time.time() + self._conditions.wait_s
+        while not self._roster.members and self._greetings.pending and time.time() < deadline_s:
+            time.sleep(self._conditions.poll_s)
+            self._collect([])
+
+    def _collect(self, messages: Iterable[str]) -> list[Reply]:
+        """Return the answers to these messages; those to greetings are taken on the way."""
+        replies = self._post.collect([*messages, *self._greetings.pending])
+        return [reply for reply in replies if not self._greetings.answered(reply)]
 
     def _welcome(self, node_id: int) -> None:
         for client, name in enumerate(self._scenario.client_names):
             member = self._roster.members.get(name)
             if member is not None and member.node.id == node_id:
-                self._steps[client] = _step_tokens(member.introduction.next_steps)
-                speed = member.introduction.effective_flops
-                self._say(f"{name} is ready: {speed:.3g} FLOP/s")
+                own = member.introduction
+                self._steps[client] = (1, planned_steps(own.next_steps, self._scenario))
+                self._say(f"{name} is ready: {own.effective_flops:.3g} FLOP/s")
 
     def _wire_of(self, dispatch: _Dispatch) -> WireTimes | None:
         if self._wire_log is None:
             return None
         # The gateway writes a transfer's line a moment after its last byte.
         for _ in range(10):
-            lines, _ = read_wire_log(self._wire_log, self._wire_offset)
+            lines, _ = read_wire_log(self._wire_log, self._wire_from)
             found = wire_times(lines, dispatch.sent_s).get(dispatch.member.node.key)
             if found is not None:
                 return found
             time.sleep(0.05)
         return None
-
-    def _write_timings(
-        self,
-        dispatch: _Dispatch,
-        fields: Update,
-        wire: WireTimes | None,
-        measured: Measured,
-        after_s: float,
-    ) -> None:
-        if self._timings is None:
-            return
-        planned, assigned = _planned(dispatch.job), dispatch.job.assignment
-        line = {
-            "round": dispatch.job.round,
-            "client": fields.client,
-            "planned": {
-                "rate_bps": assigned.rate_bps,
-                "downlink_rate_bps": assigned.downlink_rate_bps,
-                "downlink_s": planned.downlink_s,
-                "compute_s": planned.compute_s,
-                "upload_s": planned.upload_s,
-                "round_s": planned.round_s,
-            },
-            "measured": {
-                "downlink_s": measured.downlink_s,
-                "compute_s": measured.compute_s,
-                "upload_s": measured.upload_s,
-                "engine_s": measured.engine_s,
-                "total_s": after_s,
-            },
-            "uplink_bytes": None if wire is None else wire.uplink_bytes,
-            "downlink_bytes": None if wire is None else wire.downlink_bytes,
-            "epsilon": fields.epsilon,
-            "emulated_s": fields.emulated_s,
-            "counts": not overran(fields.compute_s, fields.emulated_s),
-        }
-        with self._timings.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def _planned(job: ClientJob) -> PlannedTimes:
@@ -379,7 +375,3 @@ def _profile(own: Introduction) -> DeviceProfile:
         power_w=None,
         source="measured by the device itself, on the model that it trains",
     )
-
-
-def _step_tokens(steps: Iterable[Step]) -> tuple[StepTokens, ...]:
-    return tuple(StepTokens(step.rows, step.length, step.label_tokens) for step in steps)

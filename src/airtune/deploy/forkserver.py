@@ -49,6 +49,12 @@ def write_command(folder: Path, socket_path: Path) -> None:
     command = folder / _COMMAND
     command.write_text(_SHIM.format(python=sys.executable, real=real, path=str(socket_path)))
     command.chmod(0o700)
+    # SuperNode starts its executor by name; this one keeps tokens out of process arguments.
+    executor = folder / "flower-superexec"
+    executor.write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -m airtune.deploy.guarded superexec "$@"\n'
+    )
+    executor.chmod(0o700)
 
 
 def serve(socket_path: Path) -> None:

@@ -11,6 +11,7 @@ finished handing over. Nothing moves meanwhile, so pauses above `PAUSE_S` are no
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,16 +55,71 @@ def wire_times(lines: Iterable[Mapping[str, Any]], since_s: float) -> dict[str, 
     return found
 
 
-def read_wire_log(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Return the log's complete lines after an offset, and the offset after them."""
+@dataclass(frozen=True)
+class LogPosition:
+    """A place in the wire log, which is one file after another.
+
+    Attributes:
+        file: the inode number of the file; 0 for the log's beginning.
+        offset: bytes from its start.
+    """
+
+    file: int = 0
+    offset: int = 0
+
+
+def end_of_log(path: Path) -> LogPosition:
+    """Return where the next line will be: what a run reads from when it begins."""
     try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            content = file.read()
+        found = path.stat()
     except FileNotFoundError:
-        return [], offset
-    complete = content[: content.rfind(b"\n") + 1]
-    return [json.loads(line) for line in complete.splitlines()], offset + len(complete)
+        return LogPosition()
+    return LogPosition(found.st_ino, found.st_size)
+
+
+def earlier_log(path: Path) -> Path:
+    """Return the name under which the full log is kept when the gateway begins a new one."""
+    return path.with_name(path.name + ".1")
+
+
+def recent_devices(path: Path, most_bytes: int = 2**20) -> set[str]:
+    """Return the key fingerprints of devices that were served near the end of the log."""
+    end = end_of_log(path)
+    lines, _ = read_wire_log(path, LogPosition(end.file, max(0, end.offset - most_bytes)))
+    return {line["device"] for line in lines if line.get("status") == 200 and line.get("device")}
+
+
+def read_wire_log(
+    path: Path, position: LogPosition = LogPosition()
+) -> tuple[list[dict[str, Any]], LogPosition]:
+    """Return the log's complete lines from a position on, and the position after them.
+
+    Lines that were written before the gateway began a new file are read from the earlier one.
+    """
+    lines: list[dict[str, Any]] = []
+    for file in (earlier_log(path), path):
+        try:
+            with file.open("rb") as opened:
+                inode = os.fstat(opened.fileno()).st_ino
+                if file != path and inode != position.file:
+                    continue
+                opened.seek(position.offset if inode == position.file else 0)
+                begin, content = opened.tell(), opened.read()
+        except FileNotFoundError:
+            continue
+        complete = content[: content.rfind(b"\n") + 1]
+        lines += [line for text in complete.splitlines() if (line := _line(text)) is not None]
+        position = LogPosition(inode, begin + len(complete))
+    return lines, position
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """Return a line's fields; None for one that a killed gateway left half written."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _of_device(calls: list[Mapping[str, Any]]) -> WireTimes | None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 import safetensors
 import safetensors.numpy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from airtune.assignment import Assignment, Mode
 from airtune.scenario import Scenario
@@ -24,6 +24,24 @@ from airtune.scenario import Scenario
 PROTOCOL = 2
 """Raised with every change that an older device would misread."""
 MAX_HEADER_BYTES = 16 * 2**20
+MOST_ENTRIES = 4096
+"""Of a list or a table in a message: steps of a round, labels, keys of a scenario."""
+
+
+def plain(text: str) -> str:
+    """Return text on one line without control characters: it goes into logs and to terminals.
+
+    What Unicode calls not printable (escape codes, line ends, marks that turn the direction of
+    writing) becomes a space.
+    """
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("control characters are not allowed")
+    return text
+
 
 Arrays = dict[str, np.ndarray]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
@@ -31,11 +49,15 @@ Count = Annotated[int, Field(ge=0, lt=2**40)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Line = Annotated[str, Field(max_length=2000)]
+Line = Annotated[str, Field(max_length=2000), AfterValidator(_printable)]
+Text = Annotated[str, Field(max_length=2000)]
 
 
 class ProtocolError(ValueError):
     """A message that cannot be what it says; one line that says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(plain(reason)[:400])
 
 
 class Fields(BaseModel):
@@ -53,7 +75,7 @@ class Hello(Fields):
     """airtune's version at the server."""
     run: Name
     """Names this run; a device keeps nothing from one run to the next."""
-    scenario: dict[str, Line]
+    scenario: Annotated[dict[str, Text], Field(max_length=MOST_ENTRIES)]
     """What both ends must agree on, as JSON by key path; see `agreement`."""
 
 
@@ -63,6 +85,9 @@ class Step(Fields):
     rows: Annotated[int, Field(ge=1, lt=2**20)]
     length: Annotated[int, Field(ge=1, lt=2**24)]
     label_tokens: Count
+
+
+Steps = Annotated[list[Step], Field(max_length=MOST_ENTRIES)]
 
 
 class Privacy(Fields):
@@ -87,15 +112,16 @@ class Introduction(Fields):
     """The scenario's client whose data it holds."""
     model_fingerprint: Line
     examples: Annotated[int, Field(ge=1, lt=2**40)]
-    labels: dict[Line, Count]
-    pruning_cost: list[tuple[Share, Finite]] | None
+    labels: Annotated[dict[Line, Count], Field(max_length=MOST_ENTRIES)]
+    """Examples by label; empty with privacy."""
+    pruning_cost: Annotated[list[tuple[Share, Finite]], Field(max_length=MOST_ENTRIES)] | None
     profile: Line
     """Its kind of device."""
     effective_flops: Positive
     """Measured on the model itself, FLOP/s."""
     memory_bytes: Positive
-    next_steps: list[Step]
-    """The sizes of the first round's steps, for its plan."""
+    next_steps: Steps
+    """The sizes of the first round's steps, for its plan; empty with privacy."""
     privacy: Privacy | None = None
 
 
@@ -169,8 +195,8 @@ class Update(Fields):
     train_loss: float | None
     """None where privacy keeps it on the device."""
     compute_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    next_steps: list[Step]
-    """The sizes of the next round's steps, for its plan."""
+    next_steps: Steps
+    """The sizes of the next round's steps, for its plan; empty with privacy."""
     epsilon: Positive | None = None
     """Privacy spent so far, this update included; None without privacy."""
     emulated_s: Positive | None = None
@@ -181,7 +207,7 @@ class Refusal(Fields):
     """Device to server: why it cannot do what was asked."""
 
     kind: Literal["refusal"] = "refusal"
-    reason: Line
+    reason: Text
 
 
 Message = TypeVar("Message", bound=Fields)
@@ -218,11 +244,11 @@ def unpack(body: bytes, kind: type[Message]) -> tuple[Message, Arrays]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ProtocolError(f"{expected}.{where}: {first['msg']}"[:300]) from None
+        raise ProtocolError(f"{expected}.{where}: {first['msg']}") from None
     try:
         arrays = safetensors.numpy.load(body)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ProtocolError(f"its arrays cannot be read: {error}"[:300]) from None
+        raise ProtocolError(f"its arrays cannot be read: {error}") from None
     for name, array in arrays.items():
         if array.dtype not in (np.float16, np.float32, np.uint8):
             raise ProtocolError(f"array {name[:80]!r} is {array.dtype}: float16, float32 or uint8")

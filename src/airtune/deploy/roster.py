@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Protocol
 
 from airtune.deploy.gateway import fingerprint
+from airtune.deploy.introductions import Known, check_introduction
 from airtune.deploy.protocol import (
     PROTOCOL,
     Hello,
@@ -16,9 +17,9 @@ from airtune.deploy.protocol import (
     Refusal,
     agreement,
     kind_of,
+    plain,
     unpack,
 )
-from airtune.scenario import Scenario
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,13 @@ class Member:
 class Roster:
     """Members by client; who was refused, and why."""
 
-    scenario: Scenario
+    known: Known
+    """What the server knows itself, and holds introductions against."""
     model_fingerprint: str
     run: str
     members: dict[str, Member] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
+    _accepted: dict[int, Introduction] = field(default_factory=dict)
 
     def hello(self) -> Hello:
         """Return the greeting that opens a device's part in this run."""
@@ -85,34 +88,60 @@ class Roster:
             protocol=PROTOCOL,
             version=version("airtune"),
             run=self.run,
-            scenario=agreement(self.scenario),
+            scenario=agreement(self.known.scenario),
         )
 
     def strangers(self, nodes: Iterable[Node]) -> list[Node]:
-        """Return the connected devices that have not been greeted yet."""
+        """Return the connected devices that take no part and were not refused."""
         known = {member.node.id for member in self.members.values()} | self.refused.keys()
         return [node for node in nodes if node.online and node.id not in known]
 
-    def admit(self, node: Node, reply: Reply) -> str | None:
-        """Bind a device to the client it introduces itself as; return why not, or None."""
-        reason = self._reason_against(node, reply)
-        # A greeting that was lost refuses nobody: the device is greeted again when it is back.
-        if reason is not None and reply.body is not None:
-            self.refused[node.id] = reason
+    def admit(self, node: Node, reply: Reply, *, waited_s: float) -> str | None:
+        """Bind a device to the client it introduces itself as; return why not, or None.
+
+        Whatever is wrong with the introduction refuses this device and nothing else.
+
+        Args:
+            node: the device.
+            reply: its answer to the greeting.
+            waited_s: how long after its first greeting in this run the answer was here.
+        """
+        try:
+            reason = self._reason_against(node, reply, waited_s)
+        except Exception as error:  # a fault of the checks must not end the run either
+            reason = f"its introduction cannot be checked: {type(error).__name__}: {error}"
+        if reason is not None:
+            reason = plain(reason)
+            if reply.body is not None:  # a greeting that was lost refuses nobody
+                self.refused[node.id] = reason
         return reason
 
-    def _reason_against(self, node: Node, reply: Reply) -> str | None:
+    def _reason_against(self, node: Node, reply: Reply, waited_s: float) -> str | None:
         if reply.body is None:
-            return reply.error
+            return reply.error or "no answer"
         try:
             if kind_of(reply.body) == Refusal.model_fields["kind"].default:
-                return unpack(reply.body, Refusal)[0].reason
-            own, _ = unpack(reply.body, Introduction)
+                return unpack(reply.body, Refusal)[0].reason or "refused"
+            own, arrays = unpack(reply.body, Introduction)
+            if arrays:
+                return "arrays in an introduction"
+            reason = self._foreign(node, own)
+            # The same words once more, as after a lost connection, were checked before.
+            if reason is None and own != self._accepted.get(node.id):
+                client = self.known.scenario.client_names.index(own.client)
+                check_introduction(own, self.known, client, waited_s=waited_s)
         except ProtocolError as error:
             return str(error)
+        if reason is None:
+            self.members[own.client] = Member(node, own)
+            self._accepted[node.id] = own
+        return reason
+
+    def _foreign(self, node: Node, own: Introduction) -> str | None:
+        """Return why a device does not belong to this run or client, or None."""
         if own.protocol != PROTOCOL:
             return f"version mismatch: it speaks protocol {own.protocol}, the server {PROTOCOL}"
-        if own.client not in self.scenario.client_names:
+        if own.client not in self.known.scenario.client_names:
             return f"client '{own.client}' is not in the scenario"
         if node.name and node.name != own.client:
             return f"its key is registered for client '{node.name}', it says '{own.client}'"
@@ -124,5 +153,4 @@ class Roster:
         present = self.members.get(own.client)
         if present is not None and present.node.id != node.id and present.node.online:
             return f"client '{own.client}' is already played by another device"
-        self.members[own.client] = Member(node, own)
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from airtune.deploy.keys import expiry_warnings
+from airtune.deploy.listener import check_host
 from airtune.deploy.processes import (
     Children,
     children,
@@ -69,7 +71,15 @@ class State:
         return self.folder / "logs"
 
 
-def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable[[], None]) -> None:
+def serve(
+    state: State,
+    host: str,
+    port: int,
+    keys: Path | None,
+    ready: Callable[[], None],
+    *,
+    metrics_port: int | None = None,
+) -> None:
     """Run the server until it is interrupted.
 
     Flower's server listens on loopback alone; its database keeps the registered devices and the
@@ -84,12 +94,17 @@ def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable
         keys: the folder of `airtune deploy keys server`; None runs without TLS and without
             device authentication.
         ready: called once everything listens.
+        metrics_port: where the gateway answers Prometheus, on loopback; None: nowhere.
 
     Raises:
         InputError: the keys are missing, or another server runs on this folder.
         RunError: one of the three does not start, or ends again and again.
     """
+    if keys is None:
+        check_host(host)
+    os.umask(0o077)  # whatever this process and those that it starts create is its own alone
     state.folder.mkdir(parents=True, exist_ok=True)
+    state.folder.chmod(0o700)
     state.home.mkdir(exist_ok=True)
     for name in ("ca.crt", "server.crt", "server.key") if keys is not None else ():
         if keys is not None and not (keys / name).is_file():
@@ -99,24 +114,30 @@ def serve(state: State, host: str, port: int, keys: Path | None, ready: Callable
             )
     for warning in [] if keys is None else expiry_warnings(keys):
         print(warning, flush=True)
+    metrics = [] if metrics_port is None else [str(metrics_port)]
     with _alone(state):
         swept = sweep(state.home)
         if swept:
             print(f"ended {swept} processes that an earlier server had left", flush=True)
         _end_runs(state)
-        _serve(state, host, port, keys, ready)
+        _serve(state, (host, port), keys, ready, metrics)
 
 
 def _serve(
-    state: State, host: str, port: int, keys: Path | None, ready: Callable[[], None]
+    state: State,
+    address: tuple[str, int],
+    keys: Path | None,
+    ready: Callable[[], None],
+    metrics: list[str],
 ) -> None:
+    host, port = address
     inner = free_port()
     _write_connection(state, inner, keys)
     with children(state.logs, flower_environment(state.home, **_UNHURRIED)) as held:
         commands = {
             "superlink": _superlink_command(state, inner, keys),
             "superexec": _superexec_command(state, inner, keys),
-            "gateway": _gateway_command(state, host, port, inner, keys),
+            "gateway": [*_gateway_command(state, host, port, inner, keys), *metrics],
         }
         held.start("superlink", commands["superlink"])
         wait_for_port(("127.0.0.1", inner), held, "superlink", 60)
@@ -182,7 +203,7 @@ def _keep_running(held: Children, commands: Mapping[str, list[str]]) -> None:
 
 def _superlink_command(state: State, port: int, keys: Path | None) -> list[str]:
     command = [
-        flower_command("flower-superlink"),
+        *guarded("superlink"),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--database", str(state.folder / "superlink.db")),
         *("--isolation", "process"),
@@ -201,7 +222,7 @@ def _superlink_command(state: State, port: int, keys: Path | None) -> list[str]:
 def _superexec_command(state: State, port: int, keys: Path | None) -> list[str]:
     trust = ["--insecure"] if keys is None else ["--root-certificates", str(keys / "ca.crt")]
     return [
-        flower_command("flower-superexec"),
+        *guarded("superexec"),
         *("--runtime-api-address", f"127.0.0.1:{port}"),
         *("--superexec-auth-secret-file", str(_secret(state))),
         *trust,
@@ -213,6 +234,12 @@ def _gateway_command(
 ) -> list[str]:
     command = [sys.executable, "-m", "airtune.deploy.gateway", host, str(port), str(inner)]
     return [*command, str(state.wire_log), "" if keys is None else str(keys)]
+
+
+def guarded(program: str) -> list[str]:
+    """Return the command of one of Flower's servers, closed to other users of this machine."""
+    flower_command(f"flower-{program}")  # a clear refusal where Flower is not installed
+    return [sys.executable, "-m", "airtune.deploy.guarded", program]
 
 
 def _secret(state: State) -> Path:

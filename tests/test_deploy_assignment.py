@@ -1,0 +1,178 @@
+"""The whole assignment on devices: their record is the simulated one but for measured times."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from airtune.adapters.few_bits import rounded_change
+from airtune.deploy.codec import layout_of, update_arrays, updated_adapter
+from airtune.deploy.device import Device
+from airtune.deploy.engine import Conditions, FlowerEngine
+from airtune.deploy.pacing import Unpaced
+from airtune.deploy.protocol import Introduction, ProtocolError, Update, pack, unpack
+from airtune.models.devices import profile_of
+from airtune.record import Record
+from airtune.rounds import run
+from airtune.scenario import Scenario, load_scenario
+from assigned import mode
+from fake_post import FakePost
+
+KINDS = (
+    "devices=[{profile='jetson-orin-nano', distance_m=30.0}, {profile='raspberry-pi-5', "
+    "distance_m=60.0, lora_rank=2}, {profile='intel-n100', distance_m=190.0}]"
+)
+EQUAL = KINDS.replace(", lora_rank=2", "")
+SMALL = [
+    "rounds=2",
+    "task.train_examples=96",
+    "task.eval_examples=16",
+    "training.local_steps=2",
+    "aggregation.payload_bits_per_value=32",
+    "pruning.max_pruning=0.5",
+]
+MEASURED = {
+    "downlink_s", "compute_s", "upload_s", "total_s", "engine_s", "wall_s", "elapsed_s",
+    "round_latency_s", "rate_bps",
+}  # fmt: skip
+SETTINGS: dict[str, list[str]] = {
+    "pruning and unequal ranks": [KINDS],
+    "four bits": [KINDS, "aggregation.uplink_change_bits=4"],
+    "two bits, moments kept": [
+        EQUAL, "aggregation.uplink_change_bits=2", "training.keep_optimizer=true",
+    ],
+    "B alone": [EQUAL, "aggregation.rule=ffa-lora"],
+    "fewer steps": [
+        EQUAL.replace("'raspberry-pi-5'", "'raspberry-pi-5', utilisation=0.01"),
+        "participation.rule=partial", "training.local_steps=4", "cell.uplink_bandwidth_hz=1e8",
+    ],
+    "sitting out": [EQUAL, "participation.rule=deadline", "participation.left_out_cost=0.05"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def as_planned(scenario: Scenario, alone: Record, post: FakePost) -> None:
+    """Have each device say the speed that the scenario names, so that both runs plan alike."""
+    for k, name in enumerate(scenario.client_names):
+        speed = profile_of(scenario.client_devices[k]).effective_flops
+
+        def introduced(body: bytes, speed: float = speed) -> bytes:
+            own, _ = unpack(body, Introduction)
+            return pack(own.model_copy(update={"effective_flops": speed}))
+
+        post.tamper[name, "hello"] = introduced
+        for record in alone.rounds:
+
+            def timed(body: bytes, counted_s: float = record.clients[k].compute_s) -> bytes:
+                fields, arrays = unpack(body, Update)
+                return pack(fields.model_copy(update={"compute_s": counted_s}), arrays)
+
+            post.tamper[name, str(record.round)] = timed
+
+
+def comparable(record: Record) -> list[dict[str, Any]]:
+    rounds = []
+    for line in record.rounds:
+        values = {k: v for k, v in dataclasses.asdict(line).items() if k not in MEASURED}
+        values["clients"] = [
+            {k: v for k, v in dataclasses.asdict(client).items() if k not in MEASURED}
+            for client in line.clients
+        ]
+        rounds.append(values)
+    return rounds
+
+
+def same(ours: Any, theirs: Any, where: str = "") -> None:
+    """Compare two records; numbers to rounding, because a speed is divided out and in again."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            same(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(ours, (list, tuple)):
+        assert len(ours) == len(theirs), where
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            same(a, b, f"{where}[{i}]")
+    elif isinstance(ours, float) and theirs is not None:
+        assert ours == pytest.approx(theirs, rel=1e-9), where
+    else:
+        assert ours == theirs, where
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_the_devices_record_is_the_simulated_one(case: str, tmp_path: Path) -> None:
+    scenario = load_scenario("tiny", [*SMALL, *SETTINGS[case]])
+    alone = run(scenario, out=tmp_path / "alone")
+    names = scenario.client_names
+    devices = {name: Device(scenario, name, Unpaced(), tmp_path) for name in names}
+    post = FakePost(devices)
+    as_planned(scenario, alone, post)
+    engine = FlowerEngine(
+        scenario, post, Conditions(devices=len(names), wait_s=30.0), run="run-1",
+        say=lambda line: None,
+    )  # fmt: skip
+    on_air = run(scenario, out=tmp_path / "devices", engine=engine)
+    same(comparable(on_air), comparable(alone))
+    statuses = {client.status for line in on_air.rounds for client in line.clients}
+    assert statuses <= {"ok", "sat out"}
+    if case == "sitting out":
+        assert "sat out" in statuses
+    if case == "fewer steps":
+        steps = {client.local_steps for line in on_air.rounds for client in line.clients}
+        assert steps > {4}
+
+
+def changes(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    drawn = torch.Generator().manual_seed(seed)
+    shapes = {"x.lora_A.weight": (3, 7), "x.lora_B.weight": (5, 3)}
+    before = {n: torch.randn(s, generator=drawn) for n, s in shapes.items()}
+    after = {n: v + 0.1 * torch.randn(v.shape, generator=drawn) for n, v in before.items()}
+    return before, after
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_few_bits_arrive_as_the_simulation_has_them(bits: int) -> None:
+    before, after = changes()
+    how = mode(3, bits=bits, scale=32)
+    sent = update_arrays(before, after, how, seed=5)
+    assert sent["codes"].nbytes == -(-36 * bits // 8)
+    there = updated_adapter(sent, before, how)
+    expected = rounded_change(before, after, bits, seed=5)
+    assert all(torch.equal(there[name], expected[name]) for name in expected)
+    unchanged = update_arrays(before, before, how, seed=5)
+    assert all(torch.equal(updated_adapter(unchanged, before, how)[n], before[n]) for n in before)
+
+
+def test_codes_that_are_none_are_refused() -> None:
+    before, after = changes()
+    how = mode(3, bits=4, scale=32)
+    sent = update_arrays(before, after, how, seed=5)
+    for bad, said in (
+        ({"codes": sent["codes"][:-1]}, "36 codes of 4 bits"),
+        ({"codes": np.full_like(sent["codes"], 255)}, "a code above 7"),
+        ({"scales": sent["scales"][:-1]}, "6 scales"),
+        ({"scales": -sent["scales"]}, "below 0"),
+        ({"scales": sent["scales"] * np.float32(np.inf)}, "not finite"),
+        ({"scales": sent["scales"].astype(np.float16)}, "float32"),
+        ({"codes": None}, "36 codes"),
+    ):
+        arrays: dict[str, Any] = {k: v for k, v in {**sent, **bad}.items() if v is not None}
+        with pytest.raises(ProtocolError, match=said):
+            updated_adapter(arrays, before, how)
+    odd = {"x.lora_A.weight": torch.zeros(1, 3)}
+    padded = update_arrays(odd, odd, mode(1, bits=2, scale=32), seed=0)
+    padded["codes"][-1] |= 1
+    with pytest.raises(ProtocolError, match="after the last value"):
+        updated_adapter(padded, odd, mode(1, bits=2, scale=32))
+    assert layout_of(odd) == {"x.lora_A.weight": (1, 3)}
