@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from airtune.record import ClientRecord, ClientSite, RoundRecord, RunDescription, RunDirectory
 from airtune.scenario import scenario_from_dict
+
+if TYPE_CHECKING:
+    import pytest
 
 SPEEDS = {
     "jetson-agx-orin": 10.5e12,
@@ -210,4 +213,33 @@ def write_run(
             directory.append_round(record)
         if finished:
             directory.finish({"accuracy": 0.21})
+    return folder
+
+
+VALUES = scenario_values(2, 4)
+ROUNDS = rounds(VALUES)
+
+
+def create(folder: Path, **changes: Any) -> RunDirectory:
+    return RunDirectory.create(folder, **{"scenario_values": VALUES, "method": "exact", **changes})
+
+
+def resume(folder: Path, **changes: Any) -> RunDirectory:
+    return RunDirectory.resume(folder, **{"scenario_values": VALUES, "method": "exact", **changes})
+
+
+def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def started(folder: Path, rounds_: int = 4, **changes: Any) -> Path:
+    """A run with checkpoints that stopped after some rounds."""
+    with create(folder, **changes) as directory:
+        directory.describe(description(VALUES))
+        for record in ROUNDS[:rounds_]:
+            directory.append_round(record)
+            values = np.full(3, float(record.round))
+            directory.save_checkpoint(record.round, {"w": values}, {"elapsed_s": record.elapsed_s})
     return folder

@@ -33,7 +33,7 @@ from airtune.data import (
 from airtune.data import sources as data_sources
 from airtune.data.examples import frame, solution_steps, without_calculator
 from airtune.data.generated import gsm_symbolic, sums
-from airtune.data.tasks import TOPICS
+from airtune.data.yahoo import TOPICS
 from airtune.errors import InputError
 from airtune.models import assets
 from airtune.scenario import TaskSection
@@ -231,7 +231,7 @@ GOOD = {"question": "q?", "answer": "#### 1"}
         ("gsm8k", "d.jsonl", b'{"question": " ", "answer": "#### 1"}',
          "line 1: 'question' is empty"),
         ("gsm8k", "d.jsonl", b"", "the file holds no examples"),
-        ("gsm8k", "d.txt", b"x", "cannot read '.txt'; give a .jsonl, .ndjson, .json or .csv file"),
+        ("gsm8k", "d.txt", b"x", "cannot read '.txt'; give a .jsonl, .ndjson, .json, .csv, .tsv, "),
         ("prompt-answer", "d.csv", b"prompt,answer\na,b\n\nc\n",
          "line 4: 1 fields, but the header has 2: prompt, answer"),
         ("prompt-answer", "d.csv", b"text,answer\na,b\n",

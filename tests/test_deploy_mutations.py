@@ -22,7 +22,6 @@ import safetensors.numpy
 import torch
 
 from airtune.adapters.slices import gather_adapter
-from airtune.assignment import Assignment
 from airtune.deploy.checks import checked_update, noise_range
 from airtune.deploy.codec import adapter_arrays, structure_array
 from airtune.deploy.introductions import Known, full_steps
@@ -37,6 +36,7 @@ from airtune.randomness import generator
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientJob, ClientUpdate
 from airtune.training.worker import Worker
+from assigned import assignment
 
 MUTATIONS = 5000
 """Of introductions, and as many of updates."""
@@ -88,7 +88,7 @@ def ground(*overrides: str, private: bool = False) -> Ground:
         "privacy": None if privacy is None else privacy.model_dump(),
     }  # fmt: skip
     start = worker.initial_adapter()
-    told = Assignment(index, modes_of(scenario)[index], 0.0, 1e4, 1e5, 1e5)
+    told = assignment(index, modes_of(scenario)[index])
     job = ClientJob(round=1, assignment=told, adapter=start)
     values = {name: value.numpy() for name, value in start.items()}
     rng = generator(0, "mutations")
@@ -169,7 +169,7 @@ def introduction_fits(v: Values, g: Ground, waited_s: float) -> bool:
             return False
     else:
         labels = v["labels"]
-        if not all(int(k) in g.known.labels and str(int(k)) == k for k in labels):
+        if not all(k in g.known.labels for k in labels):
             return False
         if sum(labels.values()) != v["examples"] or min(labels.values()) < 1:
             return False

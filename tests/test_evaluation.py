@@ -177,6 +177,21 @@ def test_label_accuracy_counts_the_most_likely_choice(model: nn.Module) -> None:
     assert label_accuracy(model, TOKENIZER, examples, CHOICES, batch_size=2) == 3 / 5
 
 
+def test_choices_end_as_the_examples_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a chat template: no space before the answer, the template's own end behind it."""
+    asked: list[str] = []
+
+    def scores(_: nn.Module, prompts: list[list[int]], ends: list[list[int]]) -> torch.Tensor:
+        asked.extend(TOKENIZER.decode(tokens) for tokens in (*prompts, *ends))
+        return torch.eye(len(ends))[: len(prompts)]
+
+    monkeypatch.setattr("airtune.training.evaluation.choice_scores", scores)
+    examples = [Example("q<", "red", 0, "!"), Example("r<", "redder", 0, "!")]
+    accuracy = label_accuracy(nn.Module(), TOKENIZER, examples, CHOICES, batch_size=2)
+    assert asked == ["q<", "r<", *(f"{choice}!" for choice in CHOICES)]
+    assert accuracy == 1
+
+
 def greedy(model: nn.Module, prompt: list[int], most: int) -> str:
     """One prompt, no cache, one token at a time."""
     tokens = list(prompt)

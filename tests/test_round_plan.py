@@ -296,8 +296,7 @@ def test_costs_between_and_relative_to_what_was_measured() -> None:
         (["aggregation.rule=ffa-lora", "devices.0.lora_rank=2"], "devices.lora_rank"),
         (["aggregation.rule=flora", "participation.rule=partial-fednova"], "partial-fednova"),
         (["aggregation.rule=sum"], "flexlora"),
-        (["participation.rule=deadline"], "participation.rule"),
-        (["devices.0.lora_rank=2"], "devices.lora_rank"),
+        (["aggregation.rule=flora"], "aggregation.rule = 'flora' runs in simulation only"),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings: list[str], names: str) -> None:
@@ -312,5 +311,5 @@ def test_a_rank_above_the_servers_is_refused() -> None:
 
 def test_what_is_deployable_is() -> None:
     for name, rule in MERGING.items():
-        if not (rule.restarts or rule.freezes_a):
+        if not rule.restarts:
             check_deployable(load_scenario("tiny", [f"aggregation.rule={name}"]))

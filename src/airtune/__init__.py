@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from airtune.channel import ChannelState, channel_model
     from airtune.errors import InputError, RunError
     from airtune.merging import merging_rule
@@ -61,6 +62,7 @@ __all__ = [
     "Scenario",
     "Situation",
     "State",
+    "__version__",
     "begin",
     "channel_model",
     "load_scenario",
@@ -78,6 +80,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("airtune")
     if name not in _HOME:
         raise AttributeError(f"module 'airtune' has no attribute '{name}'")
     return getattr(import_module(f"airtune.{_HOME[name]}"), name)

@@ -16,6 +16,14 @@ FloatArray = NDArray[np.float64]
 
 BITS_PER_BYTE = 8
 SPEED_OF_LIGHT_M_S = 299_792_458.0
+LEAST_BANDWIDTH_HZ = 1_000.0
+"""A smaller band was written in kHz or MHz: the narrowest uplink of a mobile network is NB-IoT's
+single tone of 3.75 kHz (3GPP TS 36.211, clause 10.1)."""
+LEAST_SNR_HZ = 100.0
+"""A smaller received power over noise density was written in dB: at most 144 bit/s cross such a
+link (s/ln 2), whatever the band."""
+LEAST_TOLERANCE = 1e-12
+"""Of a relative gap: sums of 64-bit numbers over some thousand clients are no more exact."""
 
 
 @overload

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from airtune.errors import InputError
-from airtune.scenario import CellSection
 from airtune.units import FloatArray, db_to_linear
+
+if TYPE_CHECKING:
+    from airtune.scenario import CellSection
 
 _LARGEST_K_DB = 100.0
 

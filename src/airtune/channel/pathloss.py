@@ -7,13 +7,16 @@ h_BS and h_UT antenna heights in m. Outdoor devices only; no penetration loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airtune.errors import InputError
-from airtune.scenario import CellSection
 from airtune.units import SPEED_OF_LIGHT_M_S, FloatArray
+
+if TYPE_CHECKING:
+    from airtune.scenario import CellSection
 
 # TR 38.901 note 1 of Table 7.4.1-1: the ground that reflects lies 1 m up. For UMa that is
 # certain only where h_UT < 13 m, hence the bound on the device's height below.

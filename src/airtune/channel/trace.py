@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from airtune.encoding import read_text
 from airtune.errors import InputError
 from airtune.units import BITS_PER_BYTE
 
@@ -82,11 +83,11 @@ def read_trace(path: str | Path) -> Trace:
             number of milliseconds or goes back in time; the message gives the line's number.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").rstrip().splitlines()
+        lines = read_text(path).rstrip().splitlines()
     except OSError as error:
         raise InputError(f"cannot read trace '{path}': {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"cannot read trace '{path}': not UTF-8 text") from None
+    except InputError as error:
+        raise InputError(f"cannot read trace '{path}': {error}") from None
     if not lines:
         raise InputError(f"{path}: the trace is empty; one millisecond timestamp a line is needed")
     timestamps = np.empty(len(lines), dtype=np.int64)

@@ -4,30 +4,50 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperArgument
 
 from airtune.cli import compare, costs, deploy, methods, plan, profile, report, run, scenarios
-from airtune.errors import InputError, RunError
+from airtune.cli.ending import Command, Commands, ended
 
 app = typer.Typer(
     name="airtune",
+    cls=Commands,
     help="Low-latency federated fine-tuning of language models over wireless networks.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("run")(run.run)
-app.command("plan")(plan.plan)
-app.command("compare")(compare.compare)
-app.command("costs")(costs.costs)
-app.command("report")(report.report)
-app.command("profile")(profile.profile)
-app.command("methods")(methods.methods)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from airtune import __version__
+
+        typer.echo(f"airtune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Low-latency federated fine-tuning of language models over wireless networks."""
+
+
+app.command("run", cls=Command)(run.run)
+app.command("plan", cls=Command)(plan.plan)
+app.command("compare", cls=Command)(compare.compare)
+app.command("costs", cls=Command)(costs.costs)
+app.command("report", cls=Command)(report.report)
+app.command("profile", cls=Command)(profile.profile)
+app.command("methods", cls=Command)(methods.methods)
 app.add_typer(scenarios.app, name="scenarios")
 app.add_typer(deploy.app, name="deploy")
 
@@ -46,24 +66,10 @@ TyperArgument.__init__ = _argument_with_help  # type: ignore[method-assign]
 
 
 def main() -> None:
-    """Run the command line; status 0, 2 for what the user can mend, 1 for a failed run."""
+    """Run the command line; see `airtune.cli.ending` for the exit status."""
     # OpenMP's threads otherwise spin at every barrier, which on a machine that does anything
     # else besides makes a training step several times slower. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        app()
-    except InputError as error:
-        _fail(str(error), 2)
-    except RunError as error:
-        _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; what was recorded is kept, go on with --resume", 130)
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) went away: that is its right.
-        sys.stderr.close()
-        sys.exit(0)
-
-
-def _fail(message: str, status: int) -> None:
-    print(f"airtune: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(status)
+    status = ended(app)
+    if status:
+        sys.exit(status)

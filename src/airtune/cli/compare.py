@@ -18,7 +18,7 @@ def compare(
     ] = "exact,bcd,none",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Where the runs go. Default: runs/compare-NAME."),
+        typer.Option("--out", "-o", help="Where the runs go. Default: runs/compare-NAME."),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -47,35 +47,50 @@ def compare(
 
       airtune compare tiny --methods exact,bcd,bandwidth-only,none
     """
-    from airtune.cli.progress import observer
+    from airtune.cli.output import console
     from airtune.errors import InputError
-    from airtune.planning import METHODS
+    from airtune.record import RunDirectory
     from airtune.scenario import load_scenario
+    from airtune.scenario.overrides import key_of
 
+    if resume and replace:
+        raise InputError("--resume goes on with runs and --replace throws them away: give one")
+    if quiet and as_json:
+        raise InputError("--quiet prints nothing and --json prints the comparison: give one")
+    if any(key_of(text) == "planning.method" for text in overrides or []):
+        raise InputError("--set planning.method has no effect here: give the methods to --methods")
     base = load_scenario(scenario, overrides or [], plugins=plugins or [])
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    unknown = [name for name in names if not METHODS.has(name)]
-    if unknown or len(names) < 2 or len(set(names)) != len(names):
-        wrong = unknown[0] if unknown else methods
-        raise InputError(
-            f"--methods '{wrong}': give two or more different names of: "
-            f"{', '.join(sorted(METHODS))}"
-        )
+    names = _methods(methods)
     folder = out or Path("runs") / f"compare-{base.name}"
+    planned = {
+        name: base.model_copy(
+            update={"planning": base.planning.model_copy(update={"method": name})}
+        )
+        for name in names
+    }
+    # All of them before the first: what is refused after hours of work should be refused now.
+    for name, each in planned.items():
+        values = each.model_dump(mode="json")
+        goes_on = resume and (folder / name / "run.json").exists()
+        RunDirectory.check(
+            folder / name, scenario_values=values, method=name, resume=goes_on, replace=replace
+        )
 
+    # Only now what loads torch: a refusal should not wait for it.
+    from airtune.cli.progress import observer, told_when_interrupted
     from airtune.engines.local import LocalEngine
     from airtune.report import comparison_table, write_comparison, write_report
     from airtune.rounds import run as run_federation
 
     engine = LocalEngine(base)
     records = {}
-    for name in names:
-        planned = base.model_copy(
-            update={"planning": base.planning.model_copy(update={"method": name})}
-        )
-        with observer(planned, quiet=quiet or as_json, as_json=False) as watch:
+    for name, each in planned.items():
+        with (
+            told_when_interrupted(folder / name),
+            observer(each, quiet=quiet or as_json, as_json=False) as watch,
+        ):
             records[name] = run_federation(
-                planned,
+                each,
                 out=folder / name,
                 engine=engine,
                 resume=resume and (folder / name / "run.json").exists(),
@@ -89,10 +104,25 @@ def compare(
 
         from airtune.report import comparison_rows
 
-        typer.echo(json.dumps(comparison_rows(records), indent=2))
+        rows = comparison_rows(records)
+        document = {"target_loss": rows[0]["target_loss"], "report": str(page), "runs": rows}
+        typer.echo(json.dumps(document, indent=2))
     elif not quiet:
-        from rich.console import Console
+        screen = console()
+        screen.print(comparison_table(records))
+        screen.print(f"report: {page}", markup=False, soft_wrap=True)
 
-        console = Console()
-        console.print(comparison_table(records))
-        console.print(f"report: {page}", soft_wrap=True)
+
+def _methods(text: str) -> list[str]:
+    from airtune.errors import InputError
+    from airtune.planning import METHODS
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if not METHODS.has(name)]
+    if unknown or len(names) < 2 or len(set(names)) != len(names):
+        wrong = unknown[0] if unknown else text
+        raise InputError(
+            f"--methods '{wrong}': give two or more different names of: "
+            f"{', '.join(sorted(METHODS))}"
+        )
+    return names

@@ -28,26 +28,22 @@ def methods(
 
       airtune methods --plugin mine.py
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from airtune.cli.output import console
+    from airtune.report.tables import Column, Fitted
 
-    console = Console()
+    screen = console()
     if devices:
         from airtune.models.devices import PROFILES
 
-        table = Table(box=box.SIMPLE_HEAD)
-        for heading in ("profile", "peak TFLOP/s", "utilisation", "memory GB", "source"):
-            table.add_column(heading)
-        for name, profile in PROFILES.items():
-            table.add_row(
-                name,
-                f"{profile.peak_flops / 1e12:.3g}",
-                f"{profile.utilisation:.2f}",
-                f"{profile.memory_bytes / 1e9:.0f}",
-                profile.source,
-            )
-        console.print(table)
+        profiles = PROFILES.values()
+        columns = [
+            Column("profile", list(PROFILES), kind="word"),
+            Column("peak\nTFLOP/s", [f"{each.peak_flops / 1e12:.3g}" for each in profiles]),
+            Column("util-\nisation", [f"{each.utilisation:.2f}" for each in profiles], rank=2),
+            Column("memory\nGB", [f"{each.memory_bytes / 1e9:.0f}" for each in profiles], rank=1),
+            Column("source", [each.source for each in profiles], kind="text", rank=3),
+        ]
+        screen.print(Fitted(columns, all_in="a wider window"))
         return
 
     from airtune.channel import CHANNEL_MODELS
@@ -66,9 +62,10 @@ def methods(
         ("cell.channel", CHANNEL_MODELS),
         ("task.name", TASKS),
     ):
-        table = Table(box=box.SIMPLE_HEAD)
-        for heading in (key, "what it does", "source"):
-            table.add_column(heading)
-        for name, entry in entries.items():
-            table.add_row(name, entry.description, entry.source)
-        console.print(table)
+        parts = entries.values()
+        columns = [
+            Column(key, list(entries), kind="word"),
+            Column("what it does", [entry.description for entry in parts], kind="text"),
+            Column("source", [entry.source for entry in parts], kind="text", rank=1),
+        ]
+        screen.print(Fitted(columns, all_in="a wider window"))

@@ -9,18 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from airtune.planning import Plan, PlanningProblem
     from airtune.planning.sweep import Axis, SweepPoint
 
-# More clients than this are summed up in one line; --json has them all.
-_MAX_ROWS = 40
 # Who finishes this close to the round's end, relatively, counts as last.
 _LAST = 1e-6
 _AT_BOUND = 1e-5
-# Into a file or a pipe there is no window to fit.
-_WIDTH = 110
 
 
 def plan(
@@ -55,11 +49,12 @@ def plan(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="With --sweep: the figure, .svg or .png.")
+        Path | None, typer.Option("--out", "-o", help="With --sweep: the figure, .svg or .png.")
     ] = None,
     round_number: Annotated[
-        int, typer.Option("--round", min=1, help="Of a scenario: which round's channel.")
-    ] = 1,
+        int | None,
+        typer.Option("--round", min=1, help="Of a scenario: which round's channel. Default: 1."),
+    ] = None,
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="Relative gap at which exact stops.")
     ] = 1e-6,
@@ -73,8 +68,9 @@ def plan(
         float | None, typer.Option("--channel-mhz", help="A 5G channel, in whole resource blocks.")
     ] = None,
     scs_khz: Annotated[
-        int, typer.Option("--scs-khz", help="Its subcarrier spacing: 15, 30 or 60.")
-    ] = 30,
+        int | None,
+        typer.Option("--scs-khz", help="Its subcarrier spacing: 15, 30 or 60. Default: 30."),
+    ] = None,
 ) -> None:
     """Plan one round: each client's pruning rate and uplink band, with a proof of optimality.
 
@@ -102,6 +98,7 @@ def plan(
         _sweep(problem, sweep, method or "exact", tolerance, out, as_json)
         return
     from airtune import planning
+    from airtune.planning.plausible import doubts
 
     if width is None:
         made = planning.plan(problem, method or "exact", tolerance=tolerance)
@@ -109,6 +106,8 @@ def plan(
         if method not in (None, "exact"):
             raise InputError(f"--method {method!r} does not plan in whole blocks; allowed: exact")
         made = planning.plan(problem, tolerance=tolerance, block_hz=width, blocks=count)
+    for doubt in doubts(problem, made):
+        typer.echo(f"airtune: {doubt}", err=True)
     if as_json:
         _print_json(planning.plan_to_json(made))
     else:
@@ -116,11 +115,11 @@ def plan(
 
 
 def _problem(
-    file: str, overrides: list[str], round_number: int, plugins: list[str]
+    file: str, overrides: list[str], round_number: int | None, plugins: list[str]
 ) -> PlanningProblem:
     from airtune.errors import InputError
 
-    if not file.endswith(".json"):
+    if not file.lower().endswith(".json"):
         from airtune.planning.inputs import problem_of_scenario
         from airtune.scenario import load_scenario
 
@@ -136,28 +135,24 @@ def _problem(
                 "airtune: pruning.cost = 'measured' needs the model; here pruning costs its rate",
                 err=True,
             )
-        return problem_of_scenario(scenario, round=round_number)
-    import json
-
+        return problem_of_scenario(scenario, round=round_number or 1)
+    if round_number is not None:
+        raise InputError(
+            f"--round {round_number}: {file} is one round's problem; only a scenario has rounds"
+        )
+    from airtune.encoding import read_text
     from airtune.planning import problem_from_json
+    from airtune.planning.files import parsed
     from airtune.plugins import load_plugins
 
     load_plugins(plugins)
     try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"{file}: cannot be read ({reason})") from None
-    try:
-        if not overrides:
-            return problem_from_json(text)
-        try:
-            document = json.loads(text)
-        except json.JSONDecodeError:
-            return problem_from_json(text)  # which says what is wrong with it
+        document = parsed(read_text(file))
         for override in overrides:
             _override(document, override)
         return problem_from_json(document)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 
@@ -171,7 +166,7 @@ def _override(document: Any, override: str) -> None:
     path, equals, text = override.partition("=")
     try:
         value = json.loads(text) if equals else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON; too many digits; too deep
         value = None
     if value is None:
         raise InputError(f"--set {override!r} is not allowed; allowed: KEY=VALUE with a number")
@@ -197,7 +192,7 @@ def _override(document: Any, override: str) -> None:
 
 
 def _blocks(
-    block_hz: float | None, blocks: int | None, channel_mhz: float | None, scs_khz: int
+    block_hz: float | None, blocks: int | None, channel_mhz: float | None, scs_khz: int | None
 ) -> tuple[float | None, int | None]:
     from airtune.errors import InputError
 
@@ -206,9 +201,11 @@ def _blocks(
             raise InputError("--channel-mhz sets the blocks; leave --block-hz and --blocks out")
         from airtune.channel import numerology
 
-        spacing = scs_khz * 1000
+        spacing = (30 if scs_khz is None else scs_khz) * 1000
         count = numerology.resource_blocks(channel_mhz * 1e6, spacing)
         return numerology.block_hz(spacing), count
+    if scs_khz is not None:
+        raise InputError(f"--scs-khz {scs_khz} is of a --channel-mhz; none was given")
     if blocks is not None and block_hz is None:
         raise InputError("--blocks needs --block-hz, the width of one block")
     return block_hz, blocks
@@ -259,87 +256,99 @@ def _print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document) + "\n")
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
-
-
 def _print_sweep(axes: list[Axis], points: list[SweepPoint]) -> None:
-    from rich import box
-    from rich.table import Table
+    from airtune.cli.output import console
+    from airtune.report.tables import Column, Fitted
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for axis in axes:
-        table.add_column(axis.key, justify="right")
-    for heading in ("N·T s", "T s", "Q", "N", "gap"):
-        table.add_column(heading, justify="right")
-    for point in points:
-        made = point.plan
-        table.add_row(
-            *(f"{value:.4g}" for value in point.at),
-            f"{made.objective_s:.4g}",
-            f"{made.round_latency_s:.4g}",
-            f"{made.pruning_loss:.3f}",
-            f"{made.rounds_factor:.3f}",
-            "-" if made.gap is None else f"{made.gap:.1e}",
-        )
-    _console().print(table)
+    plans = [point.plan for point in points]
+    gaps = ["-" if made.gap is None else f"{made.gap:.1e}" for made in plans]
+    columns = [
+        *(
+            Column(axis.key, [f"{point.at[k]:.4g}" for point in points])
+            for k, axis in enumerate(axes)
+        ),
+        Column("N·T s", [f"{made.objective_s:.4g}" for made in plans]),
+        Column("T s", [f"{made.round_latency_s:.4g}" for made in plans], rank=1),
+        Column("Q", [f"{made.pruning_loss:.3f}" for made in plans], rank=2),
+        Column("N", [f"{made.rounds_factor:.3f}" for made in plans], rank=4),
+        Column("gap", gaps, rank=3),
+    ]
+    console().print(Fitted(columns, rows="plans"))
 
 
 def _print_plan(problem: PlanningProblem, made: Plan) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from airtune.cli.output import console
+    from airtune.report.tables import MOST_ROWS, Column, Fitted
 
-    console = _console()
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("client", overflow="fold")
-    headings = ["pruning", "band kHz", "share", "Mbit/s", "compute s", "upload s", "total s"]
+    order = list(range(len(made.names)))
+    if len(order) > MOST_ROWS:
+        # Its middle is cut out: at the two ends stand the slowest and the quickest.
+        order.sort(key=lambda k: -made.total_s[k])
+
+    def column(heading: str, cells: list[str], rank: int = 0) -> Column:
+        return Column(heading, cells, rank=rank)
+
+    columns = [
+        Column("client", [made.names[k] for k in order], kind="name"),
+        column("pruning", [f"{made.pruning[k]:.3f}" for k in order]),
+        column("band\nkHz", [f"{made.bandwidth_hz[k] / 1e3:.1f}" for k in order]),
+        column(
+            "share",
+            [f"{100 * made.bandwidth_hz[k] / problem.bandwidth_hz:.1f}%" for k in order],
+            6,
+        ),
+        column("Mbit/s", [f"{made.rate_bps[k] / 1e6:.3g}" for k in order], 5),
+        column("compute\ns", [f"{made.compute_s[k]:.4g}" for k in order], 3),
+        column("upload\ns", [f"{made.upload_s[k]:.4g}" for k in order], 4),
+        column("total\ns", [f"{made.total_s[k]:.4g}" for k in order]),
+        Column("what binds", [_binds(problem, made, k) for k in order], kind="text", rank=2),
+    ]
     if made.blocks is not None:
-        headings.insert(1, "blocks")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("what binds", no_wrap=True)
-    # The slowest first: who comes after the table's end matters least.
-    order = sorted(range(len(made.names)), key=lambda k: -made.total_s[k])
-    rows = range(len(order)) if len(order) <= _MAX_ROWS else sorted(order[:_MAX_ROWS])
-    for k in rows:
-        cells = [
-            f"{made.pruning[k]:.3f}",
-            f"{made.bandwidth_hz[k] / 1e3:.1f}",
-            f"{100 * made.bandwidth_hz[k] / problem.bandwidth_hz:.1f}%",
-            f"{made.rate_bps[k] / 1e6:.3g}",
-            f"{made.compute_s[k]:.4g}",
-            f"{made.upload_s[k]:.4g}",
-            f"{made.total_s[k]:.4g}",
-        ]
-        if made.blocks is not None:
-            cells.insert(1, str(int(made.blocks[k])))
-        # Text, not markup: a client may be called "[red]".
-        table.add_row(Text(made.names[k]), *cells, _binds(problem, made, k))
-    console.print(table)
-    if len(order) > _MAX_ROWS:
-        console.print(f"… and {len(order) - _MAX_ROWS} clients that finish sooner (--json has all)")
-    console.print("\n".join(_summary(problem, made)), markup=False, highlight=False)
+        columns.insert(2, column("blocks", [str(int(made.blocks[k])) for k in order], 1))
+    if made.energy_j is not None:
+        columns.insert(-1, column("energy\nJ", [f"{made.energy_j[k]:.4g}" for k in order], 2))
+    if made.modes is not None:
+        names = [made.modes[k] or "sits out" for k in order]
+        columns.insert(1, Column("mode", names, kind="name"))
+    screen = console()
+    screen.print(Fitted(columns, rows="clients"))
+    screen.print("\n".join(_summary(problem, made)), markup=False, highlight=False)
 
 
 def _binds(problem: PlanningProblem, made: Plan, k: int) -> str:
     if made.total_s[k] < made.round_latency_s * (1.0 - _LAST):
+        if made.modes is not None and made.modes[k] is None:
+            return "sits out"
         return f"waits {made.round_latency_s - made.total_s[k]:.3g} s"
     part = "compute" if made.compute_s[k] >= made.upload_s[k] else "air"
-    if made.pruning[k] >= problem.max_pruning[k] - _AT_BOUND:
-        return f"{part}, max_pruning"
-    if made.pruning[k] <= problem.min_pruning[k] + _AT_BOUND:
-        return f"{part}, min_pruning"
+    if made.energy_j is not None and made.energy_j[k] >= problem.energy_budgets[k] * (1 - _LAST):
+        return f"{part}, energy"
+    low, high = _bounds(problem, made)
+    if made.pruning[k] >= high[k] - _AT_BOUND:
+        return f"{part}, at max"
+    if made.pruning[k] <= low[k] + _AT_BOUND:
+        # A lower end above 0 is what the device's memory asks for.
+        return f"{part}, memory" if made.modes is not None and low[k] > 0 else f"{part}, at min"
     return part
+
+
+def _bounds(problem: PlanningProblem, made: Plan) -> tuple[Any, Any]:
+    """Return the ends of each client's pruning in the mode that it was given."""
+    from airtune.planning.mode_plans import chosen_of
+
+    low, high = problem.min_pruning.copy(), problem.max_pruning.copy()
+    for k, mode in enumerate(chosen_of(problem, made) or ()):
+        if mode is not None:
+            low[k], high[k] = problem.table.min_pruning[mode], problem.table.max_pruning[mode]
+    return low, high
 
 
 def _summary(problem: PlanningProblem, made: Plan) -> list[str]:
     last = made.total_s >= made.round_latency_s * (1.0 - _LAST)
-    top = made.pruning >= problem.max_pruning - _AT_BOUND
-    bottom = ~top & (made.pruning <= problem.min_pruning + _AT_BOUND)
+    low, high = _bounds(problem, made)
+    here = [made.modes is None or made.modes[k] is not None for k in range(len(last))]
+    top = here & (made.pruning >= high - _AT_BOUND)
+    bottom = here & ~top & (made.pruning <= low + _AT_BOUND)
     used = float(made.bandwidth_hz.sum()) / problem.bandwidth_hz
     air = int((last & (made.upload_s > made.compute_s)).sum())
     lines = [
@@ -347,11 +356,13 @@ def _summary(problem: PlanningProblem, made: Plan) -> list[str]:
         f"{made.round_latency_s * made.rounds_factor:.6g} s   "
         f"(pruning loss Q {made.pruning_loss:.4f}, kappa {problem.kappa:g})",
         f"last: {int(last.sum())} of {len(last)} clients together, "
-        f"{int(last.sum()) - air} mostly computing, {air} mostly on the air; "
-        f"{100 * used:.4g}% of the band in use",
+        f"{int(last.sum()) - air} mostly computing, {air} mostly on the air",
+        f"band: {100 * used:.4g}% of the band in use",
         f"pruning: {int(bottom.sum())} clients at min_pruning, {int(top.sum())} at max_pruning, "
-        f"{int((~top & ~bottom).sum())} between",
+        f"{int((here & ~top & ~bottom).sum())} between",
     ]
+    if not all(here):
+        lines.append(f"absence: {len(here) - sum(here)} of {len(here)} clients sit the round out")
     if made.lower_bound_s is not None and made.gap is not None:
         lines.append(
             f"{made.method}: {made.objective_s:.6g} s, and no plan is below "

@@ -9,9 +9,9 @@ import typer
 
 
 def profile(
-    out: Annotated[Path, typer.Option("--out", help="Where to write the device profile.")] = Path(
-        "device.json"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where to write the device profile.")
+    ] = Path("device.json"),
     model: Annotated[
         str, typer.Option("--model", help="Model to measure with: built in, a folder, a hub id.")
     ] = "smollm2-135m-instruct",

@@ -7,15 +7,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
-from airtune.record import RoundRecord
+from airtune.cli.ending import Interrupted
+from airtune.errors import InputError
+from airtune.record import RoundRecord, read_record
 from airtune.report.summary import is_left_out
 from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario
 
 
 class JsonLines(Observer):
-    """Print each round's record as one JSON object a line."""
+    """Print each round's record as one JSON object a line; what was lost goes to stderr."""
+
+    def noticed(self, what: str) -> None:
+        """Say what the user should know."""
+        print(what, file=sys.stderr, flush=True)
 
     def round_ended(self, record: RoundRecord) -> None:
         """Print the record."""
@@ -77,6 +84,10 @@ class Live(Lines):
         if initial_loss is not None:
             self._progress.console.print(f"before training: test loss {initial_loss:.4f}")
 
+    def noticed(self, what: str) -> None:
+        """Print it above the bar."""
+        self._progress.console.print(what, markup=False, highlight=False)
+
     def client_started(self, round: int, client: str) -> None:
         """Show which client works."""
         self._progress.update(
@@ -112,3 +123,22 @@ def observer(scenario: Scenario, *, quiet: bool, as_json: bool) -> Iterator[Obse
             yield live
     else:
         yield Lines(scenario.rounds)
+
+
+@contextmanager
+def told_when_interrupted(folder: Path) -> Iterator[None]:
+    """Turn Ctrl-C into the line that says what was kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(_kept(folder)) from None
+
+
+def _kept(folder: Path) -> str:
+    try:
+        record = read_record(folder)
+    except InputError:
+        return "interrupted before anything was recorded"
+    done, planned = len(record.rounds), record.scenario.get("rounds")
+    kept = "no round had ended" if not done else f"{done} of {planned} rounds are kept"
+    return f"interrupted: {kept} in '{folder}'; go on with the same command and --resume"

@@ -14,10 +14,10 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="With several: the page. Default: comparison.html."),
+        typer.Option("--out", "-o", help="With several: the page. Default: comparison.html."),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the comparison's figures as JSON.")
+        bool, typer.Option("--json", help="Print the figures as a JSON list, an object a run.")
     ] = False,
 ) -> None:
     """Write report.html from a record; it never computes anything anew.
@@ -28,8 +28,7 @@ def report(
 
       airtune report runs/demo-exact runs/demo-none --out both.html
     """
-    from rich.console import Console
-
+    from airtune.cli.output import console
     from airtune.errors import InputError
     from airtune.record import read_record
     from airtune.report import (
@@ -45,6 +44,9 @@ def report(
         raise InputError("the same folder is given twice; give each run once")
     if out is not None and len(folders) == 1:
         raise InputError(f"--out {out}: a single run's page goes into its own folder")
+    for record in records.values():
+        if record.loss is not None:
+            typer.echo(f"airtune: {record.loss}", err=True)
     if len(folders) > 1:
         pages = [
             write_comparison(
@@ -60,7 +62,7 @@ def report(
 
         typer.echo(json.dumps(comparison_rows(records), indent=2))
         return
-    console = Console()
-    console.print(table)
+    screen = console()
+    screen.print(table)
     for page in pages:
-        console.print(f"report: {page}", soft_wrap=True)
+        screen.print(f"report: {page}", markup=False, soft_wrap=True)

@@ -14,7 +14,7 @@ def run(
     ] = "demo",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Where the run is recorded. Default: runs/NAME-METHOD."),
+        typer.Option("--out", "-o", help="Where the run is recorded. Default: runs/NAME-METHOD."),
     ] = None,
     method: Annotated[
         str | None,
@@ -70,19 +70,31 @@ def run(
 
       airtune run mine.toml --method bcd --resume
 
+      airtune run mine.toml --resume --set rounds=12      # make a finished run longer
+
       airtune run mine.toml --engine ray --workers 4 --gpus-per-worker 0.25
     """
-    from airtune.cli.progress import observer
+    from airtune.cli.output import console
+    from airtune.errors import InputError
     from airtune.scenario import load_scenario
+    from airtune.scenario.overrides import key_of
 
+    if resume and replace:
+        raise InputError("--resume goes on with a run and --replace throws it away: give one")
+    if quiet and as_json:
+        raise InputError("--quiet prints nothing and --json prints each round: give one")
     settings = list(overrides or [])
+    if method is not None and any(key_of(text) == "planning.method" for text in settings):
+        raise InputError(f"--method {method} and --set planning.method: give one of them")
     if method is not None:
         settings.append(f'planning.method="{method}"')
     loaded = load_scenario(scenario, settings, plugins=plugins or [])
     folder = out or Path("runs") / f"{loaded.name}-{loaded.planning.method}"
 
+    # Only now what loads torch: a refusal should not wait for it.
+    from airtune.cli.progress import observer, told_when_interrupted
     from airtune.engines.choice import engine_maker
-    from airtune.report import summary_table, write_report
+    from airtune.report import loss_of_a_guess, summary_table, write_report
     from airtune.report.console import adapter_lines
     from airtune.rounds import run as run_federation
 
@@ -93,14 +105,16 @@ def run(
         gpus_per_worker=gpus_per_worker,
         threads=threads,
     )
-    with observer(loaded, quiet=quiet, as_json=as_json) as watch:
+    with told_when_interrupted(folder), observer(loaded, quiet=quiet, as_json=as_json) as watch:
         record = run_federation(
             loaded, out=folder, engine=make_engine, resume=resume, replace=replace, observer=watch
         )
     page = write_report(folder)
     if not quiet and not as_json:
-        from rich.console import Console
-
-        console = Console()
-        console.print(summary_table(record))
-        console.print(f"{adapter_lines(folder / 'adapter')}\nreport:  {page}", soft_wrap=True)
+        screen = console()
+        screen.print(summary_table(record))
+        screen.print(
+            f"{adapter_lines(folder / 'adapter')}\nreport:  {page}", markup=False, soft_wrap=True
+        )
+    elif as_json and (remark := loss_of_a_guess(record)) is not None:
+        typer.echo(f"airtune: {remark}", err=True)

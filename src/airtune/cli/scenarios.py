@@ -18,26 +18,21 @@ def scenarios(context: typer.Context) -> None:
     """List the built-in scenarios."""
     if context.invoked_subcommand is not None:
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+    from airtune.cli.output import console
+    from airtune.report.tables import Column, Fitted
     from airtune.scenario import builtin_scenarios, load_scenario
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("name", "clients", "rounds", "model", "task", "what it is"):
-        table.add_column(heading, justify="right" if heading in ("clients", "rounds") else "left")
-    for name in builtin_scenarios():
-        scenario = load_scenario(name)
-        table.add_row(
-            name,
-            str(len(scenario.client_devices)),
-            str(scenario.rounds),
-            scenario.model.id,
-            scenario.task.name,
-            scenario.description,
-        )
-    Console().print(table)
+    loaded = {name: load_scenario(name) for name in builtin_scenarios()}
+    each = loaded.values()
+    columns = [
+        Column("name", list(loaded), kind="word"),
+        Column("clients", [str(len(scenario.client_devices)) for scenario in each], rank=1),
+        Column("rounds", [str(scenario.rounds) for scenario in each], rank=2),
+        Column("model", [scenario.model.id for scenario in each], kind="word", rank=4),
+        Column("task", [scenario.task.name for scenario in each], kind="word", rank=3),
+        Column("what it is", [scenario.description for scenario in each], kind="text"),
+    ]
+    console().print(Fitted(columns, all_in="a wider window"))
 
 
 @app.command("show", epilog="Example: airtune scenarios show demo > mine.toml")

@@ -10,8 +10,9 @@ from airtune.data.batches import (
     eval_batches,
     local_batches,
     prompt_tokens,
+    turn_tokens,
 )
-from airtune.data.examples import Example, Task
+from airtune.data.examples import Example, Task, Turn
 from airtune.data.partition import partition
 from airtune.data.tasks import load_task
 
@@ -21,6 +22,7 @@ __all__ = [
     "Encoded",
     "Example",
     "Task",
+    "Turn",
     "answer_tokens",
     "collate",
     "encode",
@@ -29,4 +31,5 @@ __all__ = [
     "local_batches",
     "partition",
     "prompt_tokens",
+    "turn_tokens",
 ]

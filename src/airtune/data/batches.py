@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from airtune.data.examples import Example
+from airtune.data.examples import Example, Turn
 from airtune.errors import InputError
 
 IGNORED = -100
@@ -69,10 +69,30 @@ def answer_tokens(answer: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [*tokens, tokenizer.eos_token_id]
 
 
+def turn_tokens(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the tokens of a first turn's prompt and of its answer with what ends it.
+
+    What a chat template rendered has its special tokens already, the first one included.
+    """
+    if turn.ending is None:
+        return prompt_tokens(turn.prompt, tokenizer), answer_tokens(turn.answer, tokenizer)
+    return _bare_tokens(turn.prompt, tokenizer), _bare_tokens(turn.answer + turn.ending, tokenizer)
+
+
+def pieces(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], bool]]:
+    """Return the example's tokens piece by piece, and whether a piece carries loss."""
+    found = []
+    for number, turn in enumerate(example.turns):
+        prompt, answer = turn_tokens(turn, tokenizer)
+        if number:  # the first token of a text comes once
+            prompt = _bare_tokens(turn.prompt, tokenizer)
+        found += [(prompt, False), (answer, True)]
+    return found
+
+
 def token_count(example: Example, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the example's length in tokens, prompt, answer and end-of-text together."""
-    prompt = prompt_tokens(example.prompt, tokenizer)
-    return len(prompt) + len(answer_tokens(example.answer, tokenizer))
+    """Return the example's length in tokens, prompts, answers and end-of-text together."""
+    return sum(len(tokens) for tokens, _ in pieces(example, tokenizer))
 
 
 def encode(
@@ -81,7 +101,8 @@ def encode(
     """Tokenise examples; those longer than `max_tokens` are left out.
 
     Prompt and answer are tokenised apart, so that the answer's tokens are the same whether a
-    prompt precedes them in training or a generation is compared with them.
+    prompt precedes them in training or a generation is compared with them. In a conversation
+    every answer carries loss, and nothing else does.
 
     Returns:
         The examples that fit, in order: the number left out is
@@ -89,12 +110,18 @@ def encode(
     """
     encoded = []
     for example in examples:
-        prompt = prompt_tokens(example.prompt, tokenizer)
-        answer = answer_tokens(example.answer, tokenizer)
-        if len(prompt) + len(answer) <= max_tokens:
-            labels = (*[IGNORED] * len(prompt), *answer)
-            encoded.append(Encoded((*prompt, *answer), labels, example.label))
+        ids: list[int] = []
+        labels: list[int] = []
+        for tokens, trained in pieces(example, tokenizer):
+            ids += tokens
+            labels += tokens if trained else [IGNORED] * len(tokens)
+        if len(ids) <= max_tokens:
+            encoded.append(Encoded(tuple(ids), tuple(labels), example.label))
     return encoded
+
+
+def _bare_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def collate(encoded: Sequence[Encoded]) -> Batch:

@@ -10,13 +10,27 @@ from typing import Any
 from airtune.errors import InputError, RunError
 from airtune.plugins.registry import explained
 
+LONGEST_NAME = 80
+"""Characters of a label's name in the record."""
+
 MOST_STEPS = 8
 """Longer solutions share one label, so that no label is left with a handful of examples."""
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A prompt, and the answer that is trained on."""
+
+    prompt: str
+    answer: str
+    ending: str | None = None
+    """What the model's chat template writes behind the answer; None: plain text, in which a space
+    precedes the answer and end-of-text follows it."""
+
+
+@dataclass(frozen=True)
 class Example:
-    """One prompt with its answer; the two are joined by a single space when tokenised.
+    """One prompt with its answer; plain ones are joined by a single space when tokenised.
 
     `label` is the class that partitions are skewed over: a topic's index, the number of
     solution steps, the number of digits.
@@ -25,6 +39,26 @@ class Example:
     prompt: str
     answer: str
     label: int
+    ending: str | None = None
+    """As in `Turn`."""
+    more: tuple[Turn, ...] = ()
+    """The further turns of a conversation, each prompt being what stands between two answers."""
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """All turns, in order."""
+        return (Turn(self.prompt, self.answer, self.ending), *self.more)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a row holds, before it is framed: (role, text), of system, user and assistant."""
+
+    turns: tuple[tuple[str, str], ...]
+    label: int
+    cue: str = "Answer"
+    place: str = ""
+    """Where it was read, for refusals."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +72,15 @@ class Task:
     """Every possible answer, where the task is a choice among them."""
     left_out: int
     """Examples met while drawing that were longer than `task.max_tokens`."""
+    labels: tuple[str, ...] = ()
+    """The text of each label, where labels have one."""
+
+    def label_name(self, label: int) -> str:
+        """Return how the record names a label: by its text where it has one."""
+        if not self.labels:
+            return str(label)
+        text = self.labels[label] or "(no label)"
+        return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}… ({label})"
 
 
 def frame(text: str, cue: str = "Answer") -> str:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from airtune.data.examples import Example, frame, solution_steps
+from airtune.data.examples import Conversation, Example, solution_steps
+from airtune.data.framing import plain
 from airtune.models.assets import WHEELS, wheel_folder
 
 INSTRUCTION = " Give the result as your final answer. Do not include units."
@@ -42,6 +43,11 @@ def gsm_symbolic(seed: int) -> Iterator[Example]:
     Raises:
         InputError: the generator's wheel cannot be had.
     """
+    return map(plain, gsm_problems(seed))
+
+
+def gsm_problems(seed: int) -> Iterator[Conversation]:
+    """Yield the problems of `gsm_symbolic` before they are framed."""
     problems, generators = _gsm_symbolic_generator()
     # The generator seeds problem i with seed + i, so the next block goes on where one ends.
     for start in itertools.count(step=BLOCK):
@@ -53,7 +59,8 @@ def gsm_symbolic(seed: int) -> Iterator[Example]:
             problem = dataset[index]
             answer = problem["metadata"]["answer_cot"].strip()
             question = problem["question"].removesuffix(INSTRUCTION)
-            yield Example(frame(question), answer, solution_steps(answer))
+            turns = ("user", question), ("assistant", answer)
+            yield Conversation(turns, solution_steps(answer))
 
 
 def sums(rng: np.random.Generator) -> Iterator[Example]:

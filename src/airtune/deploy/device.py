@@ -87,9 +87,9 @@ class Device:
         self._scenario, self._client, self._pacer = scenario, client, pacer
         self._index = scenario.client_names.index(client)
         self._privacy, self._ledger = privacy, folder / "privacy.json"
-        self._emulated = emulated
         if privacy is not None:
             dp.read_ledger(self._ledger)  # a refusal at the start, not in the first round
+        self._emulated = emulated
         self._worker = Worker(scenario)
         self._initial = self._worker.initial_adapter()
         self._run: str | None = None
@@ -144,7 +144,7 @@ class Device:
             client=self._client,
             model_fingerprint=setting.model_fingerprint,
             examples=own.examples,
-            labels={} if private else {str(key): count for key, count in own.labels.items()},
+            labels={} if private else own.labels,
             pruning_cost=None if own.pruning_cost is None else list(own.pruning_cost),
             profile=profile.name,
             effective_flops=self._measured_speed(),

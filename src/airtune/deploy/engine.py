@@ -21,7 +21,6 @@ from airtune.deploy.greetings import Greetings
 from airtune.deploy.introductions import Known, planned_steps
 from airtune.deploy.meter import LogPosition, WireTimes, end_of_log, read_wire_log, wire_times
 from airtune.deploy.protocol import (
-    Introduction,
     Privacy,
     ProtocolError,
     Refusal,
@@ -32,15 +31,21 @@ from airtune.deploy.protocol import (
     plain,
     unpack,
 )
-from airtune.deploy.roster import Member, Post, Reply, Roster
+from airtune.deploy.roster import (
+    Member,
+    Post,
+    Reply,
+    Roster,
+    client_setting,
+    measured_profile,
+)
 from airtune.deploy.timings import append_timings
 from airtune.engines import ClientFailure
 from airtune.errors import InputError, RunError
-from airtune.models.devices import DeviceProfile
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario
 from airtune.training.client import ClientJob, ClientUpdate, Measured
-from airtune.training.worker import ClientSetting, Evaluation, Setting, Worker
+from airtune.training.worker import Evaluation, Setting, Worker
 
 Outcome = ClientUpdate | ClientFailure
 
@@ -140,11 +145,12 @@ class FlowerEngine:
             clients=tuple(
                 replace(client, calibration_flops=0.0)
                 if member is None
-                else _client_setting(member.introduction)
+                else client_setting(member.introduction)
                 for client, member in zip(own.clients, members, strict=True)
             ),
             profiles=tuple(
-                None if member is None else _profile(member.introduction) for member in members
+                None if member is None else measured_profile(member.introduction)
+                for member in members
             ),
         )
 
@@ -212,11 +218,12 @@ class FlowerEngine:
         looked_s = time.time()
         while pending:
             # While this process stood still no device could be late.
-            deadline_s += max(0.0, time.time() - looked_s - _STALL_S)
-            looked_s = time.time()
+            now_s = time.time()
+            deadline_s += max(0.0, now_s - looked_s - _STALL_S)
+            looked_s = now_s
             for reply in self._collect(pending):
                 yield self._outcome(pending.pop(reply.message), reply)
-            if not pending or (now_s := time.time()) >= deadline_s:
+            if not pending or now_s >= deadline_s:
                 break
             if now_s > greeted_s + self._conditions.greet_s:
                 self._greetings.send()
@@ -354,24 +361,4 @@ def _measured(fields: Update, wire: WireTimes | None, after_s: float) -> Measure
         compute_s=fields.compute_s,
         upload_s=upload_s,
         engine_s=max(0.0, after_s - known_s),
-    )
-
-
-def _client_setting(own: Introduction) -> ClientSetting:
-    cost = own.pruning_cost
-    return ClientSetting(
-        examples=own.examples,
-        labels={int(label): count for label, count in own.labels.items()},
-        pruning_cost=None if cost is None else tuple((rate, value) for rate, value in cost),
-    )
-
-
-def _profile(own: Introduction) -> DeviceProfile:
-    return DeviceProfile(
-        name=own.profile,
-        peak_flops=own.effective_flops,
-        utilisation=1.0,
-        memory_bytes=own.memory_bytes,
-        power_w=None,
-        source="measured by the device itself, on the model that it trains",
     )

@@ -7,7 +7,6 @@ An introduction that fails refuses its device and nobody else.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,7 +38,7 @@ class Known:
 
     scenario: Scenario
     shape: ModelShape
-    labels: frozenset[int]
+    labels: frozenset[str]
     """Of all training examples."""
     privacy: Privacy | None = None
     """The largest clipping norm and noise that the operator allows; None: no privacy."""
@@ -142,14 +141,11 @@ def _check_examples(own: Introduction, known: Known) -> None:
         )
     if own.privacy is not None:
         return
-    counts: Counter[int] = Counter()
-    for text, count in own.labels.items():
-        label = int(text) if text.removeprefix("-").isdecimal() and len(text) < 12 else None
-        if label is None or str(label) != text or label not in known.labels or count < 1:
-            raise ProtocolError(f"labels has {text[:40]!r}: {count}; not one of this task")
-        counts[label] = count
-    if counts.total() != own.examples:
-        raise ProtocolError(f"labels counts {counts.total()} of {own.examples} examples")
+    for label, count in own.labels.items():
+        if label not in known.labels or count < 1:
+            raise ProtocolError(f"labels has {label[:40]!r}: {count}; not one of this task")
+    if (total := sum(own.labels.values())) != own.examples:
+        raise ProtocolError(f"labels counts {total} of {own.examples} examples")
 
 
 def _check_curve(own: Introduction, scenario: Scenario) -> None:

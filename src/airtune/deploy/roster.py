@@ -20,6 +20,8 @@ from airtune.deploy.protocol import (
     plain,
     unpack,
 )
+from airtune.models.devices import DeviceProfile
+from airtune.training.worker import ClientSetting
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,10 @@ class Roster:
             reason = self._reason_against(node, reply, waited_s)
         except Exception as error:  # a fault of the checks must not end the run either
             reason = f"its introduction cannot be checked: {type(error).__name__}: {error}"
-        if reason is not None:
-            reason = plain(reason)
-            if reply.body is not None:  # a greeting that was lost refuses nobody
-                self.refused[node.id] = reason
+        reason = None if reason is None else plain(reason)
+        # A greeting that was lost refuses nobody: the device is greeted again when it is back.
+        if reason is not None and reply.body is not None:
+            self.refused[node.id] = reason
         return reason
 
     def _reason_against(self, node: Node, reply: Reply, waited_s: float) -> str | None:
@@ -154,3 +156,25 @@ class Roster:
         if present is not None and present.node.id != node.id and present.node.online:
             return f"client '{own.client}' is already played by another device"
         return None
+
+
+def client_setting(own: Introduction) -> ClientSetting:
+    """Return what planning knows of a client, as its device introduced it."""
+    cost = own.pruning_cost
+    return ClientSetting(
+        examples=own.examples,
+        labels=own.labels,
+        pruning_cost=None if cost is None else tuple((rate, value) for rate, value in cost),
+    )
+
+
+def measured_profile(own: Introduction) -> DeviceProfile:
+    """Return a device's profile at the speed that it measured itself."""
+    return DeviceProfile(
+        name=own.profile,
+        peak_flops=own.effective_flops,
+        utilisation=1.0,
+        memory_bytes=own.memory_bytes,
+        power_w=None,
+        source="measured by the device itself, on the model that it trains",
+    )

@@ -114,23 +114,23 @@ def serve(
             )
     for warning in [] if keys is None else expiry_warnings(keys):
         print(warning, flush=True)
-    metrics = [] if metrics_port is None else [str(metrics_port)]
     with _alone(state):
         swept = sweep(state.home)
         if swept:
             print(f"ended {swept} processes that an earlier server had left", flush=True)
         _end_runs(state)
-        _serve(state, (host, port), keys, ready, metrics)
+        _serve(state, host, port, keys, ready, metrics_port)
 
 
 def _serve(
     state: State,
-    address: tuple[str, int],
+    host: str,
+    port: int,
     keys: Path | None,
     ready: Callable[[], None],
-    metrics: list[str],
+    metrics_port: int | None,
 ) -> None:
-    host, port = address
+    metrics = [] if metrics_port is None else [str(metrics_port)]
     inner = free_port()
     _write_connection(state, inner, keys)
     with children(state.logs, flower_environment(state.home, **_UNHURRIED)) as held:

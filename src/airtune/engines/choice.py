@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -30,7 +31,12 @@ def engine_maker(
         raise InputError(f"--engine '{name}': allowed are {', '.join(ENGINES)}")
     if threads is not None and threads < 1:
         raise InputError(f"--threads {threads}: must be 1 or more")
+    cores = os.cpu_count() or 1
+    if threads is not None and address is None and threads > cores:
+        raise InputError(f"--threads {threads}: this machine has {cores}; allowed: 1 to {cores}")
     if name == "local":
+        if gpus_per_worker:
+            raise InputError(f"--gpus-per-worker {gpus_per_worker:g}: only with --engine ray")
         for option, value in (("--workers", workers), ("--address", address)):
             if value is not None:
                 raise InputError(f"{option} {value}: only with --engine ray")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,8 @@ from airtune.scenario import Scenario, scenario_from_dict
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate, failure_of
 from airtune.training.worker import Evaluation, Setting, Worker
 
+ANSWER_S = 5.0
+"""How long an address may take to answer."""
 ATTEMPTS = 3
 """How often a job is given out before its client counts as failed."""
 
@@ -89,6 +92,12 @@ class RayEngine:
         if not 0 <= gpus_per_worker <= 8:
             raise InputError(f"--gpus-per-worker {gpus_per_worker}: must be from 0 to 8")
         self._ray, self._owns_ray = _started(address, count)
+        try:
+            _check_resources(self._ray.cluster_resources(), count, gpus_per_worker, address)
+        except InputError:
+            if self._owns_ray:
+                self._ray.shutdown()
+            raise
         self._remote = self._ray.remote(_RemoteWorker)
         self._options = {"num_cpus": 1 if address else 0, "num_gpus": gpus_per_worker}
         device = "cuda" if gpus_per_worker > 0 else "cpu"
@@ -198,6 +207,8 @@ def _started(address: str | None, workers: int) -> tuple[Any, bool]:
         raise InputError("--engine ray needs Ray: pip install 'airtune[ray]'") from None
     if address is None and ray.is_initialized():
         return ray, False
+    if address is not None:
+        _check_answers(address)
     try:
         if address is None:
             ray.init(
@@ -209,7 +220,46 @@ def _started(address: str | None, workers: int) -> tuple[Any, bool]:
             )
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"no Ray cluster at '{address}': {line}") from None
+        if "AF_UNIX" in line:
+            line += "; give a short folder in the variable RAY_TMPDIR, e.g. /tmp"
+        where = "Ray does not start here" if address is None else f"no Ray cluster at '{address}'"
+        raise InputError(f"{where}: {line}") from None
     return ray, True
+
+
+def _check_answers(address: str) -> None:
+    """Refuse a host and port where nobody answers: Ray itself would wait without an end."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # "auto" and the like: Ray looks on this machine, and says at once what it finds
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S):
+            pass
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "no answer"
+        raise InputError(f"no Ray cluster at '{address}': {reason} (--address)") from None
+
+
+def _check_resources(
+    there: Mapping[str, float], workers: int, gpus_per_worker: float, address: str | None
+) -> None:
+    """Refuse workers for which the cluster has no room: Ray would wait for it without an end."""
+    whose = "this machine" if address is None else f"the cluster at '{address}'"
+    gpus = there.get("GPU", 0.0)
+    # A worker is on one machine: shares of a GPU fill each GPU by whole workers.
+    if gpus_per_worker > 0:
+        a_gpu = int(1.0 / gpus_per_worker + 1e-9) if gpus_per_worker <= 1 else 1.0 / gpus_per_worker
+        room = int(gpus * a_gpu + 1e-9)
+        if room < workers:
+            raise InputError(
+                f"--gpus-per-worker {gpus_per_worker:g}: {workers} workers need more than the "
+                f"{gpus:g} GPUs that {whose} has, which is room for {room}: set --workers, or "
+                "leave --gpus-per-worker out"
+            )
+    cpus = there.get("CPU", 0.0)
+    if address is not None and cpus < workers:
+        raise InputError(
+            f"--workers {workers}: {whose} has {cpus:g} CPUs, and each worker takes one"
+        )

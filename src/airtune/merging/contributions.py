@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,13 +60,30 @@ def fault_of(
         train_loss: the loss it reports; None where privacy keeps it back.
     """
     if update.keys() != expected.keys():
-        missing, extra = len(expected.keys() - update.keys()), len(update.keys() - expected.keys())
-        return f"rejected: wrong keys ({missing} missing, {extra} unknown)"
-    for name, shape in expected.items():
-        if tuple(update[name].shape) != shape:
-            return f"rejected: wrong shape of {name}: {tuple(update[name].shape)}, not {shape}"
+        missing, extra = expected.keys() - update.keys(), update.keys() - expected.keys()
+        return (
+            f"rejected: wrong keys ({len(missing)} missing, {len(extra)} unknown)"
+            f"{_first('; missing', missing)}{_first('; unknown', extra)}"
+        )
+    wrong = [name for name, shape in expected.items() if tuple(update[name].shape) != shape]
+    if wrong:
+        name = wrong[0]
+        more = f" and {len(wrong) - 1} more of {len(expected)} tensors" if len(wrong) > 1 else ""
+        return (
+            f"rejected: wrong shape of {name}: {tuple(update[name].shape)}, not {expected[name]}"
+            f"{more}{_first('; also', wrong[1:])}"
+        )
+    for name in expected:
         if not bool(torch.isfinite(update[name]).all()):
             return f"rejected: not finite: {name}"
     if train_loss is not None and not math.isfinite(train_loss):
         return "rejected: training loss is not finite"
     return None
+
+
+def _first(what: str, names: Collection[str], count: int = 3) -> str:
+    """Name the first few tensors."""
+    if not names:
+        return ""
+    more = ", …" if len(names) > count else ""
+    return f"{what} {', '.join(sorted(names)[:count])}{more}"

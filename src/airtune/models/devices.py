@@ -27,6 +27,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from airtune.encoding import read_text
 from airtune.errors import InputError
 from airtune.scenario import DeviceSection
 
@@ -185,11 +186,11 @@ def compute_s(flops: float, profile: DeviceProfile) -> float:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except OSError as error:
         raise InputError(f"cannot read device profile '{path}': {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"cannot read device profile '{path}': not UTF-8 text") from None
+    except InputError as error:
+        raise InputError(f"cannot read device profile '{path}': {error}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not valid JSON, line {error.lineno}: {error.msg}") from None
     if not isinstance(values, dict):

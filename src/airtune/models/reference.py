@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -99,4 +100,6 @@ def adapter_readme(base: BaseReference, gguf_file: str | None = None) -> str:
             "model = PeftModel.from_pretrained(base, ADAPTER)  # this folder"
         )
     note = f"\n{base.note}\n" if base.note else ""
-    return f"# LoRA adapter\n\nBase model: `{base.name}`\n{note}\n```python\n{load}\n```\n"
+    # The hub's metadata, which PEFT completes; without any it complains on the terminal.
+    head = f"---\nbase_model: {json.dumps(base.name)}\nlibrary_name: peft\n---\n"
+    return f"{head}# LoRA adapter\n\nBase model: `{base.name}`\n{note}\n```python\n{load}\n```\n"

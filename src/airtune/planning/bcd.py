@@ -12,7 +12,7 @@ from time import perf_counter
 import numpy as np
 
 from airtune.channel.rate import LN2, slope_of_snr
-from airtune.planning.problem import Array, Plan, PlanningProblem, priced
+from airtune.planning.problem import MIN_PROGRESS, Array, Plan, PlanningProblem, priced
 
 # Newton's steps on the deadline roughly double the correct digits; this many is never reached.
 _MAX_STEPS = 200
@@ -97,7 +97,10 @@ def pruning_block(problem: PlanningProblem, bandwidth_hz: Array) -> Array:
         soonest = float((start + np.where(least_kept > 0, per_kept * least_kept, 0.0)).max())
     corner, loss = _corners(problem, start, per_kept, soonest)
     if problem.max_pruning_loss is None:
-        deadline = corner[int(np.argmin(corner / (1.0 - problem.kappa * loss)))]
+        rest = 1.0 - problem.kappa * loss
+        # Where κQ reaches 1 no progress is left.
+        value = np.where(rest >= MIN_PROGRESS, corner / np.maximum(rest, MIN_PROGRESS), np.inf)
+        deadline = corner[int(np.argmin(value))]
     else:
         deadline = _first_below(problem, bandwidth_hz, corner, problem.max_pruning_loss)
     return pruning_at(problem, bandwidth_hz, float(deadline))

@@ -23,11 +23,13 @@ _LOSS_SLACK = 1e-9
 
 
 def frozen(values: Array) -> Array:
+    """Return the array, no longer writeable."""
     values.flags.writeable = False
     return values
 
 
 def check_names(names: tuple[str, ...]) -> None:
+    """Refuse an empty list of clients, or two of one name."""
     if not names:
         raise InputError("clients: the list is empty; allowed: at least one client")
     if len(set(names)) < len(names):
@@ -39,12 +41,14 @@ def check_names(names: tuple[str, ...]) -> None:
 
 
 def check_number(field: str, value: float, *, positive: bool = False) -> None:
+    """Refuse what is no finite number of the allowed sign."""
     if not np.isfinite(value) or value < 0 or (positive and value == 0):
         allowed = "a finite number above 0" if positive else "a finite number, 0 or more"
         raise InputError(f"{field}: {value!r} is not allowed; allowed: {allowed}")
 
 
 def client_array(names: tuple[str, ...], field: str, values: object) -> Array:
+    """Return a field of all clients as a frozen array, one number of 0 or more each."""
     array = np.array(values, dtype=np.float64)
     if array.shape != (len(names),):
         raise InputError(
@@ -77,6 +81,7 @@ def option_array(names: tuple[str, ...], field: str, values: object) -> Array:
 
 
 def efficiencies(names: tuple[str, ...], values: object) -> Array:
+    """Return the largest spectral efficiencies, infinity where there is no cap."""
     array = np.array(values, dtype=np.float64)
     if array.shape != (len(names),):
         raise InputError(
@@ -90,6 +95,7 @@ def efficiencies(names: tuple[str, ...], values: object) -> Array:
 def refuse(
     names: tuple[str, ...], bad: NDArray[np.bool_], field: str, values: Array, allowed: str
 ) -> None:
+    """Refuse the first value that is bad, if any, naming its client."""
     if bad.any():
         first = int(np.argmax(bad))
         raise InputError(
@@ -99,6 +105,7 @@ def refuse(
 
 
 def check_pruning(problem: PlanningProblem) -> None:
+    """Refuse bounds on pruning that are none."""
     names = problem.names
     refuse(names, problem.max_pruning > 1, "max_pruning", problem.max_pruning, "0 to 1")
     above = problem.min_pruning > problem.max_pruning
@@ -111,6 +118,7 @@ def check_pruning(problem: PlanningProblem) -> None:
 
 
 def curves(problem: PlanningProblem) -> tuple[Array | None, ...] | None:
+    """Return the checked cost curves, None where all are linear."""
     given = problem.pruning_cost
     if given is None or all(curve is None for curve in given):
         return None

@@ -101,6 +101,7 @@ class Situation:
         modes: K clients' modes as the scenario has them.
         link: the K clients' channel and the broadcast.
         problem: the planning problem in which all K take part.
+        queues: (K,) what is still owed to each client under `participation.floor`; zeros without.
     """
 
     round: int
@@ -111,6 +112,7 @@ class Situation:
     modes: tuple[Mode, ...]
     link: Link
     problem: PlanningProblem
+    queues: FloatArray
 
 
 def modes_of(scenario: Scenario) -> tuple[Mode, ...]:
@@ -311,7 +313,8 @@ def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
     link = link_of(scenario, shape, modes, air)
     problem = problem_of_round(scenario, shape, profiles, loads, modes, link)
     cohort = tuple(range(len(devices)))
-    return Situation(round, shape, cohort, profiles, loads, modes, link, problem)
+    queues = np.zeros(len(devices))
+    return Situation(round, shape, cohort, profiles, loads, modes, link, problem, queues)
 
 
 def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:

@@ -13,12 +13,17 @@ from airtune.errors import InputError
 from airtune.planning import baselines
 from airtune.planning.answers import checked
 from airtune.planning.bcd import bcd
+from airtune.planning.bcd_knobs import bcd_knobs
+from airtune.planning.mode_plans import keeps_budgets
 from airtune.planning.optimum.blocks import check_blocks, exact_in_blocks, in_blocks
+from airtune.planning.optimum.fixed_bands import exact_at_equal_bands
+from airtune.planning.optimum.mode_blocks import modes_in_blocks
 from airtune.planning.optimum.modes_search import exact_over_modes
 from airtune.planning.optimum.search import exact
-from airtune.planning.problem import Plan, PlanningProblem
+from airtune.planning.problem import Plan, PlanningProblem, priced
 from airtune.plugins import Registry, called, is_built_in
 from airtune.randomness import generator
+from airtune.units import LEAST_TOLERANCE
 
 Solve = Callable[[PlanningProblem, float, np.random.Generator], Any]
 """(problem, tolerance, rng) → (pruning, bandwidth_hz), (K,) each, or a `Plan`."""
@@ -43,6 +48,8 @@ class Method:
     prunes: bool = True
     bands: Literal["equal", "best", "own"] = "own"
 
+    chooses: bool = False
+    """Modes and absence too, and keeps energy budgets."""
     optimal: bool = False
     """Its plan is the optimum over what it turns, so that a participation rule can add to that."""
 
@@ -58,6 +65,7 @@ _BUILT_IN: dict[str, Method] = {
         "price on bandwidth inside, interval bounds over the deadline outside",
         lambda problem, tolerance, rng: _exact(problem, tolerance),
         bands="best",
+        chooses=True,
         optimal=True,
     ),
     "bcd": Method(
@@ -71,6 +79,13 @@ _BUILT_IN: dict[str, Method] = {
         "our reading of the JCPBA abstract",
         lambda problem, tolerance, rng: bcd(problem, tolerance=tolerance, bandwidth_first=True),
         bands="best",
+    ),
+    "bcd-knobs": Method(
+        "block coordinate descent over modes, absence and pruning, then bands",
+        "the natural descent over every knob",
+        lambda problem, tolerance, rng: bcd_knobs(problem, tolerance=tolerance),
+        bands="best",
+        chooses=True,
     ),
     "none": Method(
         "no pruning, equal bandwidth",
@@ -182,8 +197,11 @@ def plan(
     if not METHODS.has(method):
         raise InputError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
     chosen = METHODS[method]
-    if not 0 < tolerance < 1:
-        raise InputError(f"tolerance {tolerance!r} is not allowed; allowed: between 0 and 1")
+    if not LEAST_TOLERANCE <= tolerance < 1:
+        raise InputError(
+            f"tolerance {tolerance!r} is not allowed; allowed: from {LEAST_TOLERANCE:g} to below 1 "
+            "(64-bit sums do not tell smaller gaps apart)"
+        )
     if rng is None:
         rng = generator(0, "random plan")
     start = perf_counter()
@@ -196,15 +214,16 @@ def plan(
             made = _bounded(made, _exact(problem, tolerance))
         return made
     count = check_blocks(problem, block_hz, blocks)
-    if method == "exact":
-        made = exact_in_blocks(problem, block_hz, count, tolerance=tolerance)
+    if method == "exact" and not problem.equal_bands:
+        made = _exact_in_blocks(problem, block_hz, count, tolerance)
         return replace(made, solve_s=perf_counter() - start)
     band = replace(problem, bandwidth_hz=count * block_hz)
     made = _made(chosen, band, method, tolerance, rng)
     made = in_blocks(problem, made, block_hz, count, keeps_shares=chosen.bands != "best")
     made = replace(made, solve_s=perf_counter() - start)
     if bound:
-        made = _bounded(made, exact_in_blocks(problem, block_hz, count, tolerance=tolerance))
+        best = replace(problem, equal_bands=False)
+        made = _bounded(made, _exact_in_blocks(best, block_hz, count, tolerance))
     return made
 
 
@@ -215,15 +234,60 @@ def _made(
     tolerance: float,
     rng: np.random.Generator,
 ) -> Plan:
-    """Ask a method; what a plugin answers is checked and priced here."""
+    """Ask a method; what a plugin answers is checked and priced here.
+
+    A built-in method that chooses no modes takes the ones of least cost for all.
+    """
+    built_in = is_built_in(chosen.solve)
+    if built_in and problem.chooses and not chosen.chooses:
+        return _without_choice(chosen, problem, name, tolerance, rng)
     answer = called(f"planning method '{name}'", chosen.solve, problem, tolerance, rng)
-    if is_built_in(chosen.solve):
-        return replace(answer, method=name)
-    return checked(problem, name, answer)
+    return replace(answer, method=name) if built_in else checked(problem, name, answer)
+
+
+def _without_choice(
+    chosen: Method,
+    problem: PlanningProblem,
+    method: str,
+    tolerance: float,
+    rng: np.random.Generator,
+) -> Plan:
+    if not problem.has_mode.all():
+        name = problem.names[int(np.argmin(problem.has_mode))]
+        raise InputError(
+            f"client {name!r}: modes: none fits, and method {method!r} leaves nobody out; allowed: "
+            + _choosing()
+        )
+    made = chosen.solve(problem.without_choice(), tolerance, rng)
+    made = priced(problem, method, made.pruning, made.bandwidth_hz)
+    if not keeps_budgets(problem, made):
+        assert made.energy_j is not None
+        over = int(np.argmax(made.energy_j > problem.energy_budgets))
+        raise InputError(
+            f"client {problem.names[over]!r}: energy_budget_j "
+            f"{float(problem.energy_budgets[over])!r} is not kept by method {method!r}, which does "
+            f"not plan energy; allowed: {_choosing()}"
+        )
+    return made
+
+
+def _choosing() -> str:
+    return ", ".join(name for name, entry in METHODS.items() if entry.chooses)
+
+
+def _exact_in_blocks(
+    problem: PlanningProblem, block_hz: float, blocks: int, tolerance: float
+) -> Plan:
+    if not problem.chooses and not problem.can_stand_still:
+        return exact_in_blocks(problem, block_hz, blocks, tolerance=tolerance)
+    free = _exact(replace(problem, bandwidth_hz=blocks * block_hz), tolerance)
+    return modes_in_blocks(problem, block_hz, blocks, free, tolerance=tolerance)
 
 
 def _exact(problem: PlanningProblem, tolerance: float) -> Plan:
     """Plan a problem with a choice of modes by the search over modes, any other one as ever."""
+    if problem.equal_bands:
+        return exact_at_equal_bands(problem, tolerance=tolerance)
     if problem.chooses or problem.can_stand_still:
         return exact_over_modes(problem, tolerance=tolerance)
     return exact(problem, tolerance=tolerance)

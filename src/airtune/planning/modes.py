@@ -12,8 +12,8 @@ no time, no energy, and ℓ = absent_cost.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,6 +136,26 @@ def mode_table(problem: PlanningProblem) -> ModeTable:
     )
 
 
+def filled(problem: PlanningProblem) -> Modes:
+    """Return the modes with the clients' own values where they leave something out."""
+    return tuple(
+        None if modes is None else tuple(_filled(problem, k, mode) for mode in modes)
+        for k, modes in enumerate(problem.modes or ())
+    )
+
+
+def _filled(problem: PlanningProblem, k: int, mode: ClientMode) -> ClientMode:
+    left_out = [field for field in MODE_OPTIONS if getattr(mode, field) is None]
+    if not left_out:
+        return mode
+    return replace(mode, **cast(Any, {field: _own(problem, k, field) for field in left_out}))
+
+
+def _own(problem: PlanningProblem, k: int, field: str) -> float:
+    values = getattr(problem, field)
+    return 0.0 if values is None else float(values[k])
+
+
 def check_modes(name: str, modes: Sequence[ClientMode] | None) -> None:
     """Refuse an empty list of modes, or two modes of one name."""
     if modes is None:
@@ -157,12 +177,9 @@ def _whole(problem: PlanningProblem, k: int) -> ClientMode:
 
 
 def _row(problem: PlanningProblem, k: int, mode: ClientMode) -> tuple[float, ...]:
-    row = [getattr(mode, field) for field in MODE_COSTS]
-    for field in MODE_OPTIONS:
-        own, clients = getattr(mode, field), getattr(problem, field)
-        if own is None:
-            own = 0.0 if clients is None else float(clients[k])
-        row.append(own)
+    row = [getattr(mode, field) for field in _COLUMNS]
+    if None in row:
+        row = [getattr(_filled(problem, k, mode), field) for field in _COLUMNS]
     return tuple(row)
 
 

@@ -30,7 +30,7 @@ from airtune.planning.checks import (
     option_array,
 )
 from airtune.planning.curves import Pieces, pieces_of
-from airtune.planning.modes import Modes, ModeTable, mode_table
+from airtune.planning.modes import Modes, ModeTable, filled, mode_table
 
 Array = NDArray[np.float64]
 
@@ -46,6 +46,8 @@ PER_CLIENT = (
     "max_pruning",
 )
 """Fields that every client must have, a number each."""
+MODE_FIELDS = PER_CLIENT[3:]
+"""Those of them that a client's modes give, each its own."""
 OPTIONAL_PER_CLIENT = (
     "max_spectral_efficiency",
     "absent_cost",
@@ -140,8 +142,8 @@ class PlanningProblem:
         if self.modes is None:
             check_pruning(self)
         else:
-            _set(self, "modes", tuple(None if m is None else tuple(m) for m in self.modes))
             check_length(self.names, "modes", len(self.modes))
+            _set(self, "modes", filled(self))
         if self.chooses:
             for field, values in self._default_costs().items():
                 _set(self, field, frozen(values))
@@ -152,21 +154,28 @@ class PlanningProblem:
 
     def _default_costs(self) -> dict[str, Array]:
         """Return the costs of each client's first mode of least cost; 0 where it has none."""
-        table = self.table
-        best = np.minimum(table.best, max(len(table.owner) - 1, 0))
-        has = self.has_mode
-        return {
-            field: np.where(has, getattr(table, field)[best], 0.0)
-            if len(table.owner)
-            else np.zeros(self.clients)
-            for field in PER_CLIENT[3:]
-        }
+        table, has = self.table, self.has_mode
+        best = table.best[has]
+        costs = {field: np.zeros(self.clients) for field in MODE_FIELDS}
+        for field, values in costs.items():
+            values[has] = getattr(table, field)[best]
+        return costs
 
     @property
     def chooses(self) -> bool:
         """Whether there is more to plan than pruning and bandwidth, or more to keep to."""
         options = (self.modes, self.absent_cost, self.energy_budget_j, self.listen_s)
         return self.equal_bands or any(option is not None for option in options)
+
+    def without_choice(self) -> PlanningProblem:
+        """Return the problem in which all take part in their modes of least cost, by no budget."""
+        downlink = self.downlink_s
+        if self.listen_s is not None:
+            downlink = downlink + self.listen_s.max()
+        return replace(
+            self, downlink_s=downlink, modes=None, absent_cost=None, energy_budget_j=None,
+            compute_power_w=None, transmit_power_w=None, listen_s=None, equal_bands=False,
+        )  # fmt: skip
 
     @property
     def can_stand_still(self) -> bool:
@@ -182,9 +191,7 @@ class PlanningProblem:
     @property
     def has_mode(self) -> NDArray[np.bool_]:
         """(K,) whether the client has a mode that can be used; if not, it sits out."""
-        found = np.zeros(self.clients, dtype=bool)
-        found[self.table.owner] = True
-        return found
+        return np.isin(np.arange(self.clients), self.table.owner)
 
     @property
     def absent_costs(self) -> Array:
@@ -194,9 +201,8 @@ class PlanningProblem:
     @property
     def energy_budgets(self) -> Array:
         """(K,) E in J, infinity where there is none."""
-        return (
-            np.full(self.clients, np.inf) if self.energy_budget_j is None else self.energy_budget_j
-        )
+        budget = self.energy_budget_j
+        return np.full(self.clients, np.inf) if budget is None else budget
 
     @property
     def clients(self) -> int:
@@ -358,7 +364,9 @@ def priced(
     ``chosen`` is each client's mode where the problem has a choice; left out, those of least cost.
     """
     if problem.chooses:
-        return _priced_modes(problem, method, pruning, bandwidth_hz, solve_s, chosen)
+        from airtune.planning.mode_plans import priced_modes
+
+        return priced_modes(problem, method, pruning, bandwidth_hz, solve_s, chosen)
     payload = problem.payload_bits(pruning)
     rate = problem.rate_bps(bandwidth_hz)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -385,74 +393,6 @@ def priced(
         lower_bound_s=None,
         gap=None,
         solve_s=solve_s,
-    )
-
-
-def _priced_modes(
-    problem: PlanningProblem,
-    method: str,
-    pruning: Array,
-    bandwidth_hz: Array,
-    solve_s: float,
-    chosen: Chosen | None,
-) -> Plan:
-    table = problem.table
-    if chosen is None:
-        chosen = tuple(
-            int(best) if has else None
-            for best, has in zip(table.best, problem.has_mode, strict=True)
-        )
-    here = np.array([mode is not None for mode in chosen])
-    row = np.array([0 if mode is None else mode for mode in chosen], dtype=np.intp)
-
-    def of(field: str) -> Array:
-        column = getattr(table, field)
-        return np.where(here, column[row], 0.0) if len(column) else np.zeros(problem.clients)
-
-    pruning, band = np.where(here, pruning, 0.0), np.where(here, bandwidth_hz, 0.0)
-    kept = 1.0 - pruning
-    compute = of("compute_fixed_s") + of("compute_full_s") * kept
-    payload = of("payload_fixed_bits") + of("payload_full_bits") * kept
-    rate = problem.rate_bps(band)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        upload = np.where(payload > 0, payload / rate, 0.0)
-        spent = of("compute_power_w") * compute
-        spent = spent + np.where(upload > 0, of("transmit_power_w") * upload, 0.0)
-    downlink = np.array(problem.downlink_s)
-    if problem.listen_s is not None:
-        downlink = downlink + np.where(here, problem.listen_s, 0.0).max()
-    downlink = np.where(here, downlink, 0.0)
-    total = downlink + compute + upload
-    latency = float(total.max())
-    left = (1.0 - of("cost")) * (1.0 - problem.cost(pruning))
-    losses = np.where(here, 1.0 - left, problem.absent_costs)
-    loss = float(problem.weight[problem.weight > 0] @ losses[problem.weight > 0])
-    factor = rounds_factor(problem.kappa, loss)
-    # A round without anyone makes no progress, however cheap it is to sit out.
-    factor = factor if here.any() else float("inf")
-    objective = latency * factor if latency > 0 else (0.0 if np.isfinite(factor) else factor)
-    powers = problem.compute_power_w is not None or problem.transmit_power_w is not None
-    powers |= bool(table.compute_power_w.any() or table.transmit_power_w.any())
-    return Plan(
-        method=method,
-        names=problem.names,
-        pruning=pruning,
-        bandwidth_hz=band,
-        rate_bps=rate,
-        downlink_s=downlink,
-        compute_s=compute,
-        upload_s=upload,
-        total_s=total,
-        round_latency_s=latency,
-        pruning_loss=loss,
-        rounds_factor=factor,
-        objective_s=objective if problem.max_pruning_loss is None else latency,
-        lower_bound_s=None,
-        gap=None,
-        solve_s=solve_s,
-        modes=tuple(None if mode is None else table.names[mode] for mode in chosen),
-        losses=losses,
-        energy_j=spent if powers else None,
     )
 
 

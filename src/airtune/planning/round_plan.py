@@ -25,6 +25,7 @@ from airtune.models.workload import (
     training_flops,
 )
 from airtune.planning.costs import KnobCosts, read_costs, shipped_costs
+from airtune.planning.floor import check_floor, weighed
 from airtune.planning.inputs import (
     BYTES_PER_WEIGHT,
     ClientLoad,
@@ -72,7 +73,8 @@ def knobs_of_round(scenario: Scenario, round: int) -> frozenset[str] | None:
     if not METHODS[method].optimal:
         allowed = ", ".join(name for name, entry in METHODS.items() if entry.optimal)
         raise InputError(
-            f"participation.rule = '{rule}' with planning.method = '{method}': allowed are {allowed}"
+            f"participation.rule = '{rule}' with planning.method = '{method}': allowed are "
+            f"{allowed}"
         )
     if in_turn:
         return None
@@ -134,6 +136,9 @@ def plan_round(scenario: Scenario, situation: Situation) -> RoundPlan:
         pruning_cost=_curves(scenario, prices, problem),
         downlink_s=np.zeros(len(modes)),
     )
+    if scenario.participation.floor > 0:
+        check_floor(asked, scenario.participation.floor)
+        asked = weighed(asked, situation.queues)
     solver = "exact" if scenario.planning.knobs is None else scenario.planning.method
     plans = []
     for rate in _broadcast_rates(link, "absence" in turned):
@@ -303,5 +308,6 @@ def _without_wait(
         round_latency_s=latency_s,
         objective_s=latency_s if bounded else latency_s * plan.rounds_factor,
     )
+    assert plan.losses is not None
     modes = [None if i is None else own[i] for i, own in zip(index, offered, strict=True)]
     return RoundPlan(changed, tuple(modes), bits)

@@ -10,12 +10,20 @@ import numpy as np
 from airtune.errors import InputError
 from airtune.planning.methods import plan
 from airtune.planning.problem import Array, Plan, PlanningProblem
+from airtune.units import LEAST_BANDWIDTH_HZ
 
 KEYS = {
     "bandwidth_hz": "uplink band, Hz",
     "clients": "clients in the round (the given ones, repeated in order beyond their number)",
     "kappa": "how much pruning slows learning",
     "power_db": "dB added to every client's received power",
+}
+# Checked before anything is repeated by them; beyond 200 dB a double has no use for the power.
+_RANGES = {
+    "bandwidth_hz": (LEAST_BANDWIDTH_HZ, 1e12),
+    "clients": (1.0, 1e5),
+    "kappa": (0.0, 1e6),
+    "power_db": (-200.0, 200.0),
 }
 # A range that spans this factor or more is walked in equal ratios, not equal steps.
 _GEOMETRIC_FROM = 10.0
@@ -55,8 +63,9 @@ def axis_from_text(text: str) -> Axis:
         raise InputError(f"sweep {text!r} is not allowed; allowed: {allowed}") from None
     if not (np.isfinite([low, high]).all() and low < high and 2 <= count <= 1000):
         raise InputError(f"sweep {text!r}: low must be below high, and count 2 to 1000")
-    if key != "power_db" and low < (0.0 if key == "kappa" else 1e-300):
-        raise InputError(f"sweep {text!r}: {key} must be above 0")
+    least, most = _RANGES[key]
+    if not least <= low <= high <= most:
+        raise InputError(f"sweep {text!r}: {key} must be from {least:g} to {most:g}")
     if low > 0 and high >= _GEOMETRIC_FROM * low and key != "power_db":
         values = np.geomspace(low, high, count)
     else:

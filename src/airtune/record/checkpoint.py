@@ -128,4 +128,11 @@ def drop_after(folder: Path, round: int) -> None:
         for entry in folder.iterdir():
             match = _NAME.fullmatch(entry.name)
             if entry.name.startswith(TEMPORARY) or (match and int(match[1]) > round):
-                shutil.rmtree(entry)
+                _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()

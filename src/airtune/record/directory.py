@@ -9,58 +9,65 @@ same random streams, which gives the same line.
 
 from __future__ import annotations
 
-import datetime
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from airtune.errors import InputError
-from airtune.plugins import provenance
 from airtune.record import checkpoint as checkpoints
+from airtune.record import lines
 from airtune.record.checkpoint import Checkpoint
-from airtune.record.files import (
-    LOCK,
-    TEMPORARY,
-    append_line,
-    explained,
-    flush_folder,
-    lock_folder,
-    write_durably,
+from airtune.record.files import LOCK, append_line, explained, lock_folder
+from airtune.record.folder import (
+    ADAPTER,
+    CHECKPOINTS,
+    foreign,
+    make_folder,
+    remove_run,
+    require_unused,
 )
-from airtune.record.provenance import machine, versions
-from airtune.record.reading import ROUNDS, RUN, complete_lines, parsed_rounds, read_info
-from airtune.record.schema import (
-    RoundRecord,
-    RunDescription,
-    dump_json,
-    from_json,
-    json_line,
-    plain,
+from airtune.record.identity import (
+    last_round_differs,
+    new_info,
+    now,
+    require_same_run,
+    write_info,
 )
+from airtune.record.reading import (
+    FINISHED,
+    INTERRUPTED,
+    ROUNDS,
+    RUN,
+    complete_lines,
+    parsed_rounds,
+    read_info,
+)
+from airtune.record.schema import RoundRecord, RunDescription, from_json, json_line, plain
 
-FORMAT = 1
-CHECKPOINTS, ADAPTER, REPORT = "checkpoint", "adapter", "report.html"
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 class RunDirectory:
     """A run directory that this process writes to; use it in a `with` block.
 
     Leaving the block releases the folder. Where an error ends the block, run.json says
-    "failed" and quotes it; the run can still be resumed.
+    "failed" and quotes it, where Ctrl-C does, "interrupted"; both can be resumed.
     """
 
-    def __init__(self, path: Path, info: dict[str, Any], lock: int) -> None:
+    def __init__(
+        self, path: Path, info: dict[str, Any], lock: BaseFileLock, *, is_new: bool
+    ) -> None:
         self.path = path
         self._info = info
-        self._lock: int | None = lock
+        self._lock: BaseFileLock | None = lock
+        self._is_new = is_new
         self._notices: list[str] = []
+        self._not_copied: list[str] = []
 
     @classmethod
     def create(
@@ -83,33 +90,64 @@ class RunDirectory:
             InputError: the folder holds another run or other files, or cannot be written to.
         """
         path = Path(out)
-        _make_folder(path)
+        make_folder(path)
         lock = lock_folder(path)
         try:
             if replace and (path / RUN).exists():
                 read_info(path)  # refuses where run.json is somebody else's
-                _remove_run(path)
+                remove_run(path)
             else:
-                _require_unused(path)
-            directory = cls(path, _new_info(scenario_values, method), lock)
-            _write_info(path, directory._info)
+                require_unused(path)
+            directory = cls(path, new_info(scenario_values, method), lock, is_new=True)
+            write_info(path, directory._info)
         except BaseException:
-            os.close(lock)
+            lock.release()
             raise
         return directory
+
+    @classmethod
+    def check(
+        cls,
+        out: str | Path,
+        *,
+        scenario_values: Mapping[str, Any],
+        method: str,
+        resume: bool = False,
+        replace: bool = False,
+    ) -> None:
+        """Refuse what `create` or `resume` would refuse, and change nothing.
+
+        Raises:
+            InputError: as they do.
+        """
+        path = Path(out)
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--out '{path}' is a file: give a folder")
+        if (path / LOCK).exists():
+            lock_folder(path).release()
+        if resume and ((path / RUN).exists() or not path.is_dir() or foreign(path)):
+            require_same_run(path, read_info(path), new_info(scenario_values, method))
+        elif replace and (path / RUN).exists():
+            read_info(path)
+        elif path.is_dir():
+            require_unused(path)
 
     @classmethod
     def resume(cls, out: str | Path, *, scenario_values: Mapping[str, Any], method: str) -> Self:
         """Go on with the run in a folder; `finished` says whether there is anything to do.
 
-        A folder in which a run was killed before it had written anything starts afresh.
+        A folder in which a run was killed before it had written anything starts afresh. Lines
+        that rounds.jsonl has lost are restored where the checkpoints' copy has them. A run can
+        be made longer by a larger number of rounds: its record is then the one that it would
+        have, had it been planned so.
 
         Raises:
             InputError: there is no run, or it is of another scenario, seed, method or
                 airtune version; names the first difference and both values.
+            RunError: the folder cannot be written to.
         """
         path = Path(out)
-        if path.is_dir() and not (path / RUN).exists() and not _foreign(path):
+        if path.is_dir() and not (path / RUN).exists() and not foreign(path):
             directory = cls.create(path, scenario_values=scenario_values, method=method)
             directory._notices.append(f"'{path}' holds no round yet: starting from the beginning")
             return directory
@@ -117,24 +155,48 @@ class RunDirectory:
         lock = lock_folder(path)
         try:
             info = read_info(path)  # again: the lock's last holder may have written since
-            wanted = _new_info(scenario_values, method)
-            _require_same_run(path, info, wanted)
-            directory = cls(path, info, lock)
+            wanted = new_info(scenario_values, method)
+            require_same_run(path, info, wanted)
+            directory = cls(path, info, lock, is_new=False)
             directory._note_other_libraries(wanted["versions"])
             directory._note_other_plugins(wanted["plugins"])
-            if not directory.finished:
-                info.update(status="running", ended_at=None, error=None)
-                info["resumed_at"] = [*info.get("resumed_at", []), _now()]
-                _write_info(path, directory._info)
+            directory._go_on(wanted["scenario"])
         except BaseException:
-            os.close(lock)
+            lock.release()
             raise
         return directory
+
+    def _go_on(self, scenario: Mapping[str, Any]) -> None:
+        """Restore what was lost, make the run longer where that is wanted, and say "running"."""
+        restored = lines.restore(self.path)
+        if restored is not None:
+            self._notices.append(restored)
+        before, after = self._info["scenario"]["rounds"], scenario["rounds"]
+        there = len(complete_lines(self.path / ROUNDS)[0])
+        if self.finished and there < before:
+            self._notices.append(
+                f"{ROUNDS} has lost {lines.named(there + 1, before)} of the finished run, and no "
+                "checkpoint has them: they are computed again"
+            )
+        elif self.finished and after == before:
+            return
+        if after > before:
+            self._notices.append(f"the run is made longer: from {before} to {after} rounds")
+            if there >= before and last_round_differs(self._info["scenario"]):
+                self._notices.append(
+                    f"round {before} was measured as the last one: it is computed again"
+                )
+                lines.keep(self.path, before - 1)
+                checkpoints.drop_after(self.path / CHECKPOINTS, before - 1)
+        self._info.update(status="running", ended_at=None, error=None, results={})
+        self._info["scenario"] = dict(scenario)
+        self._info["resumed_at"] = [*self._info.get("resumed_at", []), now()]
+        write_info(self.path, self._info)
 
     @property
     def finished(self) -> bool:
         """Whether the run has come to its end."""
-        return bool(self._info["status"] == "finished")
+        return bool(self._info["status"] == FINISHED)
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -167,7 +229,7 @@ class RunDirectory:
                 "give another --out"
             )
         self._info["cell"] = plain(description)
-        _write_info(self.path, self._info)
+        write_info(self.path, self._info)
 
     def append_round(self, record: RoundRecord) -> None:
         """Add one round to rounds.jsonl; on return the device has it.
@@ -175,7 +237,9 @@ class RunDirectory:
         Raises:
             RunError: it cannot be written, or a number that has to be finite is not.
         """
-        append_line(self.path / ROUNDS, json_line(record))
+        line = json_line(record)
+        append_line(self.path / ROUNDS, line)
+        self._not_copied.append(line)
 
     def save_checkpoint(
         self, round: int, tensors: Mapping[str, np.ndarray], payload: Mapping[str, Any]
@@ -190,7 +254,13 @@ class RunDirectory:
         Raises:
             RunError: it cannot be written; earlier checkpoints are untouched.
         """
-        checkpoints.save(self.path / CHECKPOINTS, Checkpoint(round, tensors, payload))
+        folder = self.path / CHECKPOINTS
+        with explained(folder, 0):
+            folder.mkdir(exist_ok=True)
+        while self._not_copied:
+            append_line(lines.copy_of(self.path), self._not_copied[0])
+            del self._not_copied[0]
+        checkpoints.save(folder, Checkpoint(round, tensors, payload))
 
     def load_checkpoint(self) -> Checkpoint | None:
         """Return the newest usable state and cut rounds.jsonl back to its round.
@@ -203,23 +273,24 @@ class RunDirectory:
             RunError: the folder cannot be written to.
         """
         folder, rounds = self.path / CHECKPOINTS, self.path / ROUNDS
-        lines, _ = complete_lines(rounds)
-        parsed_rounds(rounds, lines)
+        there, _ = complete_lines(rounds)
+        parsed_rounds(rounds, there)
         found = None
         for round in reversed(checkpoints.saved_rounds(folder)):
             try:
-                if round > len(lines):
-                    raise checkpoints.Damaged(f"{ROUNDS} ends at round {len(lines)}")
+                if round > len(there):
+                    raise checkpoints.Damaged(f"{ROUNDS} ends at round {len(there)}")
                 found = checkpoints.load(folder, round)
                 break
             except checkpoints.Damaged as error:
                 self._notices.append(f"checkpoint of round {round} cannot be used: {error}")
         start = 0 if found is None else found.round
-        if found is None and lines:
+        if found is None and there:
             self._notices.append(f"no usable checkpoint in '{self.path}': starting from round 1")
         elif found is not None:
             self._notices.append(f"going on after round {start}")
-        _cut_to(rounds, sum(len(line) + 1 for line in lines[:start]))
+        lines.keep(self.path, start)
+        self._not_copied.clear()
         checkpoints.drop_after(folder, start)
         return found
 
@@ -229,14 +300,14 @@ class RunDirectory:
         Raises:
             RunError: it cannot be written.
         """
-        ended = {"status": "finished", "ended_at": _now(), "results": plain(results or {})}
-        _write_info(self.path, {**self._info, **ended})
+        ended = {"status": FINISHED, "ended_at": now(), "results": plain(results or {})}
+        write_info(self.path, {**self._info, **ended})
         self._info.update(ended)
 
     def close(self) -> None:
         """Release the folder; a second call does nothing."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> Self:
@@ -248,16 +319,20 @@ class RunDirectory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, InputError) and not (self.path / ROUNDS).exists():
-            # Nothing began: the folder must not stand in the way of the mended command.
+        if isinstance(error, InputError) and self._is_new and not (self.path / ROUNDS).exists():
+            # Nothing began: the folder must not stand in the way of the corrected command.
             with suppress(Exception):
-                _remove_run(self.path)
+                remove_run(self.path)
         elif error is not None and not self.finished:
-            line = " ".join(str(error).split()) or type(error).__name__
-            self._info.update(status="failed", ended_at=_now(), error=line)
+            if isinstance(error, KeyboardInterrupt):
+                ended: dict[str, Any] = {"status": INTERRUPTED}
+            else:
+                line = " ".join(str(error).split()) or type(error).__name__
+                ended = {"status": "failed", "error": line}
+            self._info.update(ended, ended_at=now())
             # The error itself is what the user has to see, not that this note failed too.
             with suppress(Exception):
-                _write_info(self.path, self._info)
+                write_info(self.path, self._info)
         self.close()
 
     def _note_other_libraries(self, now: Mapping[str, str | None]) -> None:
@@ -279,112 +354,3 @@ class RunDirectory:
                 )
             if plugin not in self._info.setdefault("plugins", []):
                 self._info["plugins"].append(dict(plugin))
-
-
-def _write_info(path: Path, info: Mapping[str, Any]) -> None:
-    text = dump_json(info, indent=2) + "\n"
-    write_durably(path / RUN, text.encode())
-
-
-def _new_info(scenario_values: Mapping[str, Any], method: str) -> dict[str, Any]:
-    scenario = plain(scenario_values)
-    return {
-        "format": FORMAT,
-        "status": "running",
-        "method": method,
-        "seed": scenario["seed"],
-        "started_at": _now(),
-        "ended_at": None,
-        "error": None,
-        "resumed_at": [],
-        "versions": versions(),
-        "platform": machine(),
-        "scenario": scenario,
-        "plugins": provenance(scenario.get("plugins", ())),
-        "cell": None,
-        "results": {},
-    }
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise InputError(f"--out '{path}' is a file: give a folder") from None
-    except OSError as error:
-        raise InputError(f"cannot make the folder '{path}': {error.strerror}") from None
-
-
-def _foreign(path: Path) -> list[str]:
-    """Names in the folder that a run does not leave before its run.json exists."""
-    names = (entry.name for entry in path.iterdir())
-    return sorted(name for name in names if name != LOCK and not name.startswith(TEMPORARY))
-
-
-def _require_unused(path: Path) -> None:
-    names = _foreign(path)
-    if RUN in names:
-        info = read_info(path)
-        what = f"{info['scenario'].get('name')}, {info['method']}, {info['status']}"
-        raise InputError(
-            f"'{path}' already holds a run ({what}): go on with --resume, throw it away with "
-            "--replace, or give another --out"
-        )
-    if names:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise InputError(
-            f"'{path}' is not empty (it holds '{names[0]}'{more}): give a new folder with --out"
-        )
-
-
-def _remove_run(path: Path) -> None:
-    """Remove what a run writes, run.json last, so that a kill leaves a run and no riddle."""
-    with explained(path, 0):
-        shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
-        for name in _ADAPTER_FILES:
-            (path / ADAPTER / name).unlink(missing_ok=True)
-        with suppress(OSError):  # not there, or the user keeps something else in it
-            (path / ADAPTER).rmdir()
-        for name in (REPORT, ROUNDS, RUN):
-            (path / name).unlink(missing_ok=True)
-        flush_folder(path)
-
-
-def _require_same_run(path: Path, info: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    before, now = ({**_flat(i["scenario"]), "method": i["method"]} for i in (info, wanted))
-    before["airtune version"] = info["versions"].get("airtune")
-    now["airtune version"] = wanted["versions"]["airtune"]
-    for key in [*before, *(key for key in now if key not in before)]:
-        # A key without a value is one that the run's own version of the schema did not have yet.
-        old, new = (values.get(key) for values in (before, now))
-        if old != new:
-            old, new = (values.get(key, "not set") for values in (before, now))
-            raise InputError(
-                f"'{path}' holds another run: {key} was {old!r} and is now {new!r}; resume "
-                "with the same settings, or give another --out"
-            )
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(values, dict):
-        items = values.items()
-    elif isinstance(values, list):
-        items = {str(i): item for i, item in enumerate(values)}.items()
-    else:
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, item in items:
-        flat.update(_flat(item, f"{prefix}.{key}" if prefix else key))
-    return flat
-
-
-def _cut_to(path: Path, size: int) -> None:
-    if path.exists() and path.stat().st_size > size:
-        with explained(path, 0), open(path, "rb+") as file:
-            file.truncate(size)
-            file.flush()
-            os.fsync(file.fileno())

@@ -8,12 +8,20 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airtune.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 LOCK = ".lock"
 TEMPORARY = ".tmp-"
 """Start of the names of what is being written; left behind only by a kill."""
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+# Windows opens no folder as a file, and would write "\r\n" through a descriptor in text mode.
+_FOLDERS_ARE_FLUSHED = os.name == "posix"
+_BINARY: int = getattr(os, "O_BINARY", 0)
 
 
 @contextmanager
@@ -27,7 +35,7 @@ def explained(path: Path, size: int) -> Iterator[None]:
         yield
     except OSError as error:
         kept = "what was recorded is kept"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise RunError(
                 f"no space left to write '{path}': {_size(size)} needed, "
                 f"{_size(_free_bytes(path))} free; {kept}: make room and go on with --resume"
@@ -74,7 +82,7 @@ def append_line(path: Path, line: str) -> None:
     data = (line + "\n").encode()
     with explained(path, len(data)):
         created = not path.exists()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
         try:
             before = os.fstat(descriptor).st_size
             try:
@@ -97,7 +105,13 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Wait until the device has the folder's list of names; raises OSError."""
+    """Wait until the device has the folder's list of names; raises OSError.
+
+    On Windows nothing is done: there a folder cannot be flushed, and after a power cut (not
+    after a kill) the last rename may be missing.
+    """
+    if not _FOLDERS_ARE_FLUSHED:
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -105,8 +119,8 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def lock_folder(folder: Path) -> int:
-    """Take the folder for this process and return the lock's descriptor; closing it releases.
+def lock_folder(folder: Path) -> BaseFileLock:
+    """Take the folder for this process and return the lock; `release()` gives it back.
 
     The system releases it when the process ends in whatever way, so that a killed run never
     stays locked.
@@ -115,21 +129,21 @@ def lock_folder(folder: Path) -> int:
         InputError: another process (or another open run of this one) has it, or the folder
             cannot be written to.
     """
-    import fcntl  # POSIX only, and reading a record elsewhere does not need it
+    # Not at the top: reading a record needs no lock.
+    import filelock
 
+    lock = filelock.FileLock(folder / LOCK, timeout=0, thread_local=False)
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise InputError(f"cannot write to '{folder}': {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
+        lock.acquire()
+    except filelock.Timeout:
         raise InputError(
             f"another process is writing to '{folder}': wait until it has ended, or give "
             "another --out"
         ) from None
-    return descriptor
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"cannot write to '{folder}': {reason}") from None
+    return lock
 
 
 def _free_bytes(path: Path) -> int:

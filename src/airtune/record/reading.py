@@ -11,7 +11,10 @@ from typing import Any
 from airtune.errors import InputError
 from airtune.record.schema import RoundRecord, RunDescription, from_json
 
+FORMAT = 1
+"""Of run.json and what lies beside it: a folder of another format is not read."""
 RUN, ROUNDS = "run.json", "rounds.jsonl"
+FINISHED, INTERRUPTED, INCOMPLETE = "finished", "interrupted", "incomplete"
 
 
 @dataclass(frozen=True)
@@ -20,14 +23,15 @@ class Record:
 
     Attributes:
         path: the run directory.
-        status: "running" (or killed), "finished" or "failed".
+        status: "running" (or killed), "finished", "failed", "interrupted", or "incomplete" where
+            run.json says finished and rounds.jsonl has lost rounds since.
         method: the planning method.
         seed: the scenario's.
         scenario: every key, resolved.
         versions: of airtune, Python and the libraries, None where one is not installed.
         platform: of the machine that simulated it.
         started_at: UTC, ISO 8601.
-        ended_at: UTC, ISO 8601; None unless finished or failed.
+        ended_at: UTC, ISO 8601; None unless it came to an end.
         error: the line that a failed run ended with.
         description: the cell and what was measured before training; None in the first moments.
         results: what the run measured at its end.
@@ -53,7 +57,18 @@ class Record:
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
-        return self.status == "finished"
+        return self.status == FINISHED
+
+    @property
+    def loss(self) -> str | None:
+        """What rounds.jsonl has lost of a run that had finished, in one line; else None."""
+        if self.status != INCOMPLETE:
+            return None
+        return (
+            f"'{self.path}' holds a run that had finished, but {ROUNDS} has only "
+            f"{len(self.rounds)} of its {self.scenario['rounds']} rounds: it does not count as "
+            "finished; --resume restores or repeats the others"
+        )
 
 
 def read_record(folder: str | Path) -> Record:
@@ -65,13 +80,18 @@ def read_record(folder: str | Path) -> Record:
     path = Path(folder)
     info = read_info(path)
     lines, _ = complete_lines(path / ROUNDS)
+    rounds = parsed_rounds(path / ROUNDS, lines)
+    planned = info["scenario"].get("rounds")
+    status = info["status"]
+    if status == FINISHED and isinstance(planned, int) and len(rounds) < planned:
+        status = INCOMPLETE
     cell = info.get("cell")
     description = None
     if cell is not None:
         description = from_json(RunDescription, cell, f"{path / RUN}: 'cell'")
     return Record(
         path=path,
-        status=info["status"],
+        status=status,
         method=info["method"],
         seed=info["seed"],
         scenario=info["scenario"],
@@ -82,7 +102,7 @@ def read_record(folder: str | Path) -> Record:
         error=info.get("error"),
         description=description,
         results=info.get("results") or {},
-        rounds=parsed_rounds(path / ROUNDS, lines),
+        rounds=rounds,
         plugins=tuple(info.get("plugins", ())),
     )
 
@@ -97,7 +117,7 @@ def read_info(path: Path) -> dict[str, Any]:
         raise InputError(f"no run in '{path}': it has no {RUN}") from None
     except OSError as error:
         raise InputError(f"cannot read '{path / RUN}': {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"'{path / RUN}' is not JSON: {error}") from None
     expected = {
         "status": str, "method": str, "seed": int, "scenario": dict, "versions": dict,
@@ -106,6 +126,11 @@ def read_info(path: Path) -> dict[str, Any]:
     for key, kind in expected.items():
         if not isinstance(info, dict) or not isinstance(info.get(key), kind):
             raise InputError(f"'{path / RUN}' is not the record of a run: no usable '{key}'")
+    if info.get("format") != FORMAT:
+        raise InputError(
+            f"'{path / RUN}' is of format {json.dumps(info.get('format'))}: this airtune "
+            f"reads format {FORMAT}"
+        )
     return info
 
 
@@ -128,7 +153,7 @@ def parsed_rounds(path: Path, lines: list[bytes]) -> tuple[RoundRecord, ...]:
         where = f"{path}, line {number}"
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not JSON: {error}") from None
         record = from_json(RoundRecord, values, where)
         if record.round != number:

@@ -168,6 +168,7 @@ class RunDescription:
         initial_metrics: other measures of the test set before training.
         model_fingerprint: names the base model's weights.
         model_parameters: of the base model.
+        vocabulary: tokens that the model tells apart; ln of it is the loss of a guess.
         adapter_values: of the full adapter.
         setup_s: before the first round, on the virtual clock: the slowest client calibrates.
         setup_flops: of all clients, before the first round.
@@ -178,6 +179,7 @@ class RunDescription:
     initial_metrics: Mapping[str, float | None] = field(default_factory=dict)
     model_fingerprint: str = ""
     model_parameters: int | None = None
+    vocabulary: int | None = None
     adapter_values: int | None = None
     setup_s: float = 0.0
     setup_flops: float = 0.0
@@ -259,7 +261,10 @@ def _parsed(value: Any, hint: Any, what: str) -> Any:
             kind = typing.get_args(hint)[1]
             return {key: _parsed(item, kind, f"{what}.{key}") for key, item in value.items()}
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise InputError(f"{what} is too large: a finite number was expected") from None
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     name = getattr(hint, "__name__", str(hint))

@@ -9,11 +9,12 @@ from __future__ import annotations
 from airtune.report.comparison import write_comparison
 from airtune.report.console import comparison_table, summary_table
 from airtune.report.page import write_report
-from airtune.report.summary import comparison_rows
+from airtune.report.summary import comparison_rows, loss_of_a_guess
 
 __all__ = [
     "comparison_rows",
     "comparison_table",
+    "loss_of_a_guess",
     "summary_table",
     "write_comparison",
     "write_report",

@@ -53,6 +53,7 @@ def render_comparison(records: Mapping[str, Record]) -> str:
         "comparison.html.j2",
         title=" · ".join(records),
         headline=_headline(records),
+        remarks=[record.loss for record in records.values() if record.loss],
         rows=rows,
         target=rows[0]["target_loss"],
         drawn=present(

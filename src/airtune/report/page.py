@@ -13,7 +13,14 @@ from airtune.record import Record, read_record
 from airtune.record.files import write_durably
 from airtune.report import figures, numbers
 from airtune.report.cellmap import cell_map, data_shares
-from airtune.report.summary import client_summaries, headline, is_left_out, last_client, totals
+from airtune.report.summary import (
+    client_summaries,
+    headline,
+    is_left_out,
+    last_client,
+    loss_of_a_guess,
+    totals,
+)
 
 REPORT = "report.html"
 
@@ -40,6 +47,7 @@ def render_run(record: Record) -> str:
         record=record,
         title=f"{record.scenario.get('name', 'run')} · {record.method}",
         headline=headline(record),
+        remarks=[text for text in (record.loss, loss_of_a_guess(record)) if text],
         cards=_cards(record),
         learning=present(
             figures.loss_over_time(record) if has_rounds else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from airtune.report.numbers import counted, digits, loss, seconds
 OK = "ok"
 SAT_OUT = "sat out"
 """The status of a client that the round did not ask to train."""
+_NEAR_GUESS = 0.01
+# So close to ln V, relatively, a loss counts as that of a guess.
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,25 @@ def headline(record: Record) -> str:
     return text
 
 
+def loss_of_a_guess(record: Record) -> str | None:
+    """Say that the final test loss is that of a guess among all tokens, ln V; else None."""
+    final, cell = totals(record).final_loss, record.description
+    if final is None or cell is None or not cell.vocabulary or cell.vocabulary < 2:
+        return None
+    guess = math.log(cell.vocabulary)
+    if abs(final - guess) <= guess * _NEAR_GUESS:
+        where = "stands at"
+    elif final > guess and cell.initial_eval_loss is not None and final >= cell.initial_eval_loss:
+        where = "is not lower than before training, and above"
+    else:
+        return None
+    return (
+        f"the test loss {where} ln V = {loss(guess)}, what a guess among all V = "
+        f"{cell.vocabulary:,} tokens has: the model predicts nothing. Are its weights loaded, is "
+        "training.learning_rate too large, do the data fit the tokenizer?"
+    )
+
+
 def comparison_rows(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """Compare runs: one row each, with the time to the loss that all of them reach.
 
@@ -228,6 +250,7 @@ def _comparison_row(name: str, record: Record, target: float | None) -> dict[str
     return {
         "name": name,
         "method": record.method,
+        "status": record.status,
         "rounds": total.rounds,
         "initial_loss": total.initial_loss,
         "final_loss": total.final_loss,

@@ -40,7 +40,7 @@ def description_of(cell: Cell, untrained: Evaluation, may_be_cut: Sequence[bool]
             effective_flops=profile.effective_flops,
             memory_bytes=profile.memory_bytes,
             examples=setting.clients[k].examples,
-            labels={str(label): count for label, count in setting.clients[k].labels.items()},
+            labels=setting.clients[k].labels,
         )
         for k, (name, profile) in enumerate(zip(scenario.client_names, profiles, strict=True))
     )
@@ -56,6 +56,7 @@ def description_of(cell: Cell, untrained: Evaluation, may_be_cut: Sequence[bool]
         initial_metrics=untrained.metrics,
         model_fingerprint=setting.model_fingerprint,
         model_parameters=setting.model_parameters,
+        vocabulary=setting.shape.vocab,
         adapter_values=adapter_size(
             setting.shape,
             full_sizes(setting.shape),

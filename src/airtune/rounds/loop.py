@@ -22,6 +22,7 @@ from airtune.merging.functions import Contribution, fault_of
 from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile
 from airtune.planning import METHODS, PlanningProblem, fitted_kappa
+from airtune.planning.floor import first_queues, next_queues
 from airtune.planning.inputs import (
     ClientLoad,
     Situation,
@@ -29,6 +30,7 @@ from airtune.planning.inputs import (
     modes_of,
     problem_of_round,
 )
+from airtune.randomness import generator
 from airtune.record import RoundRecord, RunDescription
 from airtune.record.schema import OK, ClientRecord
 from airtune.rounds.bills import Outcome, bill, finite, idle, kept_speed, speeds_after
@@ -54,7 +56,12 @@ def opening(cell: Cell) -> tuple[State, RunDescription]:
     cell.observer.preparing("measuring the untrained model")
     untrained = cell.engine.evaluate(adapter, final=False)
     told = description_of(cell, untrained, _may_be_cut(cell, adapter))
-    return State(0, told.setup_s, adapter, {}, (finite(untrained.loss),)), told
+    start = State(0, told.setup_s, adapter, {}, (finite(untrained.loss),))
+    floor = cell.scenario.participation.floor
+    if floor > 0:
+        rng = generator(cell.scenario.seed, "floor")
+        start = replace(start, queues=tuple(first_queues(len(cell.profiles), floor, rng).tolist()))
+    return start, told
 
 
 def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
@@ -105,6 +112,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         pruning_losses=(*state.pruning_losses, decision.plan.pruning_loss),
         speeds=speeds_after(_speeds(cell, state), profiles, [a.outcome for a in answers]),
         stacked_bits=sum(u.uplink_bits for u in updates) if rule_of(scenario).restarts else None,
+        queues=_queues_after(cell, situation, decision, updates),
     )
     evaluation = _evaluation(cell, after)
     loss = None if evaluation is None else evaluation.loss
@@ -173,7 +181,8 @@ def _situation(cell: Cell, state: State, profiles: Sequence[DeviceProfile]) -> S
     if scenario.planning.fit_kappa:
         problem = _with_fitted_kappa(problem, state, scenario)
     cohort = tuple(range(len(loads)))
-    return Situation(round, shape, cohort, tuple(profiles), loads, modes, link, problem)
+    owed = np.array(state.queues) if state.queues else np.zeros(len(loads))
+    return Situation(round, shape, cohort, tuple(profiles), loads, modes, link, problem, owed)
 
 
 def _may_be_cut(cell: Cell, adapter: Adapter) -> list[bool]:
@@ -202,6 +211,19 @@ def _with_fitted_kappa(
         paces=[rate / rates[0] for rate in rates],
     )
     return replace(problem, kappa=kappa)
+
+
+def _queues_after(
+    cell: Cell, situation: Situation, decision: Decision, updates: Sequence[ClientUpdate]
+) -> tuple[float, ...]:
+    """Return what the floor still owes each client; only a merged update counts."""
+    share, losses = cell.scenario.participation.floor, decision.plan.losses
+    if share == 0 or losses is None:
+        return ()
+    heard = {update.client for update in updates}
+    merged = np.array([client in heard for client in situation.cohort])
+    contributed = np.where(merged, 1.0 - losses, 0.0)
+    return tuple(next_queues(situation.queues, contributed, share).tolist())
 
 
 def _answers(cell: Cell, state: State, situation: Situation, decision: Decision) -> list[_Answer]:

@@ -11,6 +11,10 @@ class Observer:
     def preparing(self, what: str) -> None:
         """Something that takes a while is being prepared."""
 
+    def noticed(self, what: str) -> None:
+        """Something that the user should know: what was lost, restored or is done again."""
+        self.preparing(what)
+
     def started(self, initial_loss: float | None) -> None:
         """The first round is about to begin; the loss is the untrained adapter's."""
 

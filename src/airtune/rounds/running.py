@@ -44,6 +44,7 @@ def run(
     Raises:
         InputError: the scenario cannot be run, or `out` cannot be written as asked.
         RunError: the run began and could not go on; what was recorded stays.
+        KeyboardInterrupt: as it came; run.json then says "interrupted", and `resume` goes on.
     """
     observer = observer or Observer()
     checked_profiles(scenario)  # unknown names are refused before anything is written
@@ -53,7 +54,10 @@ def run(
     else:
         directory = RunDirectory.create(out, scenario_values=values, method=method, replace=replace)
     with directory:
-        if not directory.finished:
+        if directory.finished:
+            for notice in directory.notices:
+                observer.noticed(notice)
+        else:
             observer.preparing("loading model and data")
             with open_cell(scenario, engine=engine, observer=observer) as cell:
                 _run_rounds(cell, directory)
@@ -66,7 +70,7 @@ def _run_rounds(cell: Cell, directory: RunDirectory) -> None:
         state, described = opening(cell)
         directory.describe(described)
     for notice in directory.notices:
-        cell.observer.preparing(notice)
+        cell.observer.noticed(notice)
     known = directory.description
     cell.observer.started(None if known is None else known.initial_eval_loss)
     while state.round < cell.scenario.rounds:

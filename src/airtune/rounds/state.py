@@ -30,6 +30,8 @@ class State:
     """FLOP/s that real devices have kept in the rounds so far, a client each; None: not known."""
     stacked_bits: float | None = None
     """What the last round's updates take together, where clients merge them into their base."""
+    queues: tuple[float, ...] = ()
+    """What `participation.floor` still owes each client; empty without a floor."""
 
 
 def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -43,6 +45,7 @@ def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "pruning_losses": list(state.pruning_losses),
         "speeds": list(state.speeds),
         "stacked_bits": state.stacked_bits,
+        "queues": list(state.queues),
     }
 
 
@@ -74,4 +77,5 @@ def restored(checkpoint: Checkpoint | None) -> State | None:
         tuple(payload["pruning_losses"]),
         tuple(payload["speeds"]),
         payload.get("stacked_bits"),
+        tuple(payload.get("queues", ())),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,10 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from airtune.encoding import read_text
 from airtune.errors import InputError
 from airtune.plugins import load_plugins
 from airtune.scenario.overrides import add_plugins, apply_override, resolve_paths
 from airtune.scenario.schema import DeviceSection, Scenario
+from airtune.scenario.toml import check_paths, parsed_toml, shown
 
 
 def builtin_scenarios() -> dict[str, str]:
@@ -43,12 +44,10 @@ def load_scenario(
             a value impossible.
     """
     text, folder = _read(source)
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{source}: not valid TOML: {error}") from None
+    values = parsed_toml(text, str(source))
     for override in overrides:
         apply_override(values, override)
+    check_paths(values, str(source))
     if folder is not None:
         resolve_paths(values, folder)
     add_plugins(values, plugins, folder)
@@ -76,9 +75,11 @@ def _read(source: str | Path) -> tuple[str, Path | None]:
     if str(source) in builtin and not path.is_file():
         return builtin[str(source)], None
     try:
-        return path.read_text(encoding="utf-8"), path.parent
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        return read_text(path), path.parent
+    except InputError as error:
+        raise InputError(f"cannot read scenario '{source}': {error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(
             f"cannot read scenario '{source}': {reason}; give a TOML file or one of the "
             f"built-in scenarios: {', '.join(builtin)}"
@@ -105,7 +106,7 @@ def _explain(error: ErrorDetails) -> str:
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
             message = message.replace("input should be", "must be")
-            return f"{key} = {written!r}: {message}"
+            return f"{key} = {shown(written)}: {message}"
 
 
 def _fields_at(location: Sequence[str | int]) -> list[str]:

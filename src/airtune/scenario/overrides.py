@@ -11,6 +11,11 @@ from airtune.errors import InputError
 from airtune.plugins.loading import is_path
 
 
+def key_of(override: str) -> str:
+    """Return the key that ``key.path=value`` sets."""
+    return override.partition("=")[0].strip()
+
+
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Set one key of nested tables; raises `InputError`."""
     key, equals, text = override.partition("=")
@@ -21,6 +26,10 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # an unquoted string, as a shell user writes it
+    except (RecursionError, ValueError):  # brackets without end; Python's own limit of digits
+        raise InputError(
+            f"--set '{key}=…': a whole number has too many digits, or brackets are too deep"
+        ) from None
     table: Any = values
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1

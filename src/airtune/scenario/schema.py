@@ -11,21 +11,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from airtune.scenario.tasks import TASKS
-
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-PositiveInt = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A table of the scenario file: frozen, and unknown keys are errors."""
-
-    # strict: true is not 1 and "3" is not 3; TOML already has the types.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+from airtune.scenario import bounds
+from airtune.scenario.cell import CellSection, DeviceSection
+from airtune.scenario.section import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
+from airtune.scenario.tasks import TASKS, check_template
 
 
 class ModelSection(Section):
@@ -50,16 +46,22 @@ class TaskSection(Section):
     """A file, a folder or a hub id; not needed by tasks that generate their problems."""
     prompt_column: str = "prompt"
     answer_column: str = "answer"
-    train_examples: PositiveInt = 512
+    label_column: str = "label"
+    """What `dirichlet` skews; in `classification`, the answer."""
+    prompt_template: str | None = None
+    """Several columns as one prompt, ``"{instruction}\\n{input}"``, in place of prompt_column."""
+    chat_template: bool = False
+    """Prompts and answers as turns in the model's own chat template, not in plain text."""
+    train_examples: Annotated[PositiveInt, bounds.COUNT_OF_EXAMPLES] = 512
     """Over all clients together."""
-    eval_examples: PositiveInt = 64
+    eval_examples: Annotated[PositiveInt, bounds.COUNT_OF_EXAMPLES] = 64
     """The server's test set, from the source's test part where it has one."""
     eval_part: Literal["test", "train"] = "test"
     """`train`: held-out training text stands in for the test part, for searches and pilots that
     must not see it."""
-    client_eval_examples: Annotated[int, Field(ge=0)] = 0
+    client_eval_examples: Annotated[int, Field(ge=0), bounds.COUNT_OR_NONE] = 0
     """Held back from each client's own data, for the loss on its own distribution."""
-    max_tokens: Annotated[int, Field(ge=8)] = 160
+    max_tokens: Annotated[int, Field(ge=8), bounds.TOKENS] = 160
     """Prompt and answer together; longer examples are left out."""
 
     @field_validator("name")
@@ -69,104 +71,54 @@ class TaskSection(Section):
             raise ValueError(f"{name!r} is unknown; allowed: {', '.join(TASKS)}")
         return name
 
+    @model_validator(mode="after")
+    def _framing(self) -> TaskSection:
+        if self.prompt_template is not None:
+            if self.name in ("gsm-symbolic", "gsm8k", "yahoo-answers", "sums"):
+                raise ValueError(
+                    f"prompt_template is for prompt-answer and classification; name = {self.name!r}"
+                )
+            check_template(self.prompt_template)
+        if self.chat_template and self.name == "sums":
+            raise ValueError("chat_template = true: sums are plain text, not questions")
+        return self
+
 
 class PartitionSection(Section):
     """How the training examples are spread over the clients."""
 
     kind: Literal["iid", "dirichlet", "quantity"] = "dirichlet"
     """`dirichlet`: over labels (for maths: the number of steps). `quantity`: sizes only."""
-    alpha: PositiveFloat = 0.5
+    alpha: Annotated[PositiveFloat, bounds.ALPHA] = 0.5
     """Concentration of the Dirichlet distribution: smaller is more uneven."""
-    min_examples: PositiveInt = 8
+    min_examples: Annotated[PositiveInt, bounds.COUNT_OF_EXAMPLES] = 8
     """What every client has at least."""
-
-
-class CellSection(Section):
-    """The radio cell: geometry, propagation, bandwidth and link quality."""
-
-    channel: str | None = None
-    """A name from `airtune methods`; default: `table` where there is one, else `statistical`."""
-    table: str | None = None
-    """A CSV file of each client's SNR or rate in each round: docs/channel.md."""
-    path_loss: Literal["umi", "uma", "classic"] = "umi"
-    """3GPP TR 38.901 urban micro or macro, or 128.1 + 37.6 log10(d_km)."""
-    radius_m: PositiveFloat = 250.0
-    min_distance_m: PositiveFloat = 10.0
-    carrier_hz: Annotated[float, Field(ge=0.5e9, le=100e9)] = 3.5e9
-    base_station_height_m: PositiveFloat | None = None
-    """Default: 10 m (umi), 25 m (uma)."""
-    device_height_m: PositiveFloat = 1.5
-    shadowing: bool = True
-    shadowing_db: NonNegativeFloat | None = None
-    """Standard deviation; default: the path-loss model's own (8 dB for classic)."""
-    fading: Literal["none", "rayleigh", "rician"] = "rayleigh"
-    """Block fading, redrawn every round."""
-    rician_k_db: FiniteFloat = 6.0
-    uplink_bandwidth_hz: PositiveFloat = 20e6
-    downlink_bandwidth_hz: PositiveFloat = 20e6
-    base_station_power_dbm: FiniteFloat = 44.0
-    noise_density_dbm_hz: FiniteFloat = -174.0
-    base_station_noise_figure_db: NonNegativeFloat = 5.0
-    device_noise_figure_db: NonNegativeFloat = 9.0
-    gap_db: NonNegativeFloat = 0.0
-    """Gap to capacity: the SNR is divided by it."""
-    max_spectral_efficiency: PositiveFloat | None = None
-    """bit/s/Hz that the best modulation and coding carries; none: Shannon's rate."""
-    subcarrier_spacing_hz: Literal[15000, 30000, 60000] | None = None
-    """Given: bandwidth is handed out in whole 5G NR resource blocks of 12 subcarriers."""
-
-    @model_validator(mode="after")
-    def _distances(self) -> CellSection:
-        if self.min_distance_m >= self.radius_m:
-            raise ValueError(
-                f"min_distance_m = {self.min_distance_m:g} must be below "
-                f"radius_m = {self.radius_m:g}"
-            )
-        if self.channel == "table" and self.table is None:
-            raise ValueError("channel = 'table' needs table, the path of a CSV file")
-        if self.table is not None and self.channel not in (None, "table"):
-            raise ValueError(
-                f"table = '{self.table}' goes with channel = 'table' only, "
-                f"not with channel = '{self.channel}'"
-            )
-        return self
-
-
-class DeviceSection(Section):
-    """One kind of device and how many of it take part."""
-
-    profile: str
-    """A name from `airtune methods --devices`, or the file that `airtune profile` wrote."""
-    count: PositiveInt = 1
-    utilisation: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the peak that fine-tuning reaches; default: the profile's."""
-    memory_bytes: PositiveFloat | None = None
-    lora_rank: PositiveInt | None = None
-    """Rank of its clients' adapters; default: training.lora_rank, which is the largest allowed."""
-    power_dbm: FiniteFloat = 23.0
-    """Transmit power of the uplink."""
-    distance_m: PositiveFloat | None = None
-    """Fixed distance to the base station; default: drawn uniformly over the cell."""
-    uplink_trace: str | None = None
-    """A mahimahi trace that replaces the uplink's channel model."""
-    downlink_trace: str | None = None
 
 
 class TrainingSection(Section):
     """Local fine-tuning with LoRA and AdamW."""
 
-    local_steps: PositiveInt = 4
-    batch_size: PositiveInt = 4
-    learning_rate: PositiveFloat = 1e-3
+    local_steps: Annotated[PositiveInt, bounds.COUNT_OF_STEPS] = 4
+    batch_size: Annotated[PositiveInt, bounds.COUNT_OF_STEPS] = 4
+    learning_rate: Annotated[PositiveFloat, bounds.LEARNING_RATE] = 1e-3
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
     """Over the rounds. AdamW's steps do not shrink with the gradient, so at a constant rate the
     loss of clients of few labels swings to the end; linear: the last of R rounds has 1/R of it."""
-    weight_decay: NonNegativeFloat = 0.0
-    max_grad_norm: PositiveFloat = 1.0
-    lora_rank: PositiveInt = 8
-    lora_alpha: PositiveFloat = 16.0
+    weight_decay: Annotated[NonNegativeFloat, bounds.DECAY] = 0.0
+    max_grad_norm: Annotated[PositiveFloat, bounds.FACTOR] = 1.0
+    lora_rank: Annotated[PositiveInt, bounds.RANK] = 8
+    lora_alpha: Annotated[PositiveFloat, bounds.FACTOR] = 16.0
     keep_optimizer: bool = False
     """Clients keep AdamW's moments from round to round instead of starting afresh."""
+
+    @model_validator(mode="after")
+    def _sizes(self) -> TrainingSection:
+        if self.local_steps * self.batch_size > bounds.MOST_EXAMPLES_A_ROUND:
+            raise ValueError(
+                f"local_steps = {self.local_steps} times batch_size = {self.batch_size} is above "
+                f"{bounds.MOST_EXAMPLES_A_ROUND:,}: a client's examples of a round are one list"
+            )
+        return self
 
     def in_round(self, round: int, rounds: int) -> TrainingSection:
         """Return the settings of one round, counted from 1, of so many: its own learning rate."""
@@ -188,7 +140,7 @@ class PruningSection(Section):
     """Whose text: each client's own, which its device reads before the first round and is billed
     for, or the server's, read beforehand; its statistics then lie on every device beside the
     base model, and like the base model they are not billed."""
-    calibration_examples: PositiveInt = 32
+    calibration_examples: Annotated[PositiveInt, bounds.COUNT_OF_EXAMPLES] = 32
     cost: Literal["linear", "measured"] = "linear"
     """Learning cost of pruning: e(rho) = rho, or the curve of the client's calibration."""
     cache_statistics: bool = False
@@ -203,15 +155,15 @@ class PlanningSection(Section):
 
     method: str = "exact"
     """A name from `airtune methods`."""
-    kappa: NonNegativeFloat = 0.5
+    kappa: Annotated[NonNegativeFloat, bounds.COST] = 0.5
     """How much pruning slows learning: rounds needed grow as 1/(1 - kappa Q). With `knobs` the
     default is 1: a pilot's costs are shares of the rounds themselves."""
     fit_kappa: bool = False
     """Fit kappa to the run's own losses after each round, from the value above; the first round
     then leaves the model whole, so that there is something to compare with."""
-    max_pruning_loss: NonNegativeFloat | None = None
+    max_pruning_loss: Annotated[NonNegativeFloat, bounds.COST] | None = None
     """Given: minimise the round's latency subject to Q <= this, instead of N(Q) T."""
-    tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    tolerance: Annotated[float, Field(gt=0, lt=1), bounds.TOLERANCE] = 1e-6
     knobs: Literal["all"] | Annotated[tuple[Knob, ...], Field(strict=False)] | None = None
     """What the plan may turn, each client by itself: any of bandwidth, pruning, steps, rank, bits
     and absence, or `all`. Left out, the method's own: bandwidth and pruning."""
@@ -262,7 +214,7 @@ class ParticipationSection(Section):
 
     rule: Literal["all", "partial", "partial-fednova", "deadline", "in-turn"] = "all"
     """A name from `airtune methods`."""
-    every_rounds: Annotated[int, Field(ge=2)] = 2
+    every_rounds: Annotated[int, Field(ge=2), bounds.ROUNDS] = 2
     """`in-turn`: in every n-th round no client sits out."""
     left_out_cost: Annotated[float, Field(gt=0, le=1)] = 1.0
     """What a client that sits a round out costs in learning, on the scale of e(rho)."""
@@ -274,13 +226,13 @@ class ParticipationSection(Section):
 class EvaluationSection(Section):
     """What is measured on the server's test set."""
 
-    every_rounds: PositiveInt = 1
-    batch_size: PositiveInt = 16
+    every_rounds: Annotated[PositiveInt, bounds.ROUNDS] = 1
+    batch_size: Annotated[PositiveInt, bounds.COUNT_OF_STEPS] = 16
     metrics_every_round: bool = True
     """Accuracy, and the loss on clients' own held-out text; false: at the end only."""
     generate: bool = False
     """At the end, also exact match (maths) by generating answers."""
-    generate_examples: PositiveInt = 32
+    generate_examples: Annotated[PositiveInt, bounds.COUNT_OF_EXAMPLES] = 32
 
 
 class Scenario(Section):
@@ -289,7 +241,7 @@ class Scenario(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    rounds: PositiveInt = 8
+    rounds: Annotated[PositiveInt, bounds.ROUNDS] = 8
     plugins: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Python files or modules that add methods, rules, channel models or tasks: docs/extend.md."""
     model: ModelSection = ModelSection()
@@ -341,6 +293,12 @@ class Scenario(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
+        clients = sum(device.count for device in self.devices)
+        if clients > bounds.MOST_CLIENTS:
+            raise ValueError(
+                f"devices: {clients:,} clients together, above {bounds.MOST_CLIENTS:,}: each "
+                "client is a row of every round's record"
+            )
         for index, device in enumerate(self.devices):
             if device.lora_rank is not None and device.lora_rank > self.training.lora_rank:
                 raise ValueError(
@@ -354,7 +312,7 @@ class Scenario(Section):
                 "planning.fit_kappa goes with participation.rule = 'all' only: "
                 "what clients leave undone is not what pruning costs"
             )
-        self._check_knobs()
+
         clients = len(self.client_devices)
         need = clients * (self.partition.min_examples + self.task.client_eval_examples)
         what = "partition.min_examples and task.client_eval_examples"

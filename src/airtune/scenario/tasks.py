@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,11 +27,15 @@ class Streams:
         train: examples, as many as there are; may be without end.
         test: of the source's test part; None where the test set is split off `train`.
         choices: every possible answer, where the task is a choice among them.
+        labels: each label's index by its text, where labels have one; filled as rows are read.
+        choice: the answer is one of the labels.
     """
 
     train: Iterable[Any]
     test: Iterable[Any] | None = None
     choices: tuple[str, ...] | None = None
+    labels: dict[str, int] = field(default_factory=dict)
+    choice: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,24 +62,31 @@ TASKS: Registry[TaskSource] = Registry(
         "gsm-symbolic": TaskSource(
             "grade-school mathematics, generated",
             "GSM-Symbolic (Mirzadeh et al., ICLR 2025), by reasoning-gym",
-            "airtune.data.tasks:gsm_symbolic_streams",
+            "airtune.data.loaders:gsm_symbolic_streams",
         ),
         "gsm8k": TaskSource(
             "grade-school mathematics",
             "GSM8K: Cobbe et al., 2021",
-            "airtune.data.tasks:source_streams",
+            "airtune.data.loaders:gsm8k_streams",
         ),
         "yahoo-answers": TaskSource(
             "the topic of a question, one of ten",
             "Yahoo! Answers topics: Zhang, Zhao and LeCun, NeurIPS 2015",
-            "airtune.data.tasks:source_streams",
+            "airtune.data.loaders:yahoo_answers_streams",
         ),
         "prompt-answer": TaskSource(
             "prompts and answers of a file, a folder or a hub id",
             "task.source",
-            "airtune.data.tasks:source_streams",
+            "airtune.data.loaders:prompt_answer_streams",
         ),
-        "sums": TaskSource("additions, generated", "for tests", "airtune.data.tasks:sums_streams"),
+        "classification": TaskSource(
+            "the label of a prompt, one of those in a file, a folder or a hub id",
+            "task.source",
+            "airtune.data.loaders:classification_streams",
+        ),
+        "sums": TaskSource(
+            "additions, generated", "for tests", "airtune.data.loaders:sums_streams"
+        ),
     },
 )
 """Tasks by name, in the order in which they are listed."""
@@ -114,3 +126,17 @@ def task(
         return function
 
     return register
+
+
+def check_template(template: str) -> None:
+    """Raise `ValueError` where a prompt template is not text with columns in braces."""
+    wrong = f"prompt_template = {template!r}"
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"{wrong}: {error}; a brace itself is written {{{{ or }}}}") from None
+    columns = [column for _, column, _, _ in parts if column is not None]
+    if not columns:
+        raise ValueError(f"{wrong}: no column in braces, as in '{{instruction}}'")
+    if "" in columns or any(form or cast for _, _, form, cast in parts):
+        raise ValueError(f"{wrong}: braces hold a column's name and nothing else")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from airtune.data import IGNORED, Batch, Encoded, Example, answer_tokens, collate, prompt_tokens
+from airtune.data import IGNORED, Batch, Encoded, Example, Turn, collate, turn_tokens
 from airtune.models.loading import causal_model, head_logits, label_logits, mixed_precision
 
 
@@ -87,10 +87,11 @@ def label_accuracy(
         choices: the possible answers.
         batch_size: prompts run together.
     """
-    ends = [answer_tokens(choice, tokenizer) for choice in choices]
+    ending = examples[0].ending
+    ends = [turn_tokens(Turn("", choice, ending), tokenizer)[1] for choice in choices]
     correct = 0
     for part in _by_length(examples, tokenizer, batch_size):
-        prompts = [prompt_tokens(example.prompt, tokenizer) for example in part]
+        prompts = [_first_prompt(example, tokenizer) for example in part]
         best = choice_scores(model, prompts, ends).argmax(dim=1).tolist()
         answers = [choices[index] for index in best]
         correct += sum(e.answer == a for e, a in zip(part, answers, strict=True))
@@ -151,7 +152,8 @@ def exact_match(
 
     Answers are generated greedily. Where the reference has ``#### N``, the number after the
     first ``####`` is compared (see `final_answer`), and a generation without ``####`` is
-    wrong. Otherwise the whole answers are compared, white space aside.
+    wrong. Otherwise the whole answers are compared, white space aside. Of a conversation the
+    first answer is generated and compared.
 
     Args:
         model: a causal language model of Transformers, with or without PEFT around it.
@@ -162,7 +164,7 @@ def exact_match(
             reference answer.
     """
     if max_new_tokens is None:
-        longest = max(len(answer_tokens(e.answer, tokenizer)) for e in examples)
+        longest = max(len(turn_tokens(e.turns[0], tokenizer)[1]) for e in examples)
         max_new_tokens = 3 * longest // 2
     config = GenerationConfig(
         do_sample=False,
@@ -173,7 +175,7 @@ def exact_match(
     generator: Any = model
     correct = 0
     for part in _by_length(examples, tokenizer, batch_size):
-        prompts = [prompt_tokens(example.prompt, tokenizer) for example in part]
+        prompts = [_first_prompt(example, tokenizer) for example in part]
         ids, mask = _left_padded(prompts, _device(model))
         with _evaluating(model):
             output = generator.generate(
@@ -225,9 +227,13 @@ def _token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 def _by_length(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> Iterator[list[Example]]:
-    order = sorted(examples, key=lambda e: -len(prompt_tokens(e.prompt, tokenizer)))
+    order = sorted(examples, key=lambda e: -len(_first_prompt(e, tokenizer)))
     for at in range(0, len(order), batch_size):
         yield order[at : at + batch_size]
+
+
+def _first_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return turn_tokens(example.turns[0], tokenizer)[0]
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

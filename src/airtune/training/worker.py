@@ -7,6 +7,7 @@ anywhere and get the same answers.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -53,7 +54,7 @@ class ClientSetting:
     """What the server knows of one client's data before the first round."""
 
     examples: int
-    labels: dict[int, int]
+    labels: dict[str, int]
     """How many examples of each label."""
     pruning_cost: tuple[tuple[float, float], ...] | None
     """Measured learning cost of pruning, or None for the linear one."""
@@ -140,7 +141,7 @@ class Worker:
             clients=tuple(
                 ClientSetting(
                     examples=len(data),
-                    labels=dict(sorted(Counter(example.label for example in data).items())),
+                    labels=self._label_counts(data),
                     pruning_cost=self._cost_curve(client) if measured else None,
                     calibration_flops=self._calibration_flops(client),
                     most_pruned=self._most_pruned(client) if measured else None,
@@ -148,6 +149,10 @@ class Worker:
                 for client, data in enumerate(self._train_data)
             ),
         )
+
+    def _label_counts(self, data: Sequence[Encoded]) -> dict[str, int]:
+        counts = sorted(Counter(example.label for example in data).items())
+        return {self._task.label_name(label): count for label, count in counts}
 
     def initial_adapter(self) -> Adapter:
         """Return LoRA's start: random A, B = 0, so that the model is the base model."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from airtune.errors import InputError
 from airtune.planning.bcd import pruning_at
+from airtune.planning.mode_plans import chosen_of
 from airtune.planning.optimum.reduced import Reduced, reduced
 from airtune.planning.optimum.search import exact
 from airtune.planning.problem import Array, Plan, PlanningProblem, priced
@@ -114,19 +115,23 @@ def in_blocks(
     Where `keeps_shares`, its shares are rounded to blocks, with at least one for each that sends.
     Otherwise (a method of the best bands) each block goes to the client that is slowest so far.
     """
-    payload = problem.payload_bits(made.pruning)
-    fixed = problem.downlink_s + problem.compute_s(made.pruning)
+    if made.modes is None:
+        payload = problem.payload_bits(made.pruning)
+        fixed = problem.downlink_s + problem.compute_s(made.pruning)
+    else:
+        payload, fixed = made.upload_s * made.rate_bps, made.downlink_s + made.compute_s
     sends = payload > 0
     if int(sends.sum()) > blocks:
         raise InputError(
             f"blocks: {blocks} blocks are fewer than the {int(sends.sum())} clients that send; "
             "allowed: at least one block each"
         )
-    if keeps_shares:
+    if keeps_shares or problem.equal_bands:
         shares = _rounded(made.bandwidth_hz, sends, blocks)
     else:
         shares = _to_the_slowest(problem, fixed, payload, block_hz, blocks)
-    plan = priced(problem, made.method, made.pruning, _bands(shares, block_hz), made.solve_s)
+    plan = priced(problem, made.method, made.pruning, _bands(shares, block_hz), made.solve_s,
+                  chosen_of(problem, made))  # fmt: skip
     loss = plan.objective_s / made.objective_s - 1.0
     return replace(plan, blocks=shares, block_loss=loss)
 

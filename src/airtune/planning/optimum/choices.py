@@ -102,15 +102,16 @@ def choices_of(problem: PlanningProblem) -> Choices:
     high = np.where(flexible, right - left, low)
     full = np.where(sends_rigid, bits, np.where(flexible, table.payload_full_bits[row], 0.0))
     fixed = np.where(rigid, 0.0, bits)
-    compute = np.where(
-        sends_rigid, stand_in, np.where(flexible, table.compute_full_s[row], 0.0)
-    )
+    compute = np.where(sends_rigid, stand_in, np.where(flexible, table.compute_full_s[row], 0.0))
     energy = left_j + np.where(sends_rigid, radio * stand_in, 0.0)
     energy_compute = np.where(sends_rigid, radio * stand_in, power * compute)
     whole = problem.rate_bps(np.full(problem.clients, problem.bandwidth_hz))[who]
-    high = np.minimum(high, _affordable(
-        np.isfinite(budget), energy, radio * fixed, energy_compute, radio * full, whole, high
-    ))
+    high = np.minimum(
+        high,
+        _affordable(
+            np.isfinite(budget), energy, radio * fixed, energy_compute, radio * full, whole, high
+        ),
+    )
     parts = {
         "owner": who,
         "mode": row,
@@ -162,9 +163,9 @@ def _with_absence(problem: PlanningProblem, parts: dict[str, NDArray]) -> Choice
         cap=cap,
         log_cap_snr=log_cap_snr,
         capped=bool(np.isfinite(cap).any()),
-        listen_s=np.zeros(len(who)) if listen is None else np.where(
-            joined["absent"], 0.0, listen[who]
-        ),
+        listen_s=np.zeros(len(who))
+        if listen is None
+        else np.where(joined["absent"], 0.0, listen[who]),
         **joined,
     )
 
@@ -249,4 +250,4 @@ def _best_of(values: Array) -> NDArray[np.bool_]:
         below &= column[:, :, None] <= column[:, None, :]
     earlier = np.arange(count)[:, None] < np.arange(count)
     beats = below & (~below.transpose(0, 2, 1) | earlier)
-    return ~beats.any(axis=1)
+    return np.asarray(~beats.any(axis=1))

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from airtune.planning.optimum.batch import Batch, part_of
 from airtune.planning.optimum.pricing import (
     TINY,
-    Batch,
     Branch,
     Limits,
     Taken,
     at_price,
     deadline_limit,
     kept_at,
-    part_of,
     rate_at,
     stationary,
 )
@@ -129,7 +128,11 @@ def _touch(
     with np.errstate(over="ignore", divide="ignore"):
         wanted = np.minimum(mu / np.maximum(total, TINY), 1e200)
     at_least = y >= limits.least[moving] - _CORNER
-    at_most = (y <= limits.most[moving] + _CORNER) & (kept > rows.low) & (limits.most > limits.widest)[moving]
+    at_most = (
+        (y <= limits.most[moving] + _CORNER)
+        & (kept > rows.low)
+        & (limits.most > limits.widest)[moving]
+    )
     at_least &= ~at_most | (rows.high <= rows.low)
     sure = np.where(at_least, np.maximum(wanted, rows.gain), rows.gain)
     sure = np.where(at_most, np.minimum(wanted, rows.gain), sure)
@@ -210,7 +213,7 @@ def constants_at(batch: Batch, latest: Limits, log_price: Array, y: Array) -> Ar
 
 
 def merged(
-    batch: Batch, tilted: list[Array], constant: Array, chosen: Array
+    batch: Batch, tilted: list[Array], constant: Array, chosen: NDArray[np.intp]
 ) -> list[Array]:
     """Return per row and deadline the better one of its two minorants.
 

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, pairwise
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airtune.errors import InputError
+from airtune.planning.optimum.batch import batch_of
 from airtune.planning.optimum.choices import Choices, choices_of
 from airtune.planning.optimum.nodes import Node, Threshold, evaluate
 from airtune.planning.optimum.polish import plan_at, polished
-from airtune.planning.optimum.pricing import batch_of, limits_at
-from airtune.planning.problem import Array, Plan, PlanningProblem
+from airtune.planning.optimum.pricing import limits_at
+from airtune.planning.problem import Plan, PlanningProblem
 
 # How much of the tolerance the refuted intervals use; the rest is for the plan itself.
 _SHARE = 0.9
@@ -32,7 +33,7 @@ _FIRST_RATIO = 1.15
 _WIDE = 1.02
 _MAX_ROWS = 60_000
 # The search ends after so many rows, whatever it has proved by then; the true gap is reported.
-MAX_WORK = 60_000_000
+MAX_WORK = 2_000_000
 _NO_LOSS = 1e-9
 
 
@@ -46,13 +47,15 @@ def exact_over_modes(
     """
     began = perf_counter()
     search = _Search(problem, choices_of(problem), tolerance, max_work)
-    _scan(search)
-    _close(search)
+    # Choices that cannot be met have infinite values on their way through.
+    with np.errstate(all="ignore"):
+        _scan(search)
+        _close(search)
     best = search.best
     if best is None:
         raise InputError(
-            "clients: no plan keeps every energy budget on this band; allowed: larger budgets, "
-            "more bandwidth_hz, or an absent_cost for more clients"
+            "clients: no plan in which someone takes part keeps every energy_budget_j, kappa·Q "
+            "below 1 and max_pruning_loss; allowed: larger ones, or more bandwidth_hz"
         )
     lower = min(search.lower(), best.objective_s)
     gap = best.objective_s / lower - 1.0 if lower > 0 else 0.0
@@ -96,8 +99,8 @@ class _Search:
     @property
     def target(self) -> float:
         """What no plan is to beat."""
-        return np.inf if self.best is None else self.best.objective_s * (
-            1.0 - _SHARE * self.tolerance
+        return (
+            np.inf if self.best is None else self.best.objective_s * (1.0 - _SHARE * self.tolerance)
         )
 
     @property
@@ -175,27 +178,32 @@ class _Search:
             else:
                 self.refuted_s = min(self.refuted_s, bound)
 
+    def _ends(self, node: Node) -> tuple[float, float]:
+        """Return a candidate's own deadline, and when its slowest listener has the broadcast."""
+        if node.candidate is None:
+            return np.inf, 0.0
+        heard = float(self.choices.listen_s[node.candidate[1]].max())
+        return node.centre_s - float(self.levels[node.low_level]) + heard, heard
+
     def _promise(self, node: Node) -> float:
-        if node.candidate is None or node.low_level != node.high_level:
+        if node.candidate is None:
             return np.inf
+        deadline = self._ends(node)[0]
         if self.limit is not None:
-            return node.centre_s if node.candidate[0] <= self.limit else np.inf
+            return deadline if node.candidate[0] <= self.limit else np.inf
         rest = 1.0 - self.problem.kappa * node.candidate[0]
-        return node.centre_s / rest if rest > 0 else np.inf
+        return deadline / rest if rest > 0 else np.inf
 
     def _try(self, node: Node) -> None:
         if not self._promise(node) < self.target:
             return
         assert node.candidate is not None
         _, chosen, band = node.candidate
-        broadcast = float(self.levels[node.low_level])
-        made = plan_at(self.problem, self.choices, chosen, band, node.centre_s - broadcast)
+        deadline, heard = self._ends(node)
+        made = plan_at(self.problem, self.choices, chosen, band, deadline - heard)
         self.take(made)
         if made is not None:
-            self.take(
-                polished(self.problem, self.choices, chosen, node.centre_s, broadcast,
-                         self.tolerance)
-            )  # fmt: skip
+            self.take(polished(self.problem, self.choices, chosen, deadline, heard, self.tolerance))
 
     def take(self, made: Plan | None) -> None:
         """Take over a plan that is better than the best one."""
@@ -220,7 +228,7 @@ def _scan(search: _Search) -> None:
         cells = edge * _FIRST_RATIO ** np.arange(size + 1)
         nodes = [
             Node(low, min(high, 1e300), everyone, price, y, 0, len(search.levels) - 1)
-            for low, high in zip(cells[:-1], cells[1:], strict=True)
+            for low, high in pairwise(cells.tolist())
             if low / floor < search.target
         ]
         if not nodes:
@@ -345,5 +353,3 @@ def _split_levels(search: _Search, node: Node) -> list[Node]:
                       high_level=high)
             )  # fmt: skip
     return parts
-
-

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from airtune.planning.optimum.batch import batch_of
 from airtune.planning.optimum.choices import Choices
 from airtune.planning.optimum.minorants import constants_at, dual_of, merged, minorants_at, value_at
 from airtune.planning.optimum.prices import best_prices
-from airtune.planning.optimum.pricing import at_price, batch_of, limits_at
+from airtune.planning.optimum.pricing import at_price, limits_at
 from airtune.planning.problem import Array
 
 # What a bound may miss by rounding beside the threshold that it has to reach.
@@ -128,9 +129,11 @@ def evaluate(
         rows = slice(ends[n], ends[n + 1])
         stays = ~hopeless[rows]
         node.centre_s = float(centre[n])
-        node.bounds = tuple(float(one[2][n]) for one in found) if not at_last else (
-            -np.inf, float(found[0][2][n]), float(found[0][2][n])
-        )  # fmt: skip
+        at_end = float(found[-1][2][n])
+        if at_last:
+            node.bounds = (-np.inf, at_end, at_end)
+        else:
+            node.bounds = (float(found[0][2][n]), float(found[1][2][n]), at_end)
         node.log_price = float(priced.log_price[n])
         node.candidate = node.undecided = None
         if whole[n]:

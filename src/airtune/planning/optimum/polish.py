@@ -6,16 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.errors import InputError
+from airtune.planning.mode_plans import keeps_budgets
+from airtune.planning.optimum.batch import batch_of
 from airtune.planning.optimum.choices import Choices
 from airtune.planning.optimum.prices import best_prices
-from airtune.planning.optimum.pricing import batch_of, limits_at
+from airtune.planning.optimum.pricing import limits_at
 from airtune.planning.optimum.search import locally_best
 from airtune.planning.problem import Array, Chosen, Plan, PlanningProblem, priced
 
 _POINTS = 9
 _MAX_ROUNDS = 16
 _WIDE = 1.3
-_OVER_BUDGET = 1e-9
 
 
 def modes_of(choices: Choices, chosen: NDArray[np.intp]) -> Chosen:
@@ -68,11 +69,7 @@ def plan_at(
         # What is left of the band is shared in proportion.
         band = band * (problem.bandwidth_hz / used)
     made = priced(problem, "exact", pruning_for(problem, modes, band, left_s), band, chosen=modes)
-    if made.energy_j is not None and (
-        (made.energy_j > problem.energy_budgets * (1.0 + _OVER_BUDGET)).any()
-    ):
-        return None
-    return made
+    return made if keeps_budgets(problem, made) else None
 
 
 def polished(
@@ -204,9 +201,7 @@ def _plans_at(
     tolerance: float,
 ) -> list[Plan | None]:
     count = len(times)
-    batch = batch_of(
-        choices, [rows] * count, np.full(count, broadcast_s), problem.bandwidth_hz
-    )
+    batch = batch_of(choices, [rows] * count, np.full(count, broadcast_s), problem.bandwidth_hz)
     limits = limits_at(batch, times)
     start = np.clip(np.tile(y, count), limits.most, limits.least)
     with np.errstate(over="ignore"):

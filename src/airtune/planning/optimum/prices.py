@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.planning.optimum.pricing import Batch, Limits, at_price
+from airtune.planning.optimum.batch import Batch
+from airtune.planning.optimum.pricing import Limits, Taken, at_price
 from airtune.planning.problem import Array
 
 _MAX_TURNS = 24
@@ -60,9 +61,7 @@ class Priced:
     poor: Side
 
 
-def best_prices(
-    batch: Batch, limits: Limits, log_price: Array, y: Array, enough: Array
-) -> Priced:
+def best_prices(batch: Batch, limits: Limits, log_price: Array, y: Array, enough: Array) -> Priced:
     """Return the price of each node at which D is largest, to within ``enough``."""
     total = batch.total
     floor, roof = np.log(1e-14 / total), np.log(1e14 / total)
@@ -118,7 +117,7 @@ def _whole(batch: Batch, side: Side, other: Side) -> Side:
     return side
 
 
-def _side(batch: Batch, price: Array, taken) -> Side:  # type: ignore[no-untyped-def]
+def _side(batch: Batch, price: Array, taken: Taken) -> Side:
     least = batch.least(taken.value)
     row = batch.chosen(taken.value, least)
     extra, whose = batch.someone(taken.value, least)

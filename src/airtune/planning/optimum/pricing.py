@@ -24,106 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.channel.rate import LN2, slope_of_snr, snr_of_share
+from airtune.planning.optimum.batch import Batch, part_of
 from airtune.planning.optimum.choices import Choices
 from airtune.planning.optimum.shares import MAX_LOG_SNR
 from airtune.planning.problem import Array
 
 TINY = 1e-300
 _LOG_LN2 = float(np.log(LN2))
-_ROUNDING = 1e-13
-_CORNER = 1e-9
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Rows of several nodes, node after node and client after client within a node.
-
-    Attributes:
-        rows: the choices, one a row. ``index``: (R,) which they are.
-        node: (R,) whose row it is. ``heads``: (S,) first row of each (node, client).
-        head_node: (S,) its node. ``segment``: (R,) which (node, client) a row belongs to.
-        nodes: how many nodes. ``total``: B. ``broadcast``: (nodes,) s, the end of the broadcast.
-        absences: whether someone may sit out.
-    """
-
-    rows: Choices
-    index: NDArray[np.intp]
-    node: NDArray[np.intp]
-    heads: NDArray[np.intp]
-    head_node: NDArray[np.intp]
-    segment: NDArray[np.intp]
-    nodes: int
-    total: float
-    broadcast: Array
-    absences: bool
-
-    def least(self, values: Array) -> Array:
-        """Return the least value of each (node, client)."""
-        return np.minimum.reduceat(values, self.heads)
-
-    def chosen(self, values: Array, least: Array) -> NDArray[np.intp]:
-        """Return the row of each (node, client) that has the least value."""
-        mine = values <= least[self.segment]
-        row = np.where(mine, np.arange(len(values)), -1)
-        return np.maximum.reduceat(row, self.heads)
-
-    def someone(self, values: Array, least: Array) -> tuple[Array, NDArray[np.intp]]:
-        """Return, per node, what it takes that not everyone sits out, and the (node, client) to.
-
-        A round without anyone is no plan; where all least values are those of sitting out, the
-        client with the least to lose takes part.
-        """
-        first = np.searchsorted(self.head_node, np.arange(self.nodes))
-        if not self.absences:
-            return np.zeros(self.nodes), first
-        present = np.where(self.rows.absent, np.inf, values)
-        with np.errstate(invalid="ignore"):
-            regret = np.nan_to_num(self.least(present) - least, nan=np.inf)
-        extra = np.minimum.reduceat(regret, first)
-        mine = np.where(regret <= extra[self.head_node], np.arange(len(regret)), -1)
-        return extra, np.maximum.reduceat(mine, first)
-
-    def per_node(self, values: Array) -> Array:
-        """Return sums of one value a (node, client) over the nodes."""
-        return np.bincount(self.head_node, weights=values, minlength=self.nodes)
-
-    def left_s(self, deadline: Array) -> Array:
-        """Return T − d − a of each row at one deadline a node."""
-        return (deadline - self.broadcast)[self.node] - self.rows.ready
-
-
-def batch_of(
-    choices: Choices, parts: list[NDArray[np.intp]], broadcast: Array, total: float
-) -> Batch:
-    """Return the batch of some nodes, given each one's choices in order of their clients."""
-    index = np.concatenate(parts)
-    node = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    owner = choices.owner[index]
-    new = np.ones(len(index), dtype=bool)
-    new[1:] = (owner[1:] != owner[:-1]) | (node[1:] != node[:-1])
-    heads = np.flatnonzero(new)
-    return Batch(
-        rows=part_of(choices, index),
-        index=index,
-        node=node,
-        heads=heads,
-        head_node=node[heads],
-        segment=np.cumsum(new) - 1,
-        nodes=len(parts),
-        total=total,
-        broadcast=broadcast,
-        absences=bool(choices.absent.any()),
-    )
-
-
-def part_of(choices: Choices, index: NDArray[np.intp]) -> Choices:
-    """Return some of the choices."""
-    columns = {
-        field.name: getattr(choices, field.name)[index]
-        for field in fields(Choices)
-        if field.name != "capped"
-    }
-    return Choices(capped=choices.capped, **columns)
 
 
 def rate_at(rows: Choices, y: Array) -> Array:
@@ -146,8 +53,9 @@ def log_snr_for(rows: Choices, left: Array, kept: Array) -> Array:
         room = np.where(room < 0, np.where(room > -1e-14 * np.abs(left), 0.0, room), room)
         rate = np.where(need > 0, np.where(room > 0, need / room, np.inf), 0.0)
         rate = np.where((room < 0) & (need <= 0), np.inf, rate)
-        spent, purse = rows.energy_fixed + rows.energy_full * kept, (
-            rows.energy - rows.energy_compute * kept
+        spent, purse = (
+            rows.energy_fixed + rows.energy_full * kept,
+            (rows.energy - rows.energy_compute * kept),
         )
         dear = np.where(spent > 0, np.where(purse > 0, spent / purse, np.inf), 0.0)
         rate = np.where(rows.budgeted, np.maximum(rate, dear), rate)
@@ -170,7 +78,7 @@ class Branch:
 
     @staticmethod
     def of(room: Array, fixed: Array, compute: Array, full: Array) -> Branch:
-        """Return a limit; a spread that is not positive counts as tiny: no band is worth a thing."""
+        """Return a limit; a spread that is not positive counts as tiny."""
         spread = np.maximum(room * full + compute * fixed, TINY)
         return Branch(room, fixed, compute, full, np.log(spread) - _LOG_LN2)
 
@@ -256,7 +164,8 @@ class Movers:
     """The rows (m,) with a band to choose: where they are, and what they can do.
 
     Attributes:
-        index: (m,) in the batch. ``rows``: the choices. ``node``: theirs. ``deadline``: their limit.
+        index: (m,) in the batch. ``rows``: the choices. ``node``: theirs.
+        deadline: their limit.
         low, high: range of ln(s/b). ``log_gain``: ln of w·G.
         costly: those with a budget, in the m. ``small``: their choices. ``first``, ``budget``:
             their two limits.
@@ -366,10 +275,8 @@ class Taken:
     value: Array
 
 
-def at_price(
-    batch: Batch, limits: Limits, log_price: Array, y: Array, steps: int
-) -> Taken:
-    """Return what each row takes at one price a node; a row that is not alive has value infinity."""
+def at_price(batch: Batch, limits: Limits, log_price: Array, y: Array, steps: int) -> Taken:
+    """Return what each row takes at one price a node; one that is not alive has value infinity."""
     rows, move = batch.rows, limits.move
     price = log_price[batch.node]
     start, y = y, limits.least.copy()

@@ -1,0 +1,87 @@
+"""The radio cell and its devices, as a scenario describes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from airtune.scenario import bounds
+from airtune.scenario.section import (
+    FiniteFloat,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
+
+
+class CellSection(Section):
+    """The radio cell: geometry, propagation, bandwidth and link quality."""
+
+    channel: str | None = None
+    """A name from `airtune methods`; default: `table` where there is one, else `statistical`."""
+    table: str | None = None
+    """A CSV file of each client's SNR or rate in each round: docs/channel.md."""
+    path_loss: Literal["umi", "uma", "classic"] = "umi"
+    """3GPP TR 38.901 urban micro or macro, or 128.1 + 37.6 log10(d_km)."""
+    radius_m: Annotated[PositiveFloat, bounds.DISTANCE_M] = 250.0
+    min_distance_m: Annotated[PositiveFloat, bounds.DISTANCE_M] = 10.0
+    carrier_hz: Annotated[float, Field(ge=0.5e9, le=100e9)] = 3.5e9
+    base_station_height_m: Annotated[PositiveFloat, bounds.DISTANCE_M] | None = None
+    """Default: 10 m (umi), 25 m (uma)."""
+    device_height_m: Annotated[PositiveFloat, bounds.DISTANCE_M] = 1.5
+    shadowing: bool = True
+    shadowing_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] | None = None
+    """Standard deviation; default: the path-loss model's own (8 dB for classic)."""
+    fading: Literal["none", "rayleigh", "rician"] = "rayleigh"
+    """Block fading, redrawn every round."""
+    rician_k_db: FiniteFloat = 6.0
+    uplink_bandwidth_hz: Annotated[PositiveFloat, bounds.BANDWIDTH_HZ] = 20e6
+    downlink_bandwidth_hz: Annotated[PositiveFloat, bounds.BANDWIDTH_HZ] = 20e6
+    base_station_power_dbm: Annotated[FiniteFloat, bounds.POWER_DBM] = 44.0
+    noise_density_dbm_hz: Annotated[FiniteFloat, bounds.NOISE_DBM_HZ] = -174.0
+    base_station_noise_figure_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] = 5.0
+    device_noise_figure_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] = 9.0
+    gap_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] = 0.0
+    """Gap to capacity: the SNR is divided by it."""
+    max_spectral_efficiency: Annotated[PositiveFloat, bounds.EFFICIENCY] | None = None
+    """bit/s/Hz that the best modulation and coding carries; none: Shannon's rate."""
+    subcarrier_spacing_hz: Literal[15000, 30000, 60000] | None = None
+    """Given: bandwidth is handed out in whole 5G NR resource blocks of 12 subcarriers."""
+
+    @model_validator(mode="after")
+    def _distances(self) -> CellSection:
+        if self.min_distance_m >= self.radius_m:
+            raise ValueError(
+                f"min_distance_m = {self.min_distance_m:g} must be below "
+                f"radius_m = {self.radius_m:g}"
+            )
+        if self.channel == "table" and self.table is None:
+            raise ValueError("channel = 'table' needs table, the path of a CSV file")
+        if self.table is not None and self.channel not in (None, "table"):
+            raise ValueError(
+                f"table = '{self.table}' goes with channel = 'table' only, "
+                f"not with channel = '{self.channel}'"
+            )
+        return self
+
+
+class DeviceSection(Section):
+    """One kind of device and how many of it take part."""
+
+    profile: str
+    """A name from `airtune methods --devices`, or the file that `airtune profile` wrote."""
+    count: Annotated[PositiveInt, bounds.COUNT_OF_CLIENTS] = 1
+    utilisation: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the peak that fine-tuning reaches; default: the profile's."""
+    memory_bytes: Annotated[PositiveFloat, bounds.MEMORY_BYTES] | None = None
+    lora_rank: Annotated[PositiveInt, bounds.RANK] | None = None
+    """Rank of its clients' adapters; default: training.lora_rank, which is the largest allowed."""
+    power_dbm: Annotated[FiniteFloat, bounds.POWER_DBM] = 23.0
+    """Transmit power of the uplink."""
+    distance_m: Annotated[PositiveFloat, bounds.DISTANCE_M] | None = None
+    """Fixed distance to the base station; default: drawn uniformly over the cell."""
+    uplink_trace: str | None = None
+    """A mahimahi trace that replaces the uplink's channel model."""
+    downlink_trace: str | None = None
