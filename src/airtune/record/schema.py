@@ -54,6 +54,8 @@ class ClientRecord:
         examples: training examples that it holds.
         label_tokens: answer tokens that it trained on.
         train_loss: mean over its local steps, per answer token.
+        eval_loss: of the merged adapter on the text that it holds back, per answer token; None
+            where it holds none back or where that was not measured.
     """
 
     name: str
@@ -78,6 +80,7 @@ class ClientRecord:
     examples: int
     label_tokens: int
     train_loss: float | None = None
+    eval_loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
