@@ -134,6 +134,9 @@ class PruningSection(Section):
     max_pruning: Annotated[float, Field(ge=0, lt=1)] = 0.6
     """The largest share of the decoder blocks' parameters that a client may leave out."""
     units: Literal["mixed", "mlp", "attention", "blocks"] = "mixed"
+    selection: Literal["importance", "rolling", "rotating"] = "importance"
+    """Which units a submodel keeps: the most important ones; a window that rolls over the rounds
+    (FedRolex); or by importance, but those near the threshold exchanged by round and client."""
     refit: bool = True
     """Refit the output projections on the calibration text after the cut."""
     calibration: Literal["own", "shared"] = "own"
