@@ -63,6 +63,8 @@ def test_every_knob_is_told_obeyed_and_billed_as_planned(costs: str, tmp_path: P
         assert entry.gap is not None
         assert entry.gap <= 1e-4 * 1.01
         assert sum(client.bandwidth_hz for client in entry.clients) <= 1e5 * (1 + 1e-9)
+    assert record.description is not None
+    assert record.description.knob_costs.startswith(costs)
     page = at.write_report(tmp_path / "run").read_text()
     assert "What each client was told" in page
     assert f"{told[0].local_steps}/{told[0].rank}/{told[0].bits_per_value}" in page
