@@ -134,6 +134,9 @@ class PruningSection(Section):
     max_pruning: Annotated[float, Field(ge=0, lt=1)] = 0.6
     """The largest share of the decoder blocks' parameters that a client may leave out."""
     units: Literal["mixed", "mlp", "attention", "blocks"] = "mixed"
+    selection: Literal["importance", "rolling", "rotating"] = "importance"
+    """Which units a submodel keeps: the most important ones; a window that rolls over the rounds
+    (FedRolex); or by importance, but those near the threshold exchanged by round and client."""
     refit: bool = True
     """Refit the output projections on the calibration text after the cut."""
     calibration: Literal["own", "shared"] = "own"
@@ -326,6 +329,7 @@ class Scenario(Section):
                 "time_budget_s goes with training.learning_rate_schedule = 'constant' only: how "
                 "many rounds the rate has to fall over is not known beforehand"
             )
+        self._check_knobs()
         clients = len(self.client_devices)
         need = clients * (self.partition.min_examples + self.task.client_eval_examples)
         what = "partition.min_examples and task.client_eval_examples"
