@@ -30,6 +30,7 @@ from airtune.planning.inputs import (
     modes_of,
     problem_of_round,
 )
+from airtune.planning.plausible import doubts
 from airtune.randomness import generator
 from airtune.record import RoundRecord, RunDescription
 from airtune.record.schema import OK, ClientRecord
@@ -85,6 +86,9 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
 
     # 2. Plan: who listens, who leaves out how much of the model, who gets which band.
     decision = cell.decide(cell, situation)
+    if situation.round == 1:
+        for doubt in doubts(situation.problem, decision.plan):
+            cell.observer.noticed(doubt)
 
     # 3. The clients work.
     answers = _answers(cell, state, situation, decision)
