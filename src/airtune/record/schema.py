@@ -175,6 +175,8 @@ class RunDescription:
         adapter_values: of the full adapter.
         setup_s: before the first round, on the virtual clock: the slowest client calibrates.
         setup_flops: of all clients, before the first round.
+        knob_costs: which costs the plan of its knobs used: file, SHA-256, and where they were
+            measured; empty without `planning.knobs`.
     """
 
     clients: tuple[ClientSite, ...]
@@ -186,6 +188,7 @@ class RunDescription:
     adapter_values: int | None = None
     setup_s: float = 0.0
     setup_flops: float = 0.0
+    knob_costs: str = ""
 
 
 Value = TypeVar("Value", ClientRecord, RoundRecord, ClientSite, RunDescription)

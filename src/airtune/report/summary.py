@@ -300,9 +300,10 @@ class AssignedModes:
 
 
 def assigned_modes(record: Record) -> AssignedModes | None:
-    """Return the clients' modes by round; None where they never differ."""
-    told = [client for entry in record.rounds for client in entry.clients if client.rank]
-    if len({(one.local_steps, one.rank, one.bits_per_value) for one in told}) < 2:
+    """Return the clients' modes by round; None where they never differ and nobody sat out."""
+    everyone = [client for entry in record.rounds for client in entry.clients]
+    modes = {(one.local_steps, one.rank, one.bits_per_value) for one in everyone}
+    if len(modes) < 2:
         return None
     stride = -(-len(record.rounds) // MODE_ROUNDS)
     shown = record.rounds[::stride]

@@ -323,6 +323,7 @@ class Scenario(Section):
                 "time_budget_s goes with training.learning_rate_schedule = 'constant' only: how "
                 "many rounds the rate has to fall over is not known beforehand"
             )
+        self._check_knobs()
         clients = len(self.client_devices)
         need = clients * (self.partition.min_examples + self.task.client_eval_examples)
         what = "partition.min_examples and task.client_eval_examples"
