@@ -184,7 +184,7 @@ README_METHODS = {
     "exact": "**joint plan: pruning and bands**",
     "exact-combined": "**joint plan, ranks by speed, 4 bits a value**",
 }
-"""The rows of the README's table: FedIT, each task's best baseline, the strongest alternative, plans."""
+"""The rows of the README's table: FedIT, each task's best baseline, the best alternative, plans."""
 
 
 def short_table(rows: Sequence[dict[str, Any]]) -> str:
