@@ -31,6 +31,7 @@ UNITS = {
     "_examples": "example",
     "_steps": "step",
     "_bits": "bit",
+    "_s": "s",
     "_bits_per_value": "bit",
 }
 HEAD = """# Every key of a scenario

@@ -1,9 +1,9 @@
 """What each knob costs in learning: measured by a pilot, read from a file, used by the plan.
 
-A cost e is the share of a round's progress that is lost when every client's work is changed in
-one way: e = 1 − n₀/n, where n rounds so changed end at the loss that the unchanged run has after
-n₀ rounds. The planner multiplies what is left: in a mode 1 − cost = (1 − e_rank)(1 − e_bits)
-(1 − e_steps), and with pruning (1 − e(ρ)) more.
+A cost e is the share of every round that is lost when all clients' work is changed in one way:
+r rounds so changed are worth r(1 − e) unchanged ones (`airtune.rounds.pilot.lost_share`). The
+planner multiplies what is left: in a mode 1 − cost = (1 − e_rank)(1 − e_bits)(1 − e_steps), and
+with pruning (1 − e(ρ)) more.
 """
 
 from __future__ import annotations

@@ -145,6 +145,9 @@ class PruningSection(Section):
     """The largest share of the decoder blocks' parameters that a client may leave out."""
     units: Literal["mixed", "mlp", "attention", "blocks"] = "mixed"
     """What is cut: MLP channels, attention groups, both (`mixed`), or whole blocks."""
+    selection: Literal["importance", "rolling", "rotating"] = "importance"
+    """Which units a submodel keeps: the most important ones; a window that rolls over the rounds
+    (FedRolex); or by importance, but those near the threshold exchanged by round and client."""
     refit: bool = True
     """Refit the output projections on the calibration text after the cut."""
     calibration: Literal["own", "shared"] = "own"
@@ -265,6 +268,9 @@ class Scenario(Section):
     """Of every random draw."""
     rounds: Annotated[PositiveInt, bounds.ROUNDS] = 8
     """Rounds of the run."""
+    time_budget_s: PositiveFloat | None = None
+    """Given: the run ends with the first round that ends at or after this time on the virtual
+    clock, and with `rounds` at the latest."""
     plugins: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Python files or modules that add methods, rules, channel models or tasks: docs/extend.md."""
     model: ModelSection = ModelSection()
@@ -335,7 +341,11 @@ class Scenario(Section):
                 "planning.fit_kappa is allowed with participation.rule = 'all' only: "
                 "what clients leave undone is not what pruning costs"
             )
-
+        if self.time_budget_s and self.training.learning_rate_schedule == "linear":
+            raise ValueError(
+                "time_budget_s goes with training.learning_rate_schedule = 'constant' only: how "
+                "many rounds the rate has to fall over is not known beforehand"
+            )
         clients = len(self.client_devices)
         need = clients * (self.partition.min_examples + self.task.client_eval_examples)
         what = "partition.min_examples and task.client_eval_examples"
