@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument
 
-from airtune.cli import compare, costs, deploy, methods, plan, profile, report, run, scenarios
+from airtune.cli import (
+    compare,
+    costs,
+    deploy,
+    methods,
+    plan,
+    profile,
+    report,
+    run,
+    scenarios,
+    trace,
+)
 from airtune.cli.ending import Command, Commands, ended
 
 app = typer.Typer(
@@ -47,6 +58,7 @@ app.command("compare", cls=Command)(compare.compare)
 app.command("costs", cls=Command)(costs.costs)
 app.command("report", cls=Command)(report.report)
 app.command("profile", cls=Command)(profile.profile)
+app.command("trace", cls=Command)(trace.trace)
 app.command("methods", cls=Command)(methods.methods)
 app.add_typer(scenarios.app, name="scenarios")
 app.add_typer(deploy.app, name="deploy")

@@ -83,5 +83,5 @@ class DeviceSection(Section):
     distance_m: Annotated[PositiveFloat, bounds.DISTANCE_M] | None = None
     """Fixed distance to the base station; default: drawn uniformly over the cell."""
     uplink_trace: str | None = None
-    """A mahimahi trace that replaces the uplink's channel model."""
+    """A trace that replaces the uplink's channel model: mahimahi's, or a table of time and rate."""
     downlink_trace: str | None = None
