@@ -158,8 +158,8 @@ def _columns_of(path: str | Path, number: int, first: Sequence[str]) -> _Columns
                 f"{place}: {len(first)} columns without names; allowed without a line of names: "
                 "two, time in s and rate in Mbit/s"
             )
-        rates = ((1, "Mbit/s", 1e6),)
-        return _Columns(0, 1.0, rates, ("time in s", "rate in Mbit/s"), named=False)
+        only = ((1, "Mbit/s", 1e6),)
+        return _Columns(0, 1.0, only, ("time in s", "rate in Mbit/s"), named=False)
     rates = tuple(
         (k, name, factor) for k, name in enumerate(first) if (factor := _rate_bps(name)) is not None
     )
