@@ -19,6 +19,7 @@ from airtune.cli import (
     report,
     run,
     scenarios,
+    study,
     trace,
 )
 from airtune.cli.ending import Command, Commands, ended
@@ -60,6 +61,7 @@ app.command("report", cls=Command)(report.report)
 app.command("profile", cls=Command)(profile.profile)
 app.command("trace", cls=Command)(trace.trace)
 app.command("methods", cls=Command)(methods.methods)
+app.add_typer(study.app, name="study")
 app.add_typer(scenarios.app, name="scenarios")
 app.add_typer(deploy.app, name="deploy")
 
