@@ -21,6 +21,7 @@ from airtune.channel import ChannelState, numerology
 from airtune.errors import InputError
 from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile, profile_of
+from airtune.models.energy import budgets_of
 from airtune.models.shapes import check_context
 from airtune.models.workload import (
     HEADER_BITS,
@@ -225,6 +226,7 @@ def problem_of_round(
         if all(cost is None for cost in costs)
         else tuple(None if cost is None else np.array(cost) for cost in costs),
         max_pruning_loss=scenario.planning.max_pruning_loss,
+        **budgets_of(scenario.client_devices, profiles),  # type: ignore[arg-type]
     )
 
 
