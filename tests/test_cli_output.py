@@ -113,6 +113,19 @@ def test_a_plan_names_its_clients_in_a_narrow_window(columns: str) -> None:
         assert name in table
 
 
+def test_the_version_and_the_completion_of_shells() -> None:
+    assert process("--version").stdout == f"airtune {at.__version__}\n"
+    assert "--install-completion" in process("--help").stdout
+
+
+def test_all_folders_are_checked_before_the_first_method_runs(tmp_path: Path) -> None:
+    fake_record.started(tmp_path / "none")
+    made = process("compare", "tiny", "-o", str(tmp_path), "--methods", "exact,none", "--json")
+    assert (made.returncode, made.stdout) == (2, "")
+    assert f"'{tmp_path / 'none'}' already holds a run" in made.stderr
+    assert not (tmp_path / "exact").exists()
+
+
 # What cannot be encoded
 
 
@@ -166,6 +179,25 @@ def test_a_reader_that_goes_away_ends_no_run(tmp_path: Path) -> None:
     assert at.read_record(folder).finished
 
 
+def test_a_first_run_where_the_locale_is_c(tmp_path: Path) -> None:
+    ascii_only = {
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONUTF8": "0",
+    }
+    folder = tmp_path / "run"
+    small = ("--set", "rounds=1", "--set", "task.eval_examples=8")
+    made = process("run", "tiny", "-o", str(folder), *small, env=ascii_only, encoding="ascii")
+    assert made.returncode == 0, made.stderr
+    assert "Traceback" not in made.stderr
+    assert "report:" in made.stdout
+    assert at.read_record(folder).finished
+    assert "–" in (folder / "report.html").read_text("utf-8")
+    made = process("report", str(folder), env=ascii_only, encoding="ascii")
+    assert made.returncode == 0, made.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_under_the_output_is_told_and_ends_with_status_1() -> None:
     with open("/dev/full", "w") as full:
@@ -182,7 +214,12 @@ def test_ctrl_c_says_what_was_kept_and_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-c", CODE, "run", "tiny", "-o", str(folder), "--json"]
     with subprocess.Popen(
-        [*command, "--set", "rounds=500"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--set", "rounds=500"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background inherits that the signal is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:
         assert run.stdout is not None
         assert json.loads(run.stdout.readline())["round"] == 1

@@ -29,7 +29,7 @@ from airtune.data import Batch, Encoded, encode, eval_batches, load_task, local_
 from airtune.merging.rules import rule_of
 from airtune.models import assets
 from airtune.models.devices import DeviceProfile
-from airtune.models.loading import load_model, speed_up_attention
+from airtune.models.loading import load_model, longest_text, speed_up_attention
 from airtune.models.reference import base_reference
 from airtune.models.structure import Structure, whole
 from airtune.models.workload import (
@@ -43,10 +43,17 @@ from airtune.models.workload import (
 )
 from airtune.pruning import Statistics, cached_calibration, calibrate, choose, cost_curve, cut
 from airtune.pruning.calibration import SENSITIVITY_ROWS
+from airtune.pruning.selection import selection_of
 from airtune.randomness import derived_seed, generator
 from airtune.scenario import Scenario
 from airtune.training.client import ClientJob, ClientUpdate, gather_moments, scatter_moments, train
-from airtune.training.evaluation import answer_loss, exact_match, group_losses, label_accuracy
+from airtune.training.evaluation import (
+    answer_loss,
+    check_choices_fit,
+    exact_match,
+    group_losses,
+    label_accuracy,
+)
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,10 @@ class Worker:
         scenario, held_out = self.scenario, self.scenario.task.client_eval_examples
         batch_size, limit = scenario.evaluation.batch_size, scenario.task.max_tokens
         self._task = load_task(scenario.task, seed=scenario.seed, tokenizer=self._tokenizer)
+        if self._task.choices is not None:
+            check_choices_fit(
+                self._tokenizer, self._task.test, self._task.choices, longest_text(self._model)
+            )
         data = encode(self._task.train, self._tokenizer, limit)
         shared = scenario.pruning.calibration == "shared"
         self._shared_texts = data[: scenario.pruning.calibration_examples] if shared else []
@@ -206,7 +217,7 @@ class Worker:
         steps = max(mode.local_steps, section.local_steps)
         drawn = self.batches(job.round, job.client, steps)[: mode.local_steps]
         batches = [batch.to(self._device) for batch in drawn]
-        structure, submodel = self._submodel(job.client, job.assignment.pruning)
+        structure, submodel = self._submodel(job)
         moments = None
         if job.optimizer_state is not None:
             moments = gather_moments(job.optimizer_state, structure, shape)
@@ -284,14 +295,22 @@ class Worker:
         with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
             save_adapter(model, base, folder, gguf_file=self.scenario.model.gguf_file)
 
-    def _submodel(self, client: int, pruning: float) -> tuple[Structure, nn.Module]:
+    def _submodel(self, job: ClientJob) -> tuple[Structure, nn.Module]:
         """Cut the client's submodel; without pruning there is nothing to calibrate for."""
+        client, pruning = job.client, job.assignment.pruning
         if pruning == 0:
             structure = whole(self.shape)
             return structure, cut(self._model, self.shape, structure)
         section = self.scenario.pruning
         statistics = self._calibrated(client)
-        structure = choose(statistics, self.shape, pruning, section.units)
+        select = selection_of(
+            section.selection,
+            seed=self.scenario.seed,
+            round=job.round,
+            client=client,
+            multiple=self.shape.channel_multiple,
+        )
+        structure = choose(statistics, self.shape, pruning, section.units, select=select)
         refit = statistics if section.refit else None
         return structure, cut(self._model, self.shape, structure, refit)
 
