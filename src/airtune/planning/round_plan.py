@@ -119,8 +119,8 @@ def plan_round(scenario: Scenario, situation: Situation) -> RoundPlan:
     loads, modes, shape = situation.loads, situation.modes, situation.shape
     turned = knobs_of_round(scenario, round)
     if turned is None:
-        made = plan_of_round(scenario, problem, round)
-        return RoundPlan(made, tuple(modes), link.needed_bits, problem)
+        plan = plan_of_round(scenario, problem, round)
+        return RoundPlan(plan, tuple(modes), link.needed_bits, problem)
     prices = prices_of(scenario)
     offered = [modes_offered(scenario, mode, turned) for mode in modes]
     needed = [
