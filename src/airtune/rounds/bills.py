@@ -123,8 +123,9 @@ def with_energy(
 ) -> ClientRecord:
     """Return the bill with what the client drew until the round's end; one that sat out drew 0."""
     if bill.status == SAT_OUT:
-        none = dict.fromkeys(("energy_j", "compute_j", "transmit_j", "receive_j", "wait_j"), 0.0)
-        return dataclasses.replace(bill, **none)
+        return dataclasses.replace(
+            bill, energy_j=0.0, compute_j=0.0, transmit_j=0.0, receive_j=0.0, wait_j=0.0
+        )
     drawn = energy_of(
         device,
         profile,
