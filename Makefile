@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-EXTRAS := dev,ray,flower,quantize,docs,study,trackers
+EXTRAS := dev,ray,flower,quantize,docs,study
 
 .PHONY: demo test check docs mutants clean
 
