@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-EXTRAS := dev,ray,flower
+EXTRAS := dev,ray,flower,quantize
 
 .PHONY: demo test check docs clean
 

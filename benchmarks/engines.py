@@ -30,7 +30,7 @@ import torch
 from airtune.engines import Engine
 from airtune.engines.local import LocalEngine
 from airtune.engines.ray import RayEngine
-from airtune.rounds.loop import run
+from airtune.rounds.running import run
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
 

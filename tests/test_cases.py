@@ -25,7 +25,7 @@ Case = dict[str, Any]
 def check_data(path: Path, case: Case) -> None:
     """`task`: settings; `examples`: [prompt, answer] of every row; `labels`: their texts."""
     examples = case.get("examples", [])
-    settings = {"name": "prompt-answer", "max_tokens": 10**7, "train_examples": 1}
+    settings = {"name": "prompt-answer", "max_tokens": 10**6, "train_examples": 1}
     if examples:
         settings["train_examples"] = len(examples) - 1
     section = TaskSection(**(settings | {"eval_examples": 1} | case.get("task", {})))

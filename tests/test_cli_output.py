@@ -182,7 +182,12 @@ def test_ctrl_c_says_what_was_kept_and_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-c", CODE, "run", "tiny", "-o", str(folder), "--json"]
     with subprocess.Popen(
-        [*command, "--set", "rounds=500"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--set", "rounds=500"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background inherits that the signal is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:
         assert run.stdout is not None
         assert json.loads(run.stdout.readline())["round"] == 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from airtune.deploy import admission, runs, server, status
+from airtune.deploy import admission, control, runs, server, status
 from airtune.deploy.admission import Admitted
 from airtune.deploy.keys import make_device_key
 from airtune.deploy.runs import APP, chosen, listed, submit
@@ -29,26 +29,27 @@ class Flower:
     """Stands for Flower's commands."""
 
     def __init__(self) -> None:
-        self.status: dict[str, str] = {}
-        self.asked: list[tuple[str, ...]] = []
+        self.status: dict[int, str] = {}
 
-    def __call__(self, state: server.State, *arguments: str) -> dict[str, Any]:
-        self.asked.append(arguments)
-        if arguments[0] == "run":
-            number = str(len(self.status) + 1)
-            self.status[number] = "running"
-            return {"success": True, "run-id": number}
-        if arguments[0] == "stop":
-            self.status[arguments[1]] = "finished:stopped"
-            return {"success": True}
-        found = self.status.get(arguments[2])
-        return {"success": True, "runs": [] if found is None else [{"status": found}]}
+    def flwr(self, state: server.State, *arguments: str) -> dict[str, Any]:
+        assert arguments[0] == "run"
+        number = len(self.status) + 1
+        self.status[number] = "running"
+        return {"success": True, "run-id": str(number)}
+
+    def stop(self, state: server.State, run: int) -> None:
+        self.status[run] = "finished:stopped"
+
+    def said(self, state: server.State, run: int) -> str:
+        return self.status.get(run, "finished:unknown")
 
 
 @pytest.fixture
 def flower(monkeypatch: pytest.MonkeyPatch) -> Flower:
     found = Flower()
-    monkeypatch.setattr(runs, "flwr", found)
+    monkeypatch.setattr(runs, "flwr", found.flwr)
+    monkeypatch.setattr(runs, "run_status", found.said)
+    monkeypatch.setattr(runs, "stop_run", found.stop)
     return found
 
 
@@ -80,7 +81,7 @@ def test_two_runs_never_share_an_outcome(state: server.State, flower: Flower) ->
 def test_a_run_whose_app_was_killed_has_ended(state: server.State, flower: Flower) -> None:
     first = submit(state, SETTINGS)
     assert first.outcome() is None
-    flower.status["1"] = "finished:failed"
+    flower.status[1] = "finished:failed"
     submit(state, SETTINGS)  # the next may begin
     found = first.outcome()
     assert found is not None
@@ -112,7 +113,7 @@ def test_stop_says_how_to_go_on(state: server.State, flower: Flower) -> None:
     found = run.outcome()
     assert found is not None
     assert "--resume" in found["error"]
-    assert flower.status["1"] == "finished:stopped"
+    assert flower.status[1] == "finished:stopped"
 
 
 def test_what_flower_refuses_leaves_nothing(
@@ -183,9 +184,9 @@ class Control:
 def test_many_keys_are_admitted_rotated_and_revoked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    control, state = Control(), server.State(tmp_path)
+    operator, state = Control(), server.State(tmp_path)
     state.about.write_text(json.dumps({"port": 1, "keys": None}))
-    monkeypatch.setattr(admission, "operator_client", lambda *arguments: control)
+    monkeypatch.setattr(control, "operator_client", lambda *arguments: operator)
     keys = {make_device_key(tmp_path, name).public_key: name for name in ("a", "b")}
     admission.register(state, keys)
     assert [device.client for device in admission.admitted(state)] == ["a", "b"]
@@ -205,15 +206,15 @@ def test_many_keys_are_admitted_rotated_and_revoked(
 def test_a_bad_key_among_many_admits_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    control, state = Control(), server.State(tmp_path)
+    operator, state = Control(), server.State(tmp_path)
     state.about.write_text(json.dumps({"port": 1, "keys": None}))
-    monkeypatch.setattr(admission, "operator_client", lambda *arguments: control)
+    monkeypatch.setattr(control, "operator_client", lambda *arguments: operator)
     good = make_device_key(tmp_path, "a").public_key
     bad = tmp_path / "bad.pub"
     bad.write_text("nothing")
     with pytest.raises(InputError, match=r"bad\.pub"):
         admission.register(state, {good: "a", bad: "b"})
-    assert control.nodes == []
+    assert operator.nodes == []
 
 
 def test_without_a_server_there_is_nothing_to_ask(tmp_path: Path) -> None:

@@ -53,16 +53,19 @@ def test_refit_errors_are_those_of_least_squares(seed: int, width: int) -> None:
         assert float(errors[units]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-@given(st.integers(0, 50), st.integers(1, 11))
-@settings(max_examples=25, deadline=None)
-def test_refit_solves_the_ridge_problem(seed: int, kept: int) -> None:
+@given(st.integers(0, 50), st.integers(1, 11), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_refit_solves_the_ridge_problem(seed: int, count: int, leading: bool) -> None:
     hidden, weight, moment = problem(seed)
     ridge = 0.1
+    kept = torch.arange(12) < count
+    if not leading:  # any features, not the most important ones
+        kept = kept[torch.randperm(12, generator=torch.Generator().manual_seed(seed))]
     fitted = refit(weight, stable_cholesky(moment, ridge), kept)
     # As plain least squares: rows of data, and rows that draw towards the uncut columns.
     strength = float(moment.diagonal().mean()) * ridge * len(hidden)
-    rows = torch.cat([hidden[:, :kept], strength**0.5 * torch.eye(kept, dtype=hidden.dtype)])
-    target = torch.cat([hidden @ weight.T, strength**0.5 * weight[:, :kept].T])
+    rows = torch.cat([hidden[:, kept], strength**0.5 * torch.eye(count, dtype=hidden.dtype)])
+    target = torch.cat([hidden @ weight.T, strength**0.5 * weight[:, kept].T])
     expected = torch.linalg.lstsq(rows, target).solution.T
     torch.testing.assert_close(fitted, expected)
 
@@ -111,7 +114,7 @@ def test_singular_moments_fall_back_to_ridge(case: str) -> None:
     order = elimination_order(moment, weight, width=1, ridge=0.0, chunk=2)
     assert sorted(order.tolist()) == list(range(6))
     for kept in range(1, 6):
-        assert torch.isfinite(refit(weight, factor, kept)).all()
+        assert torch.isfinite(refit(weight, factor, torch.arange(6) < kept)).all()
     assert torch.isfinite(refit_errors(factor, weight, 1)).all()
 
 

@@ -278,7 +278,7 @@ def _results(jobs: Sequence[Job], at_once: int) -> list[dict[str, Any]]:
     """
     # Each run is forked from a process that has PyTorch loaded and has never used it.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["airtune.rounds.loop"])
+    context.set_forkserver_preload(["airtune.rounds.running"])
     waiting = [job for job in jobs if not _has_result(job)]
     total, running, failed = len(waiting), dict[BaseProcess, Job](), []
     while waiting or running:
@@ -327,7 +327,7 @@ def perform(job: Job) -> None:
     """Do one run, from its last checkpoint where it has one, and write its result."""
     import torch
 
-    from airtune.rounds.loop import run
+    from airtune.rounds.running import run
 
     torch.set_num_threads(job.threads)
     folder = job.folder / "run"

@@ -9,6 +9,7 @@ Names are loaded when first used, so that planning and reading records never imp
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from airtune.report import write_report
     from airtune.rounds import Cell, Decision, Situation, State, begin, open_cell, run, step
     from airtune.scenario import Scenario, load_scenario, task
+
+# PEFT imports bitsandbytes where it is installed, which then warns that it found no kernel package.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _HOME = {
     "ChannelState": "channel",

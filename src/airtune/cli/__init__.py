@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument
 
-from airtune.cli import compare, costs, deploy, methods, plan, profile, report, run, scenarios
+from airtune.cli import (
+    compare,
+    costs,
+    deploy,
+    methods,
+    plan,
+    profile,
+    report,
+    run,
+    scenarios,
+    study,
+)
 from airtune.cli.ending import Command, Commands, ended
 
 app = typer.Typer(
@@ -48,6 +59,7 @@ app.command("costs", cls=Command)(costs.costs)
 app.command("report", cls=Command)(report.report)
 app.command("profile", cls=Command)(profile.profile)
 app.command("methods", cls=Command)(methods.methods)
+app.add_typer(study.app, name="study")
 app.add_typer(scenarios.app, name="scenarios")
 app.add_typer(deploy.app, name="deploy")
 

@@ -14,8 +14,15 @@ def compare(
     ],
     methods: Annotated[
         str,
-        typer.Option("--methods", help="Planning methods, separated by commas."),
+        typer.Option(
+            "--methods",
+            help="Planning methods, separated by commas; or a study's: published, rivals, joint.",
+        ),
     ] = "exact,bcd,none",
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", help="Over these seeds, e.g. 0-4, with intervals: as a study."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Where the runs go. Default: runs/compare-NAME."),
@@ -46,6 +53,8 @@ def compare(
     **Example**
 
       airtune compare tiny --methods exact,bcd,bandwidth-only,none
+
+      airtune compare tiny --methods published --seeds 0-4   # the short form of a study
     """
     from airtune.cli.output import console
     from airtune.errors import InputError
@@ -60,6 +69,10 @@ def compare(
     if any(key_of(text) == "planning.method" for text in overrides or []):
         raise InputError("--set planning.method has no effect here: give the methods to --methods")
     base = load_scenario(scenario, overrides or [], plugins=plugins or [])
+    if seeds is not None:
+        chosen = [name.strip() for name in methods.split(",") if name.strip()]
+        _study(scenario, chosen, seeds, out, overrides or [], plugins or [], quiet)
+        return
     names = _methods(methods)
     folder = out or Path("runs") / f"compare-{base.name}"
     planned = {
@@ -111,6 +124,22 @@ def compare(
         screen = console()
         screen.print(comparison_table(records))
         screen.print(f"report: {page}", markup=False, soft_wrap=True)
+
+
+def _study(
+    scenario: str,
+    names: list[str],
+    seeds: str,
+    out: Path | None,
+    overrides: list[str],
+    plugins: list[str],
+    quiet: bool,
+) -> None:
+    from airtune.cli.study import carry_on
+    from airtune.study import study_from
+
+    study = study_from(scenario, names, seeds, overrides)
+    carry_on(study, out or Path("runs") / f"study-{study.name}", plugins, quiet=quiet)
 
 
 def _methods(text: str) -> list[str]:

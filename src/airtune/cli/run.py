@@ -52,6 +52,10 @@ def run(
         int | None,
         typer.Option("--threads", help="CPU threads of each process. Default: all cores shared."),
     ] = None,
+    trackers: Annotated[
+        list[str] | None,
+        typer.Option("--tracker", help="tensorboard, wandb, mlflow or trackio; may be repeated."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a round, and nothing else.")
@@ -97,6 +101,7 @@ def run(
     from airtune.report import loss_of_a_guess, summary_table, write_report
     from airtune.report.console import adapter_lines
     from airtune.rounds import run as run_federation
+    from airtune.rounds.trackers import tracked
 
     make_engine = engine_maker(
         engine,
@@ -105,7 +110,11 @@ def run(
         gpus_per_worker=gpus_per_worker,
         threads=threads,
     )
-    with told_when_interrupted(folder), observer(loaded, quiet=quiet, as_json=as_json) as watch:
+    with (
+        told_when_interrupted(folder),
+        observer(loaded, quiet=quiet, as_json=as_json) as shown,
+        tracked(trackers or [], loaded, folder, shown) as watch,
+    ):
         record = run_federation(
             loaded, out=folder, engine=make_engine, resume=resume, replace=replace, observer=watch
         )

@@ -52,15 +52,12 @@ def load_task(
         return examples_of(what, items, classes)
 
     train = examples(streams.train)
-    test_stream = None if section.eval_part == "train" else streams.test
     seen: set[tuple[str, ...]] = set()
-    test, long_test = _draw(
-        train if test_stream is None else examples(test_stream),
-        section,
-        "eval_examples",
-        tokenizer,
-        seen,
-    )
+    source = train if streams.test is None else examples(streams.test)
+    test, long_test = _draw(source, section, "eval_examples", tokenizer, seen)
+    if section.eval_part == "train":
+        # Drawn after the test set, whose prompts are seen: held-out text is none of it.
+        test, long_test = _draw(train, section, "eval_examples", tokenizer, seen)
     drawn, long_train = _draw(train, section, "train_examples", tokenizer, seen)
     labels = tuple(streams.labels)
     return Task(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airtune.deploy import server
-from airtune.deploy.flower_names import operator_client
+from airtune.deploy.control import control
 from airtune.deploy.gateway import fingerprint
 from airtune.deploy.keys import public_pem
-from airtune.errors import InputError, RunError
+from airtune.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def admitted(state: server.State) -> list[Admitted]:
         InputError: no server is started.
         RunError: it does not answer.
     """
-    with _client(state) as client:
+    with control(state) as client:
         return _admitted(client)
 
 
@@ -63,7 +62,7 @@ def register(state: server.State, keys: Mapping[Path, str], *, replace: bool = F
     # Flower's own refusal is a screenful; and one bad file should admit nobody.
     pems = {path: public_pem(path) for path in keys}
     done = []
-    with _client(state) as client:
+    with control(state) as client:
         before = _admitted(client)
         for path, name in keys.items():
             own = fingerprint(pems[path])
@@ -80,53 +79,35 @@ def register(state: server.State, keys: Mapping[Path, str], *, replace: bool = F
     return done
 
 
-def revoke(state: server.State, client: str) -> list[str]:
+def revoke(state: server.State, name: str) -> list[str]:
     """Take a client's keys off the server; its device is turned away at its next request.
 
     Raises:
         InputError: no key is registered for that client, or no server is started.
     """
-    with _client(state) as control:
-        devices = _admitted(control)
-        own = [device for device in devices if device.client == client]
+    with control(state) as client:
+        devices = _admitted(client)
+        own = [device for device in devices if device.client == name]
         if not own:
             names = ", ".join(sorted({device.client for device in devices})) or "none"
-            raise InputError(f"no key is registered for client '{client}'; there are: {names}")
-        return [_revoke(control, device) for device in own]
+            raise InputError(f"no key is registered for client '{name}'; there are: {names}")
+        return [_revoke(client, device) for device in own]
 
 
-def _revoke(control: Any, device: Admitted) -> str:
+def _revoke(client: Any, device: Admitted) -> str:
     from flwr.proto.control_pb2 import UnregisterNodeRequest
 
-    control.UnregisterNode(UnregisterNodeRequest(node_id=device.node))
+    client.UnregisterNode(UnregisterNodeRequest(node_id=device.node))
     return f"revoked key {device.key} of {device.client}"
 
 
-def _admitted(control: Any) -> list[Admitted]:
+def _admitted(client: Any) -> list[Admitted]:
     from flwr.proto.control_pb2 import ListNodesRequest
 
-    nodes = control.ListNodes(ListNodesRequest()).nodes_info
+    nodes = client.ListNodes(ListNodesRequest()).nodes_info
     found = [
         Admitted(node.node_id, node.name, fingerprint(node.public_key), node.status)
         for node in nodes
         if node.status != "unregistered"
     ]
     return sorted(found, key=lambda device: (device.client, device.node))
-
-
-@contextlib.contextmanager
-def _client(state: server.State) -> Iterator[Any]:
-    import httpx
-
-    about = server.about(state)
-    keys = about.get("keys")
-    authority = None if keys is None else (Path(keys) / "ca.crt").read_bytes()
-    control = operator_client(f"127.0.0.1:{about['port']}", authority)
-    try:
-        with contextlib.closing(control):
-            yield control
-    except httpx.HTTPStatusError as error:
-        reason = " ".join(error.response.text.split())[:200]
-        raise RunError(f"the server refuses: {reason}; a revoked key stays refused") from None
-    except httpx.TransportError as error:
-        raise RunError(f"the server does not answer: {error}") from None

@@ -6,7 +6,6 @@ clock beside the planned one, deadlines, and the checks that an update from outs
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -40,6 +39,7 @@ from airtune.deploy.roster import (
     client_setting,
     measured_profile,
 )
+from airtune.deploy.timings import append_timings
 from airtune.engines import ClientFailure
 from airtune.errors import InputError, RunError
 from airtune.models.workload import StepTokens
@@ -217,8 +217,8 @@ class FlowerEngine:
         deadline_s, greeted_s = sent_s + self._patience_s(present[0][0]), sent_s
         looked_s = time.time()
         while pending:
-            now_s = time.time()
             # While this process stood still no device could be late.
+            now_s = time.time()
             deadline_s += max(0.0, now_s - looked_s - _STALL_S)
             looked_s = now_s
             for reply in self._collect(pending):
@@ -281,7 +281,9 @@ class FlowerEngine:
         self._steps[job.client] = (job.round + 1, announced)
         wire = self._wire_of(dispatch)
         measured = _measured(fields, wire, after_s)
-        self._write_timings(dispatch, fields, wire, measured, after_s)
+        if self._timings is not None:
+            planned = _planned(job)
+            append_timings(self._timings, job, planned, fields, wire, measured, after_s)
         if overran(fields.compute_s, fields.emulated_s):
             self._say(
                 f"{fields.client}: the work took {fields.compute_s:.2f} s, more than the "
@@ -342,44 +344,6 @@ class FlowerEngine:
                 return found
             time.sleep(0.05)
         return None
-
-    def _write_timings(
-        self,
-        dispatch: _Dispatch,
-        fields: Update,
-        wire: WireTimes | None,
-        measured: Measured,
-        after_s: float,
-    ) -> None:
-        if self._timings is None:
-            return
-        planned, assigned = _planned(dispatch.job), dispatch.job.assignment
-        line = {
-            "round": dispatch.job.round,
-            "client": fields.client,
-            "planned": {
-                "rate_bps": assigned.rate_bps,
-                "downlink_rate_bps": assigned.downlink_rate_bps,
-                "downlink_s": planned.downlink_s,
-                "compute_s": planned.compute_s,
-                "upload_s": planned.upload_s,
-                "round_s": planned.round_s,
-            },
-            "measured": {
-                "downlink_s": measured.downlink_s,
-                "compute_s": measured.compute_s,
-                "upload_s": measured.upload_s,
-                "engine_s": measured.engine_s,
-                "total_s": after_s,
-            },
-            "uplink_bytes": None if wire is None else wire.uplink_bytes,
-            "downlink_bytes": None if wire is None else wire.downlink_bytes,
-            "epsilon": fields.epsilon,
-            "emulated_s": fields.emulated_s,
-            "counts": not overran(fields.compute_s, fields.emulated_s),
-        }
-        with self._timings.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def _planned(job: ClientJob) -> PlannedTimes:

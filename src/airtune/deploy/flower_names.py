@@ -8,6 +8,8 @@ deployment needs besides (shorter waits, patience, a sign of life) is reached by
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,6 +107,21 @@ USED = (
         "goes with ControlHttpClient: Flower's server wants to know the version that asks",
         "as for ControlHttpClient",
     ),
+    Name(
+        "flwr.superlink.cli.flower_superlink",
+        "uvicorn",
+        "serves Flower's server to this account alone",
+        "find where `flower-superlink` starts its application, and put `guarded.SameUser` before "
+        "it; without that every user of the machine can start runs",
+    ),
+    Name(
+        "flwr.supercore.superexec.executor.subprocess_executor",
+        "subprocess",
+        "keeps tokens out of the arguments of app processes",
+        "find where SuperExec starts an app process; every user can list its arguments",
+    ),
+    Name("flwr.superlink.cli", "flower_superlink", "Flower's server itself", "see its `uvicorn`"),
+    Name("flwr.supercore.cli", "flower_superexec", "the starter", "see its `subprocess`"),
     Name(
         "flwr.supernode.cli",
         "flower_supernode",
@@ -267,6 +284,25 @@ def operator_client(address: str, authority: bytes | None) -> Any:
         root_certificates=authority,
         interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
     )
+
+
+def superlink_served_by(run: Callable[..., None]) -> Callable[[], None]:
+    """Return the entry of Flower's server, which is served by `run` in place of uvicorn's."""
+    from flwr.superlink.cli import flower_superlink
+
+    vars(sys.modules[flower_superlink.__module__])["uvicorn"] = SimpleNamespace(run=run)
+    return flower_superlink
+
+
+def superexec_started_by(start: Callable[..., Any]) -> Callable[[], None]:
+    """Return the entry of Flower's starter, whose app processes are started by `start`."""
+    from flwr.supercore.cli import flower_superexec
+    from flwr.supercore.superexec.executor import subprocess_executor
+
+    vars(subprocess_executor)["subprocess"] = SimpleNamespace(
+        Popen=start, DEVNULL=subprocess.DEVNULL
+    )
+    return flower_superexec
 
 
 def client_process() -> Callable[[], None]:

@@ -17,8 +17,9 @@ import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+
+from airtune.deploy.flower_names import superexec_started_by, superlink_served_by
 
 SOCKETS = Path("/proc/net/tcp")
 """Where Linux lists TCP sockets with the user that each belongs to."""
@@ -105,27 +106,17 @@ def _start(command: Sequence[str], folder: Path, **options: Any) -> subprocess.P
 def superlink() -> None:
     """Run `flower-superlink` with its application behind `SameUser`."""
     import uvicorn
-    from flwr.superlink.cli import flower_superlink
 
     def run(app: App, **options: Any) -> None:
         uvicorn.run(SameUser(app), **options)
 
-    flower_superlink_module = sys.modules[flower_superlink.__module__]
-    vars(flower_superlink_module)["uvicorn"] = SimpleNamespace(run=run)
-    flower_superlink()
+    superlink_served_by(run)()
 
 
 def superexec() -> None:
     """Run `flower-superexec` with tokens in files."""
-    from flwr.supercore.cli import flower_superexec
-    from flwr.supercore.superexec.executor import subprocess_executor
-
     with tempfile.TemporaryDirectory(prefix="airtune-token-") as folder:
-        vars(subprocess_executor)["subprocess"] = SimpleNamespace(
-            Popen=lambda command, **options: _start(command, Path(folder), **options),
-            DEVNULL=subprocess.DEVNULL,
-        )
-        flower_superexec()
+        superexec_started_by(lambda command, **options: _start(command, Path(folder), **options))()
 
 
 PROGRAMS = {"superlink": superlink, "superexec": superexec}

@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from airtune.deploy.control import run_status, stop_run
 from airtune.deploy.server import CONNECTION, State, flwr, leave
 from airtune.errors import InputError, RunError
 
@@ -53,8 +54,7 @@ class Run:
     def outcome(self, *, ask_now: bool = False) -> dict[str, Any] | None:
         """Return how it ended, or None while it goes on: `ok`, `exit`, `error`."""
         found = self._left()
-        # The app leaves its outcome in a file; only its violent end shows in Flower's list, and
-        # asking for that starts a process.
+        # The app leaves its outcome in a file; only its violent end shows in Flower's list.
         waited = time.monotonic() > self._asked_s + _STATUS_EVERY_S
         if found is not None or not (ask_now or waited):
             return found
@@ -69,7 +69,7 @@ class Run:
 
     def stop(self) -> None:
         """End it; what it recorded stays."""
-        flwr(self.state, "stop", str(self.about["flower"]))
+        stop_run(self.state, int(self.about["flower"]))
         leave(
             self.folder / "outcome.json",
             {"ok": False, "exit": 1, "error": "stopped; go on with --resume"},
@@ -77,11 +77,9 @@ class Run:
 
     def _flower_status(self) -> str | None:
         try:
-            runs = flwr(self.state, "list", "--run-id", str(self.about["flower"])).get("runs", [])
-        except RunError as error:
-            # Flower's server may be starting again; a run that it does not know has ended.
-            return "finished:unknown" if "not found" in str(error).lower() else None
-        return str(runs[0].get("status", "")) if runs else "finished:unknown"
+            return run_status(self.state, int(self.about["flower"]))
+        except (RunError, InputError):
+            return None  # Flower's server may be starting again
 
     def _left(self) -> dict[str, Any] | None:
         try:

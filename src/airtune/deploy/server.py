@@ -276,7 +276,7 @@ def about(state: State) -> dict[str, Any]:
     return found
 
 
-def flwr(state: State, *arguments: str, timeout_s: float = 60.0) -> dict[str, Any]:
+def flwr(state: State, *arguments: str, timeout_s: float = 180.0) -> dict[str, Any]:
     """Run one of Flower's operator commands on the started server; return its JSON answer.
 
     Raises:
@@ -284,14 +284,17 @@ def flwr(state: State, *arguments: str, timeout_s: float = 60.0) -> dict[str, An
         RunError: the command failed; quotes its last line.
     """
     about(state)
-    done = subprocess.run(
-        [flower_command("flwr"), *arguments, "--format", "json"],
-        env=flower_environment(state.home),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [flower_command("flwr"), *arguments, "--format", "json"],
+            env=flower_environment(state.home),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RunError(f"flwr {arguments[0]}: no answer within {timeout_s:.0f} s") from None
     try:
         answer = json.loads(done.stdout[done.stdout.index("{") :])
     except ValueError:

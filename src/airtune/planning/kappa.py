@@ -71,7 +71,24 @@ def fitted_kappa(
 
 
 def _misfit(losses: Array, counted: Array) -> float:
-    """Return the least Σ (L − L(m))² over the curve's end a, at most the lowest loss, and pace h.
+    """Return the least Σ (L − L(m))² over the curve's end a and pace h."""
+    return float(_curves(losses, counted)[2].min())
+
+
+def learning_curve(losses: Array, counted: Array) -> tuple[float, float]:
+    """Return the end a and the pace h of L(m) = a + (L0 − a)/(1 + m/h) nearest to the losses.
+
+    Args:
+        losses: (N,) before training and after, L0 first.
+        counted: (N,) rounds that they come after, 0 first.
+    """
+    ends, paces, misfit = _curves(losses, counted)
+    best = int(np.argmin(misfit))
+    return float(ends[best]), float(paces[best])
+
+
+def _curves(losses: Array, counted: Array) -> tuple[Array, Array, Array]:
+    """Return for every pace h the best end a, at most the lowest loss, and its Σ (L − L(m))².
 
     With x = 1/(1 + m/h) the curve is a (1 − x) + L0 x: a straight line in a.
     """
@@ -79,4 +96,4 @@ def _misfit(losses: Array, counted: Array) -> float:
     rest = losses - losses[0] * x
     weight = np.maximum(((1.0 - x) ** 2).sum(1), np.finfo(float).tiny)
     end = np.clip((rest * (1.0 - x)).sum(1) / weight, 0.0, losses.min())
-    return float(((rest - end[:, None] * (1.0 - x)) ** 2).sum(1).min())
+    return end, HALF_ROUNDS, ((rest - end[:, None] * (1.0 - x)) ** 2).sum(1)

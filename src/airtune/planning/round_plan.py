@@ -26,7 +26,7 @@ from airtune.models.workload import (
     training_flops,
 )
 from airtune.planning.costs import KnobCosts, read_costs, shipped_costs
-from airtune.planning.floor import check_floor, weighed
+from airtune.planning.floor import check_floor, required, weighed
 from airtune.planning.inputs import (
     BYTES_PER_WEIGHT,
     ClientLoad,
@@ -141,12 +141,12 @@ def plan_round(scenario: Scenario, situation: Situation) -> RoundPlan:
     )
     if scenario.participation.floor > 0:
         check_floor(asked, scenario.participation.floor)
-        asked = weighed(asked, situation.queues)
+        asked = required(weighed(asked, situation.queues), situation.queues)
     solver = "exact" if scenario.planning.knobs is None else scenario.planning.method
     began = perf_counter()
     best: RoundPlan | None = None
     lower, refusal = np.inf, None
-    for rate in _broadcast_rates(link, "absence" in turned):
+    for rate in _broadcast_rates(link, asked.absent_costs):
         heard = link.air.downlink_rate_bps >= rate
         try:
             at_rate = _heard_at(asked, needed, heard, rate)
@@ -276,10 +276,12 @@ def _curves(
     return (curve,) * problem.clients
 
 
-def _broadcast_rates(link: Link, absence: bool) -> list[float]:
+def _broadcast_rates(link: Link, absent_costs: NDArray[np.float64]) -> list[float]:
     """Return the rates that the broadcast can have, one for each client that can be the slowest."""
-    rates = sorted(set(link.air.downlink_rate_bps.tolist()))
-    return rates if absence else rates[:1]
+    rates = link.air.downlink_rate_bps
+    everyone = float(rates.min())
+    needed = float(rates[~np.isfinite(absent_costs)].min(initial=np.inf))
+    return sorted({float(rate) for rate in rates if rate <= needed} | {everyone})
 
 
 def _heard_at(

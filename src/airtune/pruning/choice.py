@@ -11,6 +11,7 @@ import numpy as np
 from airtune.errors import InputError
 from airtune.models.structure import Structure, check_structure
 from airtune.models.workload import ModelShape, check_rate
+from airtune.pruning.selection import Selection, by_importance
 from airtune.pruning.statistics import Statistics
 
 CURVE_POINTS = 9
@@ -31,15 +32,21 @@ class Removal:
 
 
 def choose(
-    statistics: Statistics, shape: ModelShape, pruning: float, units: str = "mixed"
+    statistics: Statistics,
+    shape: ModelShape,
+    pruning: float,
+    units: str = "mixed",
+    *,
+    select: Selection = by_importance,
 ) -> Structure:
-    """Return the structure of a pruning rate: deterministic, and nested over rates.
+    """Return the structure of a pruning rate: by importance deterministic, and nested over rates.
 
     Args:
         statistics: the client's calibration.
         shape: of the model.
         pruning: share of the blocks' parameters to leave out, met as nearly as units allow.
         units: `mlp`, `attention`, `mixed` (both) or `blocks` (whole ones).
+        select: which units of a sublayer are kept, once it is known how many.
 
     Raises:
         InputError: a rate outside [0, 1), or one that these units cannot reach.
@@ -62,7 +69,9 @@ def choose(
         _check_reach(removed, shape, pruning, units)
     channels, groups = (
         tuple(
-            tuple(sorted(statistics.sublayer(b, unit).order[: kept[unit][b]].tolist()))
+            tuple(
+                sorted(select(statistics.sublayer(b, unit).order.numpy(), kept[unit][b]).tolist())
+            )
             for b in range(shape.blocks)
         )
         for unit in ("mlp", "group")

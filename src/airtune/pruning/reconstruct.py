@@ -24,15 +24,23 @@ def regress(cross: Tensor, factor: Tensor) -> Tensor:
     return torch.cholesky_solve(cross.to(factor).T, factor).T
 
 
-def refit(weight: Tensor, factor: Tensor, kept: int) -> Tensor:
-    """Return the refitted columns of the first `kept` features, (d, kept).
+def refit(weight: Tensor, factor: Tensor, kept: Tensor) -> Tensor:
+    """Return the refitted columns of the kept features, (d, number kept), in their order.
 
     Args:
         weight: the output projection with columns in order of importance, (d, features).
         factor: Cholesky factor of the ordered, regularised covariance, (features, features).
-        kept: how many leading features stay; the columns keep that order.
+        kept: (features,) boolean: which features stay.
     """
     weight = weight.to(factor)
-    moved = weight[:, kept:] @ factor[kept:, :kept]
-    correction = torch.linalg.solve_triangular(factor[:kept, :kept], moved, upper=False, left=False)
-    return weight[:, :kept] + correction
+    count = int(kept.sum())
+    if bool(kept[:count].all()):
+        # The most important ones: L_SS is a leading block of the factor.
+        moved = weight[:, count:] @ factor[count:, :count]
+        leading = factor[:count, :count]
+        correction = torch.linalg.solve_triangular(leading, moved, upper=False, left=False)
+        return weight[:, :count] + correction
+    stays, goes = factor[kept], factor[~kept]
+    moved = weight[:, ~kept] @ (goes @ stays.T)
+    own = torch.linalg.cholesky(stays @ stays.T)
+    return weight[:, kept] + torch.cholesky_solve(moved.T, own).T

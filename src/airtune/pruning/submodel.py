@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from airtune.errors import InputError
 from airtune.models.structure import Structure, check_structure, entries
 from airtune.models.workload import Matrix, ModelShape
 from airtune.pruning.layers import blocks_of, layer_like, weight_of
@@ -133,23 +132,18 @@ def _cut_output(
     bias: Any = layer.bias
     if sublayer is None:
         return layer_like(layer, weight_of(layer)[:, columns], bias)
-    if set(sublayer.order[: len(units)].tolist()) != set(units):
-        raise InputError(
-            "the structure does not keep the most important units of these statistics: "
-            "choose it from the statistics that it is refitted with"
-        )
     features = sublayer.ordered_features.to(columns.device)
     weight = weight_of(layer).float()
     constant = weight.new_zeros(len(weight))
     if extra is not None:
         weight = weight + extra.replacement.to(weight)
         constant = extra.constant.to(weight)
-    kept = len(columns)
+    kept = torch.isin(features, columns)
     fitted = refit(weight[:, features], sublayer.factor_on(weight), kept)
     mean = sublayer.mean.to(weight)
-    constant = constant + weight @ mean - fitted @ mean[features[:kept]]
+    constant = constant + weight @ mean - fitted @ mean[features[kept]]
     # From the order of importance back to the order of the model.
-    fitted = fitted[:, torch.argsort(features[:kept])]
+    fitted = fitted[:, torch.argsort(features[kept])]
     return layer_like(layer, fitted, constant if bias is None else bias.float() + constant)
 
 

@@ -38,6 +38,8 @@ class ClientRecord:
         local_steps: AdamW steps that it was asked for; None for a client that sat out.
         rank: LoRA rank of its adapter, likewise.
         bits_per_value: of an adapter value in its uplink message, likewise.
+        binds: what its plan was bounded by: "air" or "compute", whichever takes longer, and
+            "memory" or "floor" where they apply; None for a client that sat out.
         bandwidth_hz: Hz of the uplink that it was given; 0 for a client that sat out.
         rate_bps: bit/s at which its update went up; None where there was none.
         snr_db: dB over the client's own band; None where there is none (traces).
@@ -61,6 +63,7 @@ class ClientRecord:
     local_steps: int | None = None
     rank: int | None = None
     bits_per_value: int | None = None
+    binds: str | None = None
     bandwidth_hz: float
     rate_bps: float | None
     snr_db: float | None = None
@@ -172,6 +175,8 @@ class RunDescription:
         adapter_values: of the full adapter.
         setup_s: before the first round, on the virtual clock: the slowest client calibrates.
         setup_flops: of all clients, before the first round.
+        knob_costs: which costs the plan of its knobs used: file, SHA-256, and where they were
+            measured; empty without `planning.knobs`.
     """
 
     clients: tuple[ClientSite, ...]
@@ -183,6 +188,7 @@ class RunDescription:
     adapter_values: int | None = None
     setup_s: float = 0.0
     setup_flops: float = 0.0
+    knob_costs: str = ""
 
 
 Value = TypeVar("Value", ClientRecord, RoundRecord, ClientSite, RunDescription)

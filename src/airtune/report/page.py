@@ -14,6 +14,7 @@ from airtune.record.files import write_durably
 from airtune.report import figures, numbers
 from airtune.report.cellmap import cell_map, data_shares
 from airtune.report.summary import (
+    assigned_modes,
     client_summaries,
     headline,
     is_left_out,
@@ -65,6 +66,7 @@ def render_run(record: Record) -> str:
         ),
         place=present(cell_map(record), data_shares(record)),
         clients=clients,
+        assigned=assigned_modes(record),
         sat_out=any(client.sat_out for client in clients),
         units={
             "band": numbers.common_unit((c.bandwidth_hz for c in clients), "Hz"),

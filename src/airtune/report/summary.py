@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airtune.record import ClientRecord, Record
-from airtune.report.numbers import counted, digits, loss, seconds
+from airtune.report.numbers import NOTHING, counted, digits, loss, seconds
 
 OK = "ok"
 SAT_OUT = "sat out"
@@ -190,7 +190,7 @@ def headline(record: Record) -> str:
         return "No round has ended yet"
     planned = record.scenario.get("rounds", total.rounds)
     count = counted(total.rounds, "round")
-    if total.rounds < planned:
+    if total.rounds < planned and not record.finished:
         count = f"{total.rounds:,} of {counted(planned, 'round')}"
     clock = "virtual time" if total.engine_s is None else "time measured on the devices"
     text = f"{count} in {seconds(total.virtual_time_s)} of {clock}"
@@ -284,3 +284,37 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in values.items():
         flat.update(_flat(item, f"{prefix}.{key}" if prefix else str(key)))
     return flat
+
+
+MODE_ROUNDS = 12
+"""Rounds that the table of modes shows at most, evenly spread."""
+
+
+@dataclass(frozen=True)
+class AssignedModes:
+    """What each client was told in some of the rounds."""
+
+    rounds: tuple[int, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    """Per client its name and a text a round."""
+
+
+def assigned_modes(record: Record) -> AssignedModes | None:
+    """Return the clients' modes by round; None where they never differ and nobody sat out."""
+    everyone = [client for entry in record.rounds for client in entry.clients]
+    modes = {(one.local_steps, one.rank, one.bits_per_value) for one in everyone}
+    if len(modes) < 2:
+        return None
+    stride = -(-len(record.rounds) // MODE_ROUNDS)
+    shown = record.rounds[::stride]
+    names = [client.name for client in shown[-1].clients]
+    by_round = [{client.name: client for client in entry.clients} for entry in shown]
+
+    def text(client: ClientRecord | None) -> str:
+        if client is None or client.rank is None:
+            return NOTHING
+        mode = f"{client.local_steps}/{client.rank}/{client.bits_per_value}"
+        return f"{mode} {client.binds}" if client.binds else mode
+
+    rows = tuple((name, tuple(text(clients.get(name)) for clients in by_round)) for name in names)
+    return AssignedModes(tuple(entry.round for entry in shown), rows)

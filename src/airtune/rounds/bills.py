@@ -49,6 +49,7 @@ def bill(
     outcome: Outcome,
     status: str,
     *,
+    binds: str,
     snr_hz: float | None,
 ) -> ClientRecord:
     """Bill one client: what it really computed and sent.
@@ -63,6 +64,7 @@ def bill(
         assigned: what it was told.
         outcome: what came of it.
         status: as recorded.
+        binds: what its plan was bounded by.
         snr_hz: its received power over noise density on the uplink; None where only a
             rate is known (a trace, a table of rates).
     """
@@ -96,6 +98,7 @@ def bill(
         local_steps=assigned.mode.local_steps,
         rank=assigned.mode.rank,
         bits_per_value=assigned.mode.bits_per_value,
+        binds=binds,
         bandwidth_hz=band_hz,
         rate_bps=rate_bps,
         snr_db=linear_to_db(snr_hz / band_hz) if snr_hz is not None and band_hz > 0 else None,
@@ -111,6 +114,24 @@ def bill(
         label_tokens=sum(s.label_tokens for s in load.steps[: assigned.mode.local_steps]),
         train_loss=finite(train_loss),
     )
+
+
+def what_binds(assigned: Assignment, least_pruning: float, owed: float) -> str:
+    """Say what a client's plan was bounded by.
+
+    Args:
+        assigned: what it was told.
+        least_pruning: what its memory demands.
+        owed: what the floor owed it before the round.
+    """
+    planned = assigned.planned
+    assert planned is not None
+    found = ["compute" if planned.compute_s >= planned.upload_s else "air"]
+    if least_pruning > 0 and assigned.pruning <= least_pruning * (1 + 1e-9):
+        found.append("memory")
+    if owed > 0:
+        found.append("floor")
+    return ", ".join(found)
 
 
 def speeds_after(

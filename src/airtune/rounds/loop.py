@@ -33,7 +33,7 @@ from airtune.planning.inputs import (
 from airtune.randomness import generator
 from airtune.record import RoundRecord, RunDescription
 from airtune.record.schema import OK, ClientRecord
-from airtune.rounds.bills import Outcome, bill, finite, idle, kept_speed, speeds_after
+from airtune.rounds.bills import Outcome, bill, finite, idle, kept_speed, speeds_after, what_binds
 from airtune.rounds.cell import Cell, Decision
 from airtune.rounds.description import description_of
 from airtune.rounds.state import State
@@ -158,7 +158,7 @@ def _speeds(cell: Cell, state: State) -> tuple[float | None, ...]:
 def _evaluation(cell: Cell, after: State) -> Evaluation | None:
     """Measure where the scenario asks for it: every so many rounds, and the last one."""
     scenario = cell.scenario
-    last = after.round == scenario.rounds
+    last = after.is_last(scenario)
     if not last and after.round % scenario.evaluation.every_rounds:
         return None
     return cell.engine.evaluate(after.adapter, final=last)
@@ -288,6 +288,11 @@ def _bills(
             answered[client].assignment,
             answered[client].outcome,
             answered[client].status,
+            binds=what_binds(
+                answered[client].assignment,
+                float(situation.problem.min_pruning[k]),
+                float(situation.queues[k]),
+            ),
             snr_hz=link.air.received_snr_hz(k),
         )
         for k, client in enumerate(situation.cohort)

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from airtune.errors import InputError, RunError
 from airtune.planning.assigning import assignments_of
 from airtune.planning.costs import KnobCosts, Measured, Pair
 from airtune.planning.inputs import Situation
+from airtune.planning.kappa import learning_curve
 from airtune.rounds.cell import Cell, Decision, open_cell
 from airtune.rounds.loop import begin, step
 from airtune.scenario import Scenario
@@ -32,6 +32,8 @@ PRUNING_RATES = (0.2, 0.4, 0.6)
 FEW_BITS = (8, 4, 2)
 SCALE_BITS = 32
 WHOLE = "whole"
+SHARES = 1001
+"""How finely e is looked for."""
 
 
 @dataclass(frozen=True)
@@ -210,19 +212,19 @@ def _run_trial(scenario: Scenario, trial: Trial, engine: Engine) -> Ended:
     return Ended(losses, sum(examples[k] for k in trial.left_out) / sum(examples))
 
 
-def rounds_worth(whole: Sequence[float], loss: float) -> float:
-    """Return n₀, the rounds after which the unchanged run has this loss, between 0 and all.
+def lost_share(whole: Sequence[float], trial: Sequence[float]) -> float:
+    """Return e: the share of every round that a trial loses against the unchanged run.
 
-    Linear between rounds, on the lowest loss so far, so that a round that is worse than the one
-    before does not count twice.
+    The unchanged run's losses give the curve L(m) = a + (L0 − a)/(1 + m/h) over rounds; e is where
+    the trial's losses after r rounds are nearest, in squares, to L(r(1 − e)). All rounds count: a
+    last loss alone says little where the curve is flat, and a first one where it is steep.
     """
-    lowest = np.minimum.accumulate(np.asarray(whole))
-    if loss >= lowest[0]:
-        return 0.0
-    for round, (before, after) in enumerate(pairwise(lowest)):
-        if after < before and loss >= after:
-            return round + float((before - loss) / (before - after))
-    return float(len(lowest) - 1)
+    rounds = np.arange(len(whole), dtype=float)
+    end, pace = learning_curve(np.asarray(whole, dtype=float), rounds)
+    after, shares = rounds[1:], np.linspace(0.0, 1.0, SHARES)[:, None]
+    expected = end + (whole[0] - end) / (1.0 + after * (1.0 - shares) / pace)
+    misfit = ((np.asarray(trial[1:]) - expected) ** 2).sum(1)
+    return float(shares[int(np.argmin(misfit)), 0])
 
 
 def costs_from(
@@ -246,15 +248,15 @@ def costs_from(
 
     def lost(trial: Trial, seed: int) -> float:
         own = ended[trial.name, seed]
-        worth = rounds_worth(ended[WHOLE, seed].losses, own.losses[-1]) / rounds
-        return min(1.0, (1.0 - worth) / (own.share or 1.0))
+        share = lost_share(ended[WHOLE, seed].losses, own.losses)
+        return min(1.0, share / (own.share or 1.0))
 
     def measured(trial: Trial) -> Measured:
         values = [lost(trial, seed) for seed in seeds]
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return Measured(cost=float(np.mean(values)), spread=spread)
 
-    free = Measured(cost=0.0, spread=None)
+    free = Measured(cost=0.0)
     by_name = {trial.name: measured(trial) for trial in trials}
     alone = [trial for trial in trials if " + " not in trial.name]
     clients = len(scenario.client_devices)

@@ -73,10 +73,10 @@ def _run_rounds(cell: Cell, directory: RunDirectory) -> None:
         cell.observer.noticed(notice)
     known = directory.description
     cell.observer.started(None if known is None else known.initial_eval_loss)
-    while state.round < cell.scenario.rounds:
+    while not state.is_last(cell.scenario):
         state, record = step(cell, state)
         directory.append_round(record)
-        if state.round == cell.scenario.rounds:
+        if state.is_last(cell.scenario):
             _save_adapter(cell, state, directory.adapter_path)
         directory.save_checkpoint(state.round, *packed(state))
         cell.observer.round_ended(record)

@@ -11,6 +11,7 @@ import torch
 from airtune.adapters.names import Adapter
 from airtune.errors import InputError
 from airtune.record import Checkpoint
+from airtune.scenario import Scenario
 from airtune.training.client import OptimizerState
 
 
@@ -32,6 +33,12 @@ class State:
     """What the last round's updates take together, where clients merge them into their base."""
     queues: tuple[float, ...] = ()
     """What `participation.floor` still owes each client; empty without a floor."""
+
+    def is_last(self, scenario: Scenario) -> bool:
+        """Whether the run ends here: no round, or no time on the virtual clock, is left."""
+        budget_s = scenario.time_budget_s
+        over = budget_s is not None and self.round > 0 and self.elapsed_s >= budget_s
+        return over or self.round >= scenario.rounds
 
 
 def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

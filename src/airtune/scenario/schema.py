@@ -134,6 +134,9 @@ class PruningSection(Section):
     max_pruning: Annotated[float, Field(ge=0, lt=1)] = 0.6
     """The largest share of the decoder blocks' parameters that a client may leave out."""
     units: Literal["mixed", "mlp", "attention", "blocks"] = "mixed"
+    selection: Literal["importance", "rolling", "rotating"] = "importance"
+    """Which units a submodel keeps: the most important ones; a window that rolls over the rounds
+    (FedRolex); or by importance, but those near the threshold exchanged by round and client."""
     refit: bool = True
     """Refit the output projections on the calibration text after the cut."""
     calibration: Literal["own", "shared"] = "own"
@@ -242,6 +245,9 @@ class Scenario(Section):
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     rounds: Annotated[PositiveInt, bounds.ROUNDS] = 8
+    time_budget_s: PositiveFloat | None = None
+    """Given: the run ends with the first round that ends at or after this time on the virtual
+    clock, and with `rounds` at the latest."""
     plugins: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Python files or modules that add methods, rules, channel models or tasks: docs/extend.md."""
     model: ModelSection = ModelSection()
@@ -312,7 +318,12 @@ class Scenario(Section):
                 "planning.fit_kappa goes with participation.rule = 'all' only: "
                 "what clients leave undone is not what pruning costs"
             )
-
+        if self.time_budget_s and self.training.learning_rate_schedule == "linear":
+            raise ValueError(
+                "time_budget_s goes with training.learning_rate_schedule = 'constant' only: how "
+                "many rounds the rate has to fall over is not known beforehand"
+            )
+        self._check_knobs()
         clients = len(self.client_devices)
         need = clients * (self.partition.min_examples + self.task.client_eval_examples)
         what = "partition.min_examples and task.client_eval_examples"

@@ -43,6 +43,7 @@ from airtune.models.workload import (
 )
 from airtune.pruning import Statistics, cached_calibration, calibrate, choose, cost_curve, cut
 from airtune.pruning.calibration import SENSITIVITY_ROWS
+from airtune.pruning.selection import selection_of
 from airtune.randomness import derived_seed, generator
 from airtune.scenario import Scenario
 from airtune.training.client import ClientJob, ClientUpdate, gather_moments, scatter_moments, train
@@ -203,7 +204,7 @@ class Worker:
         steps = max(mode.local_steps, section.local_steps)
         drawn = self.batches(job.round, job.client, steps)[: mode.local_steps]
         batches = [batch.to(self._device) for batch in drawn]
-        structure, submodel = self._submodel(job.client, job.assignment.pruning)
+        structure, submodel = self._submodel(job)
         moments = None
         if job.optimizer_state is not None:
             moments = gather_moments(job.optimizer_state, structure, shape)
@@ -279,14 +280,22 @@ class Worker:
         with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
             save_adapter(model, base, folder, gguf_file=self.scenario.model.gguf_file)
 
-    def _submodel(self, client: int, pruning: float) -> tuple[Structure, nn.Module]:
+    def _submodel(self, job: ClientJob) -> tuple[Structure, nn.Module]:
         """Cut the client's submodel; without pruning there is nothing to calibrate for."""
+        client, pruning = job.client, job.assignment.pruning
         if pruning == 0:
             structure = whole(self.shape)
             return structure, cut(self._model, self.shape, structure)
         section = self.scenario.pruning
         statistics = self._calibrated(client)
-        structure = choose(statistics, self.shape, pruning, section.units)
+        select = selection_of(
+            section.selection,
+            seed=self.scenario.seed,
+            round=job.round,
+            client=client,
+            multiple=self.shape.channel_multiple,
+        )
+        structure = choose(statistics, self.shape, pruning, section.units, select=select)
         refit = statistics if section.refit else None
         return structure, cut(self._model, self.shape, structure, refit)
 

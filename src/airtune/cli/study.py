@@ -1,0 +1,271 @@
+"""`airtune study`: methods × seeds × points, run, compared and written down."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from airtune.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from airtune.study import Study
+    from airtune.study.results import Result
+    from airtune.study.running import Progress
+
+app = typer.Typer(
+    name="study",
+    help="Compare methods over seeds: run, look at, report and extend a study.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+Folder = Annotated[Path, typer.Argument(help="The study's folder, as `study run` printed it.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="FILE", help="A Python file with methods of your own."),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", help="Runs at once. Default: as many as fit cores and memory."),
+]
+Threads = Annotated[int, typer.Option("--threads", help="CPU threads of each run.")]
+Trackers = Annotated[
+    list[str] | None,
+    typer.Option("--tracker", help="tensorboard, wandb, mlflow or trackio; may be repeated."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+
+@app.command("run")
+def run(
+    source: Annotated[
+        str, typer.Argument(metavar="FILE|NAME", help="A study file, or a shipped study: tiny.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The study's folder. Default: runs/study-NAME.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key for every method."),
+    ] = None,
+    plugins: Plugins = None,
+    jobs: Jobs = None,
+    threads: Threads = 1,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local (processes here) or ray (a task a run).")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="Ray: a running cluster. Default: start one.")
+    ] = None,
+    gpus_per_run: Annotated[
+        float, typer.Option("--gpus-per-run", help="Ray: share of a GPU for each run.")
+    ] = 0.0,
+    keep_adapter: Annotated[
+        bool, typer.Option("--keep-adapters", help="Keep every run's adapter.")
+    ] = False,
+    trackers: Trackers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Do every run that the study still lacks, then write its page, tables and figures.
+
+    The same command goes on after a kill at any moment. A run is found by the hash of its resolved
+    scenario, of the plugin files and of the record's format: nothing is computed twice.
+
+    **Examples**
+
+      airtune study run tiny
+
+      airtune study run mine.toml --plugin my_method.py --jobs 4
+
+      airtune study run mine.toml --engine ray --address ray://head:10001
+    """
+    from airtune.study import load_study
+
+    study = load_study(source, overrides or [])
+    folder = out or Path("runs") / f"study-{study.name}"
+    carry_on(
+        study,
+        folder,
+        plugins or [],
+        jobs=jobs,
+        threads=threads,
+        keep_adapter=keep_adapter,
+        quiet=quiet,
+        engine=engine,
+        address=address,
+        gpus=gpus_per_run,
+        trackers=trackers or [],
+    )
+
+
+@app.command("status")
+def status(folder: Folder) -> None:
+    """Say which runs are finished, begun, failed or missing.
+
+    **Example**
+
+      airtune study status runs/study-tiny
+    """
+    from rich.console import Console
+
+    from airtune.study.conduct import known_jobs
+    from airtune.study.console import status_table
+    from airtune.study.folder import read_study
+    from airtune.study.running import state_of
+
+    study, plugins = read_study(folder)
+    jobs = known_jobs(study, folder, plugins)
+    if jobs is None:
+        typer.echo(f"{study.name}: the search has not ended; go on with `airtune study run`")
+        return
+    Console().print(status_table(study, jobs, [state_of(folder, job) for job in jobs]))
+
+
+@app.command("report")
+def report(folder: Folder, quiet: Quiet = False) -> None:
+    """Write page, tables and figures again from the runs that are there; nothing is computed anew.
+
+    **Example**
+
+      airtune study report runs/study-tiny
+    """
+    from airtune.study.conduct import known_jobs
+    from airtune.study.folder import read_study
+    from airtune.study.results import results_of
+
+    study, plugins = read_study(folder)
+    jobs = known_jobs(study, folder, plugins)
+    if jobs is None:
+        raise InputError(f"'{folder}': the search has not ended; go on with `airtune study run`")
+    write_all(study, results_of(study, jobs, folder), folder, quiet)
+
+
+@app.command("add-seeds")
+def add_seeds(
+    folder: Folder,
+    seeds: Annotated[str, typer.Argument(help="Further seeds, e.g. 5-9 or 5,7.")],
+    plugins: Plugins = None,
+    jobs: Jobs = None,
+    threads: Threads = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Run every method of a study on further seeds too, and write its results again.
+
+    **Example**
+
+      airtune study add-seeds runs/study-tiny 5-9
+    """
+    from airtune.study.folder import read_study
+    from airtune.study.loading import seeds_of, study_of
+
+    study, known = read_study(folder)
+    added = seeds_of(seeds, "SEEDS")
+    twice = [seed for seed in added if seed in study.seeds]
+    if twice:
+        raise InputError(f"SEEDS '{seeds}': {twice[0]} is already in the study")
+    values = {**study.model_dump(mode="json"), "seeds": [*study.seeds, *added]}
+    larger = study_of(values, where=str(folder))
+    carry_on(larger, folder, plugins or known, jobs=jobs, threads=threads, quiet=quiet)
+
+
+def carry_on(
+    study: Study,
+    folder: Path,
+    plugins: list[str],
+    *,
+    jobs: int | None = None,
+    threads: int = 1,
+    keep_adapter: bool = False,
+    quiet: bool = False,
+    engine: str = "local",
+    address: str | None = None,
+    gpus: float = 0.0,
+    trackers: Sequence[str] = (),
+) -> None:
+    """Conduct a study with progress on the terminal and write what it shows.
+
+    Raises:
+        InputError: as `conduct`, or an option that is not allowed.
+        RunError: some runs failed; the others are finished and reported.
+    """
+    from airtune.study.conduct import conduct
+    from airtune.study.pools import Pool, ProcessPool, RayPool, free_cores
+
+    if threads < 1 or (jobs is not None and jobs < 1):
+        raise InputError("--jobs and --threads: at least 1")
+    if engine not in ("local", "ray"):
+        raise InputError(f"--engine '{engine}': allowed are local, ray")
+    if address is not None and engine == "local":
+        raise InputError(f"--address {address}: only with --engine ray")
+
+    if trackers:
+        from airtune.rounds.trackers import check_trackers
+
+        check_trackers(trackers)
+
+    def make_pool() -> Pool:
+        from airtune.rounds.apart import perform
+
+        if engine == "ray":
+            return RayPool(perform, address=address, threads=threads, gpus=gpus)
+        return ProcessPool(perform, preload=["airtune.rounds.running"])
+
+    # Ray decides itself how many of its tasks run at once.
+    most = 10_000 if engine == "ray" else max(1, free_cores() // threads)
+    results = conduct(
+        study,
+        folder,
+        make_pool,
+        at_once=jobs or most,
+        threads=threads,
+        plugins=plugins,
+        keep_adapter=keep_adapter,
+        trackers=trackers,
+        watch=(lambda progress: None) if quiet else _tell,
+    )
+    write_all(study, results, folder, quiet)
+    failed = [one for one in results if one.status == "failed"]
+    if failed:
+        one = failed[0]
+        raise RunError(
+            f"{len(failed)} of {len(results)} runs failed; first: {one.method}, seed {one.seed}: "
+            f"{one.error}"
+        )
+
+
+def write_all(study: Study, results: list[Result], folder: Path, quiet: bool) -> None:
+    """Write page, tables and figures; print the ranking."""
+    from rich.console import Console
+
+    from airtune.study.comparison import compare
+    from airtune.study.console import ranking_table, sentences
+    from airtune.study.page import write_page
+    from airtune.study.prints import write_figures
+    from airtune.study.tables import write_tables
+
+    comparisons = compare(results, study.reference)
+    write_tables(results, comparisons, folder / "tables")
+    write_figures(study, results, comparisons, folder / "figures")
+    page = write_page(study, results, comparisons, folder)
+    if not quiet:
+        console = Console()
+        for comparison in comparisons:
+            console.print(ranking_table(comparison))
+        for line in sentences(study, results, comparisons):
+            console.print(line, soft_wrap=True, highlight=False)
+        console.print(f"report: {page}\ntables: {folder / 'tables'}", soft_wrap=True)
+
+
+def _tell(progress: Progress) -> None:
+    left: Any = progress.left_s
+    when = "" if left is None or progress.done == progress.total else f"  about {_time(left)} left"
+    state = "done" if progress.error is None else f"failed: {progress.error}"
+    line = f"{progress.done}/{progress.total}  {progress.where}: {state}{when}"
+    print(line, file=sys.stderr, flush=True)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -1,0 +1,55 @@
+"""Planned and measured times of a deployment, one JSON object a client and round."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from airtune.assignment import PlannedTimes
+from airtune.deploy.emulation import overran
+from airtune.deploy.meter import WireTimes
+from airtune.deploy.protocol import Update
+from airtune.training.client import ClientJob, Measured
+
+
+def append_timings(
+    file: Path,
+    job: ClientJob,
+    planned: PlannedTimes,
+    fields: Update,
+    wire: WireTimes | None,
+    measured: Measured,
+    total_s: float,
+) -> None:
+    """Add a client's line.
+
+    `counts` is false where the device emulates another and its work took longer than that
+    device's time; `emulated_s` is that time.
+    """
+    assigned = job.assignment
+    line = {
+        "round": job.round,
+        "client": fields.client,
+        "planned": {
+            "rate_bps": assigned.rate_bps,
+            "downlink_rate_bps": assigned.downlink_rate_bps,
+            "downlink_s": planned.downlink_s,
+            "compute_s": planned.compute_s,
+            "upload_s": planned.upload_s,
+            "round_s": planned.round_s,
+        },
+        "measured": {
+            "downlink_s": measured.downlink_s,
+            "compute_s": measured.compute_s,
+            "upload_s": measured.upload_s,
+            "engine_s": measured.engine_s,
+            "total_s": total_s,
+        },
+        "uplink_bytes": None if wire is None else wire.uplink_bytes,
+        "downlink_bytes": None if wire is None else wire.downlink_bytes,
+        "epsilon": fields.epsilon,
+        "emulated_s": fields.emulated_s,
+        "counts": not overran(fields.compute_s, fields.emulated_s),
+    }
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(line) + "\n")

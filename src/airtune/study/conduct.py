@@ -1,0 +1,99 @@
+"""A study from its search to its results, whatever pool does the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from airtune.record.files import lock_folder
+from airtune.study.folder import read_search, save_search, save_study
+from airtune.study.jobs import Job, jobs_of, search_jobs
+from airtune.study.pools import Pool
+from airtune.study.results import Result, best_candidate, results_of
+from airtune.study.running import Progress, carry_out
+from airtune.study.schema import Study
+
+
+def conduct(
+    study: Study,
+    folder: Path,
+    make_pool: Callable[[], Pool],
+    *,
+    at_once: int,
+    threads: int,
+    plugins: Sequence[str] = (),
+    keep_adapter: bool = False,
+    trackers: Sequence[str] = (),
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> list[Result]:
+    """Do what a study still lacks and return all of its results, in its order.
+
+    Every scenario is checked before anything is written or run. After a kill at any moment the
+    same call goes on: finished runs are kept, begun ones resumed.
+
+    Raises:
+        InputError: a method or point makes no valid scenario; the folder holds another study, or
+            runs that a newer version made; another process works on it; no candidate of the
+            search finished.
+    """
+    candidates = search_jobs(study, plugins)
+    jobs_of(study, _placeholder(study), plugins)
+    save_study(folder, study, plugins)
+    lock = lock_folder(folder)
+    try:
+        pool = make_pool()
+        try:
+            common: dict[str, Any] = {
+                "at_once": at_once, "threads": threads, "watch": watch,
+                "keep_adapter": keep_adapter, "trackers": trackers,
+            }  # fmt: skip
+            tuned = None
+            if candidates:
+                carry_out(candidates, folder, pool, **common)
+                tuned = choose(study, candidates, folder)
+            jobs = jobs_of(study, tuned, plugins)
+            carry_out(jobs, folder, pool, **common)
+        finally:
+            pool.close()
+    finally:
+        lock.release()
+    return results_of(study, jobs, folder)
+
+
+def known_jobs(study: Study, folder: Path, plugins: Sequence[str] = ()) -> list[Job] | None:
+    """Return a study's runs as its folder knows them; None while its search has not ended."""
+    if study.search is None:
+        return jobs_of(study, None, plugins)
+    tuned = read_search(folder)
+    return None if tuned is None else jobs_of(study, tuned, plugins)
+
+
+def choose(study: Study, candidates: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
+    """Return each searched method's best values, and write them to search.json.
+
+    Raises:
+        InputError: no candidate of a method finished.
+    """
+    results = results_of(study, candidates, folder)
+    chosen: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(job.method for job in candidates):
+        own = [i for i, job in enumerate(candidates) if job.method == name]
+        best = own[best_candidate([results[i] for i in own])]
+        chosen[name] = {
+            "values": dict(candidates[best].candidate),
+            "held_out_loss": results[best].final_loss,
+            "candidates": len(own),
+            "rounds": candidates[best].values["rounds"],
+        }
+    save_search(folder, chosen)
+    return {name: one["values"] for name, one in chosen.items()}
+
+
+def _placeholder(study: Study) -> dict[str, dict[str, Any]]:
+    """Some values for each searched key, so that every scenario can be checked beforehand."""
+    if study.search is None:
+        return study.tuned
+    some = {key: values[0] for key, values in study.search.keys.items()}
+    names = {*study.methods, *(m.tuned_as for m in study.methods.values() if m.tuned_as)}
+    return dict.fromkeys(names, some)

@@ -1,0 +1,103 @@
+"""The study's folder: what was asked, what the search chose, where the runs lie.
+
+study.json    the study, resolved, and the plugin files
+search.json   each method's searched values, and the loss that chose them
+runs/KEY/     one run directory a run (docs/record.md); beside it KEY.json: how it ended
+report.html   the page;  tables/  CSV, Parquet, LaTeX;  figures/  SVG and PDF
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from airtune.errors import InputError
+from airtune.record.files import write_durably
+from airtune.study.jobs import plugin_path
+from airtune.study.loading import study_of
+from airtune.study.schema import Study
+
+FORMAT = 1
+STUDY, SEARCH = "study.json", "search.json"
+
+
+def save_study(folder: Path, study: Study, plugins: Sequence[str]) -> None:
+    """Write study.json; the folder may hold an earlier state of the same study.
+
+    Raises:
+        InputError: the folder holds another study, or files and no study.
+    """
+    if (folder / STUDY).exists():
+        before, _ = read_study(folder)
+        if (before.name, before.base_values.get("name")) != (
+            study.name, study.base_values.get("name"),
+        ):  # fmt: skip
+            raise InputError(
+                f"'{folder}' holds another study: '{before.name}' on "
+                f"'{before.base_values.get('name')}', not '{study.name}' on "
+                f"'{study.base_values.get('name')}': give another --out"
+            )
+    elif folder.is_dir() and (
+        names := sorted(p.name for p in folder.iterdir() if p.name[0] != ".")
+    ):
+        raise InputError(
+            f"'{folder}' holds '{names[0]}' and no study: give a new folder with --out"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--out '{folder}' is no folder that can be made: {error.strerror}"
+        ) from None
+    values = {
+        "format": FORMAT,
+        "study": study.model_dump(mode="json"),
+        "plugins": [plugin_path(plugin) for plugin in plugins],
+    }
+    _write(folder / STUDY, values)
+
+
+def read_study(folder: Path) -> tuple[Study, list[str]]:
+    """Return the study of a folder and its plugin files.
+
+    Raises:
+        InputError: there is none, or a newer version wrote it.
+    """
+    values = _read(folder / STUDY)
+    if values is None:
+        raise InputError(f"no study in '{folder}': it has no {STUDY}")
+    if values.get("format") != FORMAT:
+        raise InputError(
+            f"'{folder / STUDY}' has format {values.get('format')!r}; this version reads {FORMAT}: "
+            "update airtune, or give another --out"
+        )
+    return study_of(values["study"], where=str(folder / STUDY)), list(values.get("plugins", []))
+
+
+def save_search(folder: Path, chosen: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write what the search chose."""
+    _write(folder / SEARCH, chosen)
+
+
+def read_search(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """Return each method's searched values; None where no search has ended here."""
+    found = _read(folder / SEARCH)
+    return None if found is None else {name: one["values"] for name, one in found.items()}
+
+
+def _write(path: Path, values: Any) -> None:
+    write_durably(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{path}' cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"'{path}' is not of a study")
+    return found

@@ -1,0 +1,286 @@
+"""From a study file, or a shipped study's name, to a checked `Study`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from airtune.errors import InputError
+from airtune.planning import METHODS
+from airtune.scenario import builtin_scenarios, scenario_from_dict
+from airtune.scenario.overrides import add_plugins, resolve_paths
+from airtune.study.methods import shipped_sets
+from airtune.study.schema import Method, Study
+
+KEYS = (
+    "name", "description", "base", "set", "include", "methods", "seeds", "axes", "crossed",
+    "search", "tuned", "budget", "reference",
+)  # fmt: skip
+
+
+def builtin_studies() -> dict[str, str]:
+    """Return the TOML text of each study shipped with the package, by name."""
+    folder = resources.files("airtune.study") / "builtin"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in files}
+
+
+def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file, or a shipped study by name.
+
+    A base scenario that is a file is looked for in the study's folder, then in the working folder.
+
+    Args:
+        source: the file or the name.
+        overrides: `key=value` changes of the scenario for every method.
+
+    Raises:
+        InputError: a file is missing or not TOML, a key is unknown, a value impossible, a method
+            given twice.
+    """
+    path, builtin = Path(source), builtin_studies()
+    if str(source) in builtin and not path.is_file():
+        text, folder = builtin[str(source)], None
+    else:
+        text, folder = _text(path, "study", builtin), path.parent
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        twice = re.search(r"\[methods\.([^\]]+)\]", _line(text, error)) if error else None
+        if twice:
+            raise InputError(f"{source}: the method '{twice[1]}' is given twice") from None
+        raise InputError(f"{source}: not valid TOML: {error}") from None
+    unknown = [key for key in values if key not in KEYS]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], KEYS, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise InputError(f"{source}: unknown key '{unknown[0]}': {hint}known: {', '.join(KEYS)}")
+    if not isinstance(values.get("base"), str):
+        raise InputError(f"{source}: 'base' is missing: a scenario file, or one of "
+                         f"{', '.join(builtin_scenarios())}")  # fmt: skip
+    values["base_values"] = scenario_values(values["base"], folder)
+    included = values.pop("include", [])
+    values["methods"] = _methods(values.get("methods", {}), included, str(source))
+    values["seeds"] = seeds_of(values.get("seeds", []), f"{source}: seeds")
+    values["set"] = {**flat(values.get("set", {})), **overridden(overrides)}
+    values["axes"] = {
+        name: {"points": _points(name, axis)} for name, axis in values.get("axes", {}).items()
+    }
+    if isinstance(values.get("search"), dict) and isinstance(values["search"].get("keys"), dict):
+        values["search"]["keys"] = flat(values["search"]["keys"])
+    values["tuned"] = {name: flat(one) for name, one in values.get("tuned", {}).items()}
+    return study_of(values, where=str(source))
+
+
+def study_from(
+    scenario: str, methods: Sequence[str], seeds: str, overrides: Sequence[str] = ()
+) -> Study:
+    """Return the study that `airtune compare SCENARIO --methods … --seeds …` means.
+
+    Args:
+        scenario: a file, or the name of a built-in scenario.
+        methods: shipped sets, shipped methods, or planning methods of the scenario as it is.
+        seeds: e.g. `0-4`.
+        overrides: `key=value` changes for every method.
+
+    Raises:
+        InputError: a name is unknown or given twice, or the seeds are none.
+    """
+    shipped = shipped_sets()
+    every = {*shipped, *(name for one in shipped.values() for name in one)}
+    found: dict[str, Method] = {}
+    for name in methods:
+        if name not in every and METHODS.has(name):
+            chosen = {name: Method(set={"planning.method": name})}
+        else:
+            chosen = chosen_methods([name], "--methods")
+        for one, method in chosen.items():
+            if one in found:
+                raise InputError(f"--methods: the method '{one}' is given twice")
+            found[one] = method
+    values = scenario_values(scenario)
+    return study_of(
+        {
+            "name": values["name"],
+            "base": scenario,
+            "base_values": values,
+            "methods": {name: method.model_dump() for name, method in found.items()},
+            "seeds": seeds_of(seeds, "--seeds"),
+            "set": overridden(overrides),
+        },
+        where=scenario,
+    )
+
+
+def study_of(values: Mapping[str, Any], *, where: str = "study") -> Study:
+    """Check plain values (as in study.json) and return the study; raises `InputError`."""
+    try:
+        return Study.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "value_error":
+            message = first["msg"].removeprefix("Value error, ")
+            text = f"{key}: {message}" if key else message
+        elif first["type"] == "extra_forbidden":
+            text = f"unknown key '{key}'"
+        elif first["type"] == "missing":
+            text = f"'{key}' is missing"
+        elif first["type"] == "too_short":
+            text = f"'{key}' is empty: at least one is needed"
+        else:
+            message = first["msg"][0].lower() + first["msg"][1:]
+            text = f"{key} = {first['input']!r}: {message}"
+        raise InputError(f"{where}: {text}") from None
+
+
+def scenario_values(base: str, folder: Path | None = None) -> dict[str, Any]:
+    """Return the plain values of the base scenario, paths in it made absolute; checked once."""
+    builtin = builtin_scenarios()
+    path = Path(base)
+    if folder is not None and (folder / base).is_file():
+        path = folder / base
+    if not path.is_file() and base in builtin:
+        values = tomllib.loads(builtin[base])
+    else:
+        try:
+            values = tomllib.loads(_text(path, "scenario", builtin))
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{path}: not valid TOML: {error}") from None
+        resolve_paths(values, path.parent)
+        add_plugins(values, [], path.parent)
+    scenario_from_dict(values, where=base)
+    return values
+
+
+def seeds_of(given: Any, where: str) -> tuple[int, ...]:
+    """Return the seeds of a list, or of a text like `0-4` or `0,1,7`; raises `InputError`."""
+    if isinstance(given, str):
+        found: list[int] = []
+        for part in given.split(","):
+            match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+            if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
+                raise InputError(f"{where} '{given}': give whole numbers, e.g. 0-4 or 0,1,7")
+            found += range(int(match[1]), int(match[2] or match[1]) + 1)
+        given = found
+    if not isinstance(given, list) or not given:
+        raise InputError(f'{where}: no seeds: give at least one, e.g. [0, 1, 2] or "0-4"')
+    for seed in given:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise InputError(f"{where}: {seed!r} is not a seed: whole numbers from 0 on")
+        if given.count(seed) > 1:
+            raise InputError(f"{where}: {seed} is given twice")
+    return tuple(given)
+
+
+def chosen_methods(names: Sequence[str], where: str) -> dict[str, Method]:
+    """Return methods by name; the name of a shipped set stands for all of its methods.
+
+    Raises:
+        InputError: a name is unknown, or a method is named twice.
+    """
+    sets = shipped_sets()
+    every = {name: method for one in sets.values() for name, method in one.items()}
+    found: dict[str, Method] = {}
+    for name in names:
+        if name not in sets and name not in every:
+            close = difflib.get_close_matches(name, [*sets, *every], n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise InputError(
+                f"{where} '{name}': {hint}allowed are the sets {', '.join(sets)} and the methods "
+                f"{', '.join(every)}"
+            )
+        for one, method in sets.get(name, {name: every.get(name)}).items():
+            if one in found:
+                raise InputError(f"{where}: the method '{one}' is given twice")
+            assert method is not None
+            found[one] = method
+    return found
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as dotted keys; lists stay values."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def overridden(overrides: Iterable[str]) -> dict[str, Any]:
+    """Return `--set key=value` options as settings; raises `InputError`."""
+    found: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set '{text}': write key.path=value, e.g. cell.radius_m=400")
+        try:
+            found[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key.strip()] = value.strip()
+    return found
+
+
+def _methods(own: Any, included: Any, source: str) -> dict[str, Any]:
+    if not isinstance(own, dict) or not isinstance(included, list):
+        raise InputError(
+            f"{source}: 'methods' are tables, [methods.NAME]; 'include' is a list of the sets "
+            f"{', '.join(shipped_sets())} or of their methods"
+        )
+    found: dict[str, Any] = {
+        name: method.model_dump()
+        for name, method in chosen_methods(included, f"{source}: include").items()
+    }
+    for name, values in own.items():
+        if name in found:
+            raise InputError(
+                f"{source}: the method '{name}' is given twice: under [methods.{name}] and by "
+                "'include'"
+            )
+        if not isinstance(values, dict):
+            raise InputError(f"{source}: methods.{name}: write a table [methods.{name}]")
+        found[name] = {**values, "set": flat(values.get("set", {}))}
+    return found
+
+
+def _points(name: str, axis: Any) -> dict[str, Any]:
+    """Return an axis's points: of a list, the axis's name is the key; of a table, each its own."""
+    if isinstance(axis, list):
+        return {_label(value): {name: value} for value in axis}
+    if isinstance(axis, dict) and all(isinstance(point, dict) for point in axis.values()):
+        return {label: flat(point) for label, point in axis.items()}
+    raise InputError(
+        f"axes.{name} = {axis!r}: give a list of values for this key of the scenario, or a table "
+        "of named points, each with its settings"
+    )
+
+
+def _label(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _text(path: Path, what: str, builtin: Mapping[str, str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        kind = "studies" if what == "study" else "scenarios"
+        raise InputError(
+            f"cannot read {what} '{path}': {reason}; give a TOML file or one of the built-in "
+            f"{kind}: {', '.join(builtin)}"
+        ) from None
+
+
+def _line(text: str, error: tomllib.TOMLDecodeError) -> str:
+    match = re.search(r"line (\d+)", str(error))
+    lines = text.splitlines()
+    return lines[int(match[1]) - 1] if match and int(match[1]) <= len(lines) else ""

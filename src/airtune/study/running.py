@@ -1,0 +1,148 @@
+"""Do a study's runs: what is missing, as many at once as fit, and go on after a kill."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airtune.record.files import write_durably
+from airtune.record.reading import RUN, read_info
+from airtune.study.jobs import Job
+from airtune.study.pools import Pool, free_bytes, needed_bytes
+
+RUNS = "runs"
+"""The folder of all run directories, each named by its key."""
+FINISHED, FAILED, BEGUN, MISSING = "finished", "failed", "begun", "missing"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is.
+
+    Attributes:
+        done: runs that have ended here, failed ones among them.
+        total: runs that there were to do.
+        where: the run that has just ended.
+        error: why it failed; None where it finished.
+        left_s: real time left, from the runs that have ended; None before the first.
+    """
+
+    done: int
+    total: int
+    where: str
+    error: str | None
+    left_s: float | None
+
+
+def folder_of(study_folder: Path, key: str) -> Path:
+    """Return a run's directory in the study's folder."""
+    return study_folder / RUNS / key
+
+
+def state_of(study_folder: Path, job: Job) -> tuple[str, str | None]:
+    """Return a run's state (finished, failed, begun, missing) and, where it failed, why.
+
+    Raises:
+        InputError: the run was made by a newer version of airtune.
+    """
+    folder = folder_of(study_folder, job.key)
+    if not (folder / RUN).is_file():
+        error = _sidecar(folder).get("error")
+        return (FAILED, str(error)) if error else (MISSING, None)
+    info = read_info(folder)
+    if info["status"] == FINISHED:
+        return FINISHED, None
+    error = _sidecar(folder).get("error") or info.get("error")
+    return (FAILED, str(error)) if error else (BEGUN, None)
+
+
+def carry_out(
+    jobs: Sequence[Job],
+    study_folder: Path,
+    pool: Pool,
+    *,
+    at_once: int,
+    threads: int,
+    keep_adapter: bool = False,
+    trackers: Sequence[str] = (),
+    limit_bytes: float | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Do every run that is not finished, once, each with `threads` threads.
+
+    At most `at_once` at a time, and only as many as fit the memory (`limit_bytes`, by default
+    what is free): a run's need is known from its model, or from the peak of one that has ended;
+    where neither is known, the first of that model runs alone. A run that fails is written down
+    and the others go on. The folder's runs can be resumed after a kill at any moment.
+    """
+    jobs = list({job.key: job for job in jobs}.values())
+    waiting = [job for job in jobs if state_of(study_folder, job)[0] != FINISHED]
+    total, begin, running = len(waiting), time.monotonic(), dict[str, Job]()
+    limit = free_bytes() if limit_bytes is None else limit_bytes
+    peaks = _known_peaks(jobs, study_folder)
+    (study_folder / RUNS).mkdir(parents=True, exist_ok=True)
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            if running and not _fits([*running.values(), waiting[0]], peaks, limit):
+                break
+            job = waiting.pop(0)
+            folder = folder_of(study_folder, job.key)
+            _sidecar_path(folder).unlink(missing_ok=True)
+            task = {
+                "folder": str(folder.resolve()),
+                "values": job.values,
+                "threads": threads,
+                "keep_adapter": keep_adapter,
+                "trackers": list(trackers),
+            }
+            running[job.key] = job
+            pool.start(job.key, task)
+        for key, error in pool.ended(0.5).items():
+            job = running.pop(key)
+            folder = folder_of(study_folder, key)
+            if error:  # it died without a word of its own
+                write_durably(_sidecar_path(folder), (json.dumps({"error": error}) + "\n").encode())
+            told = _sidecar(folder)
+            if told.get("peak_bytes"):
+                model = _model_of(job)
+                peaks[model] = max(peaks.get(model, 0.0), float(told["peak_bytes"]))
+            done = total - len(waiting) - len(running)
+            left_s = (time.monotonic() - begin) / done * (total - done)
+            failed = told.get("error") if error is not None else None
+            watch(Progress(done, total, job.where, failed or error, left_s))
+
+
+def _fits(jobs: Sequence[Job], peaks: Mapping[str, float], limit: float) -> bool:
+    needs = [peaks.get(_model_of(job), needed_bytes(job.values)) for job in jobs]
+    known = [need for need in needs if need is not None]
+    return len(known) == len(needs) and sum(known) <= limit
+
+
+def _model_of(job: Job) -> str:
+    return json.dumps(job.values["model"], sort_keys=True)
+
+
+def _known_peaks(jobs: Iterable[Job], study_folder: Path) -> dict[str, float]:
+    peaks: dict[str, float] = {}
+    for job in jobs:
+        peak = _sidecar(folder_of(study_folder, job.key)).get("peak_bytes")
+        if peak:
+            peaks[_model_of(job)] = max(peaks.get(_model_of(job), 0.0), float(peak))
+    return peaks
+
+
+def _sidecar_path(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
+
+
+def _sidecar(folder: Path) -> dict[str, Any]:
+    """Return what a run's process wrote beside its directory at its end; {} where nothing."""
+    try:
+        found = json.loads(_sidecar_path(folder).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,175 @@
+"""What a study writes down: tables that agree, figures for print, a page that needs no network."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from airtune.study import load_study
+from airtune.study.comparison import compare
+from airtune.study.curves import MOST_LINES, PALETTE, panels
+from airtune.study.page import PAGE, write_page
+from airtune.study.prints import write_figures
+from airtune.study.results import Result
+from airtune.study.schema import Study
+from airtune.study.tables import escaped, latex, write_tables
+from test_study import made
+
+POINT = (("cell.radius_m", "100"),)
+
+
+def several(methods: int = 4, energy: bool = False) -> tuple[Study, list[Result]]:
+    """Results of a study of the shipped methods, on three seeds and at one point of an axis."""
+    study = load_study("tiny", [])
+    names = [*study.methods, *(f"more_{i}" for i in range(methods - 4))]
+    every = {name: study.methods.get(name, study.methods["fedit"]) for name in names}
+    results = []
+    for point in ((), POINT):
+        for number, (name, method) in enumerate(every.items()):
+            for seed in range(3):
+                losses = [3.0, 2.0, 1.0 + 0.1 * number + 0.01 * seed * (number + 1)]
+                one = made(name, method.kind, losses, 10.0 - number / 10, seed)
+                own = {n: getattr(one, n) for n in one.__dataclass_fields__}
+                phases = {"downlink_s": 1.0, "compute_s": 3.0, "upload_s": 2.0, "waiting_s": 1.5}
+                own |= {"point": point, "budget_s": phases, "metrics": {"accuracy": 0.5}}
+                own |= {"energy_j": (0.0, 1.0, 2.0 + number)} if energy else {}
+                results.append(Result(**own))
+    return study.model_copy(update={"methods": every}), results
+
+
+def test_tables_are_the_same_in_every_form(tmp_path: Path) -> None:
+    _, results = several(energy=True)
+    comparisons = compare(results)
+    write_tables(results, comparisons, tmp_path)
+    for name in ("runs", "ranking"):
+        with (tmp_path / f"{name}.csv").open(newline="") as file:
+            text = list(csv.DictReader(file))
+        rows = pyarrow.parquet.read_table(tmp_path / f"{name}.parquet").to_pylist()
+        assert len(text) == len(rows) == (24 if name == "runs" else 8)
+        for told, row in zip(text, rows, strict=True):
+            assert told == {key: "" if v is None else str(v) for key, v in row.items()}
+    runs = pyarrow.parquet.read_table(tmp_path / "runs.parquet").to_pylist()
+    first = {row["method"]: row for row in runs if row["seed"] == 0 and not row["point"]}
+    # `exact` ends at 1.0, the best baseline, fedit, at 1.1: the target.
+    assert first["fedit"]["target_loss"] == first["fedit"]["final_loss"] == 1.1
+    assert first["exact"]["time_to_target_s"] == 20.0
+    assert (first["flexlora"]["censored"], first["flexlora"]["time_to_target_s"]) == (True, None)
+    ranking = pyarrow.parquet.read_table(tmp_path / "ranking.parquet").to_pylist()
+    exact = next(row for row in ranking if row["method"] == "exact")
+    assert exact["reference"] == "fedit"
+    assert exact["loss_difference_verdict"] == "better"
+    assert exact["energy_ratio"] == pytest.approx(2 / 3)
+    assert exact["loss_difference_low"] < exact["loss_difference"] < exact["loss_difference_high"]
+
+
+def test_latex_is_booktabs_and_escapes_what_tex_reads(tmp_path: Path) -> None:
+    _, results = several(6)
+    text = latex(compare(results))
+    assert text.count("\\toprule") == text.count("\\bottomrule") == 2
+    rows = [line for line in text.splitlines() if line.endswith("\\\\")]
+    assert len({line.count("&") for line in rows}) == 1
+    assert "more\\_1" in text
+    assert escaped("50% & a_b") == "50\\% \\& a\\_b"
+
+
+def test_a_panel_has_at_most_eight_lines_and_the_reference_in_each() -> None:
+    names = [f"m{i}" for i in range(29)]
+    groups = panels(names, "m3")
+    assert all(len(group) <= MOST_LINES and group[0] == "m3" for group in groups)
+    assert {name for group in groups for name in group} == set(names)
+    assert panels(["a", "b"], None) == [["a", "b"]]
+    assert len(set(PALETTE)) == MOST_LINES
+
+
+def test_figures_are_vector_files_and_the_same_bytes_again(tmp_path: Path) -> None:
+    study, results = several(12)
+    paths = write_figures(study, results, compare(results), tmp_path / "a")
+    assert {path.name for path in paths} == {
+        f"{name}.{end}"
+        for name in ("loss", "ranking", "budget", "resources", "axes")
+        for end in ("svg", "pdf")
+    }
+    again = write_figures(study, results, compare(results), tmp_path / "b")
+    assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in again]
+    colours = set(re.findall(r"#[0-9a-f]{6}", (tmp_path / "a" / "loss.svg").read_text()))
+    assert {colour.lower() for colour in PALETTE} <= colours
+    assert write_figures(study, [], [], tmp_path / "c") == []
+
+
+@pytest.mark.parametrize("altair", [True, False])
+def test_the_page_holds_everything_and_fetches_nothing(
+    tmp_path: Path, altair: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if altair:
+        pytest.importorskip("altair")
+        pytest.importorskip("vl_convert")
+    else:
+        monkeypatch.setattr("airtune.study.charts._altair", lambda: None)
+        monkeypatch.setattr("airtune.study.page._bundle", lambda: None)
+    study, results = several(10)
+    (tmp_path / "runs" / results[0].key).mkdir(parents=True)
+    (tmp_path / "runs" / results[0].key / PAGE).write_text("x")
+    write_figures(study, results, compare(results), tmp_path / "figures")
+    html = write_page(study, results, compare(results), tmp_path).read_text()
+    assert len(html) < 5e6
+    assert "default-src 'none'" in html
+    assert f'href="runs/{results[0].key}/report.html"' in html
+    assert f'href="runs/{results[1].key}/report.html"' not in html
+    for name in study.methods:
+        assert name in html
+    assert ("vegaEmbed" in html) is altair
+    assert html.count('<div class="chart"') == (11 if altair else 0)
+    assert html.count("<figure>") == (0 if altair else 5)
+
+
+def test_a_page_without_a_finished_run_says_so(tmp_path: Path) -> None:
+    study = load_study("tiny")
+    results = [made("exact", "joint", [], status="failed")]
+    html = write_page(study, results, compare(results), tmp_path).read_text()
+    assert "1 runs: 1 failed." in html
+    assert "it went wrong" in html
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_is_drawn_in_a_browser_without_a_network(tmp_path: Path, width: int) -> None:
+    pytest.importorskip("altair")
+    pytest.importorskip("vl_convert")
+    from test_report_browser import _browser, open_page
+
+    study, results = several(10)
+    page = write_page(study, results, compare(results), tmp_path)
+    browser = _browser(tmp_path / "profile")
+    try:
+        open_page(browser, page, width=width)
+        drawn = """
+        const done = arguments[arguments.length - 1], begin = Date.now();
+        const look = () => {
+          const charts = [...document.querySelectorAll(".chart")];
+          const ready = charts.every((chart) => chart.querySelector("svg"));
+          if (!ready && Date.now() - begin < 60000) return setTimeout(look, 100);
+          done(charts.map((chart) => {
+            const svg = chart.querySelector("svg"), box = svg && svg.getBoundingClientRect();
+            const marks = svg ? svg.querySelectorAll(".mark-line path, .mark-rect path, "
+              + ".mark-symbol path, .mark-rule line").length : 0;
+            return [chart.id, marks, box ? box.right : null];
+          }));
+        };
+        look();
+        """
+        browser.set_script_timeout(90)
+        charts = browser.execute_async_script(drawn)
+        assert len(charts) == 11
+        for name, marks, right in charts:
+            assert marks > 0, name
+            assert right <= width, name
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert browser.get_log("browser") == []
+    finally:
+        browser.quit()
+        shutil.rmtree(tmp_path / "profile", ignore_errors=True)
