@@ -126,7 +126,7 @@ def test_planning_loads_neither_torch_nor_scipy() -> None:
         "import sys; sys.argv = ['airtune', 'plan', sys.argv[1], '--json']\n"
         "from airtune.cli import main\n"
         "main()\n"
-        "heavy = {'torch', 'scipy', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'scipy', 'transformers', 'matplotlib', 'pydantic'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
     )
     ended = subprocess.run(
