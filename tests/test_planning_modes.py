@@ -11,13 +11,12 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from airtune.channel.rate import band_of_rate
 from airtune.errors import InputError
 from airtune.planning import METHODS, ClientMode, PlanningProblem, plan
-from airtune.planning.mode_plans import chosen_of, keeps_budgets
+from airtune.planning.mode_plans import keeps_budgets
 from airtune.planning.optimum.batch import batch_of
 from airtune.planning.optimum.choices import choices_of
 from airtune.planning.optimum.fixed_bands import at_bands
 from airtune.planning.optimum.minorants import dual_of, minorants_at, value_at
 from airtune.planning.optimum.modes_search import exact_over_modes
-from airtune.planning.optimum.nodes import Node, Threshold, evaluate
 from airtune.planning.optimum.prices import best_prices
 from airtune.planning.optimum.pricing import at_price, limits_at
 from mode_oracles import best_of_all_assignments, mode_problem
@@ -291,26 +290,3 @@ def test_what_is_not_proved_is_reported() -> None:
     assert made.gap > TOLERANCE
     assert made.lower_bound_s is not None
     assert made.lower_bound_s <= best.objective_s
-
-
-def test_an_interval_that_holds_a_better_plan_is_not_refuted() -> None:
-    rng = np.random.default_rng(85)
-    for number in range(12):
-        problem = mode_problem(rng, 3, 4, absent=0.0)
-        made = plan(problem)
-        choices = choices_of(problem)
-        everyone = np.arange(len(choices.owner))
-        target = made.objective_s * 1.002
-        threshold = Threshold(1 / problem.kappa, -1 / (problem.kappa * target))
-        first = made.round_latency_s * (0.7 if number % 2 else 0.97)
-        y = np.log(choices.snr_hz * 3 / problem.bandwidth_hz)
-        price = -float(np.log(problem.bandwidth_hz * 3))
-        node = Node(first, made.round_latency_s * 1.001, everyone, price, y)
-        with np.errstate(all="ignore"):
-            left = evaluate(
-                [node], choices, np.zeros(1), problem.bandwidth_hz, threshold, False, 1e-9
-            )
-        assert len(left) == 1
-        assert left[0].floor_s <= made.objective_s
-        kept = {(int(choices.owner[i]), int(choices.mode[i])) for i in left[0].choices}
-        assert set(enumerate(chosen_of(problem, made) or ())) <= kept
