@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-EXTRAS := dev,ray,flower,quantize
+EXTRAS := dev,ray,flower,quantize,docs
 
 .PHONY: demo test check docs mutants clean
 
@@ -13,6 +13,7 @@ demo: $(VENV)/.demo
 	$(BIN)/airtune run demo --out runs/demo --replace
 
 test: check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/pytest
 
 check: $(VENV)/.test
@@ -34,9 +35,12 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@ $(VENV)/.demo
 
-# docs/cli.md is the commands' own help; a test compares them.
+# Two pages are generated, and tests compare them with the code: the commands' own help and the
+# scenario's keys. Then the site, with every warning an error, into build/site.
 docs: $(VENV)/.test
 	$(BIN)/typer airtune.cli utils docs --name airtune --output docs/cli.md
+	$(BIN)/python docs/scenario_keys.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Mutation tests of the code that joins the rooms: hours on two cores, so not in CI. Parts of it:
 #   make mutants MUTANTS='merging bills --sample 80'

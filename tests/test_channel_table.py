@@ -108,7 +108,10 @@ def test_a_malformed_table_is_refused_with_its_line(
     ("settings", "message"),
     [
         (["cell.channel=table"], "cell: channel = 'table' needs table"),
-        (["cell.table=x.csv", "cell.channel=statistical"], "goes with channel = 'table' only"),
+        (
+            ["cell.table=x.csv", "cell.channel=statistical"],
+            "is allowed with channel = 'table' only",
+        ),
     ],
 )
 def test_a_table_and_a_model_must_agree(settings: list[str], message: str) -> None:

@@ -65,7 +65,7 @@ def test_from_search_to_figures_and_nothing_is_done_twice(tmp_path: Path) -> Non
     assert without_times(after) == without_times(before)
 
 
-def test_what_the_user_can_mend_is_named(tmp_path: Path) -> None:
+def test_what_the_user_can_correct_is_named(tmp_path: Path) -> None:
     for arguments, named in (
         ((), "--gsm8k"),
         (("--smoke", "--methods", "magic"), "magic"),
@@ -112,7 +112,7 @@ def test_results_and_table_say_who_reached_the_target_and_when(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(CORE))
-    from gathering import collect, sentence, table
+    from gathering import collect, table
 
     rows = collect(
         [
@@ -141,22 +141,27 @@ def test_results_and_table_say_who_reached_the_target_and_when(
     )
     assert "| 2 | 1.100 | +0.100 | – | 0.60 |" in lines["bcd"]
     assert "0 of 1 | – | –" in lines["exact"]
-    said = sentence(rows, "gsm8k")
-    assert "(one seed) the best baseline (`bandwidth-only`) ends at a test loss of 1.000. " in said
-    assert "plan, `exact-combined`, is there after 40% of its virtual time with 25% of its" in said
-    assert "`deadline-4-bit`, is there after 50% of its virtual time with 50% of its" in said
-    assert "but ends up to 0.300 above it on 1 of them" in said
-    assert said.count("above it") == 2  # the other is of `exact`, against FedIT
-    assert (
-        "To FedIT's own final loss `exact-combined` takes 20% of FedIT's time to it and 25% of its "
-        "uplink bits and `deadline-4-bit` takes 25% of FedIT's time to it and 50% of its "
-        "uplink bits."
-    ) in said
-    assert "50% of FedIT's time for as many rounds" in said
-    assert "end 0.100 above it" in said
-    slow = [row for row in rows if row["method"] in ("fedit", "exact")]
-    assert "No joint plan gets there" in sentence(slow, "gsm8k")
-    assert "rival" not in sentence(slow, "gsm8k")
+
+
+def test_the_short_table_has_means_over_seeds_and_shares_of_fedit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(CORE))
+    from gathering import README_METHODS, short_table
+
+    rows = [
+        made("fedit", [3.0, 1.0], 10.0, 8.0, seed=0),
+        made("fedit", [3.0, 2.0], 20.0, 8.0, seed=1),
+        made("exact", [3.0, 2.0, 1.5], 2.0, 2.0, seed=0),
+        made("exact", [3.0, 2.0, 1.6], 2.0, 4.0, seed=1),
+    ]
+    heads, _, *lines = short_table(rows).splitlines()
+    assert heads == "| method | what it does | GSM8K: test loss | time | uplink |"
+    assert [line.split("`")[1] for line in lines] == list(README_METHODS)
+    shown = by_name(short_table(rows))
+    assert shown["fedit"].endswith("| 1.500 | 1.00 | 1.00 |")
+    assert shown["exact"].endswith("| 1.550 | 0.30 | 0.75 |")
+    assert shown["in-turn"].endswith("| – | – | – |")
 
 
 def test_one_baseline_sets_the_target_of_all_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +191,7 @@ def test_seeds_that_only_some_were_run_on_choose_no_target_and_are_not_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(CORE))
-    from gathering import collect, sentence, table
+    from gathering import collect, table
 
     both = [
         *(made("fedit", [3.0, 1.0 + seed], seed=seed) for seed in (0, 1)),
@@ -204,28 +209,17 @@ def test_seeds_that_only_some_were_run_on_choose_no_target_and_are_not_counted(
     assert "2 of 2 | 0.80 |" in lines["exact"]
     assert lines["exact-combined"].startswith("| `exact-combined` | 3 |")
     assert "1 of 2 | 0.20 |" in lines["exact-combined"]
-    said = sentence(rows, "gsm8k")
-    assert "(2 seeds) the best baseline (`flexlora`) ends at a test loss of 1.400" in said
-    assert "soonest joint plan, `exact`, is there after 80%" in said
-    assert "but ends up to 1.100 above it on 2 of them" in said
-    assert "To FedIT's own final loss `exact` takes 40%" in said
-
-    one = collect([*both[:4], made("exact-combined", [3.0, 0.5], 1.0, seed=0)])
-    assert "`exact-combined`, is there on 1 of 2 seeds" in sentence(one, "gsm8k")
-    assert "Pruning and bands alone" not in sentence(one, "gsm8k")
-    assert "FedIT" not in sentence(one, "gsm8k")
 
 
 def test_what_diverged_or_was_not_evaluated_breaks_no_table(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(CORE))
-    from gathering import collect, sentence, table
+    from gathering import collect, table
 
     rows = collect([made("fedit", [1.0, None, 2.0]), made("exact", [1.0, None, 1.5])])
     assert [row["time_to_target_s"] for row in rows] == [20.0, 20.0]
     assert "| 1 of 1 | 1.00 | 1.00 |" in table(rows, "gsm8k").splitlines()[2]
-    assert "To FedIT's own final loss `exact` takes 100%" in sentence(rows, "gsm8k")
 
 
 def test_the_committed_targets_are_those_of_the_committed_runs(

@@ -134,7 +134,9 @@ def test_every_key_of_a_builtin_file_is_one_the_schema_has() -> None:
 def test_fitting_kappa_needs_something_to_begin_from_and_all_clients() -> None:
     with pytest.raises(InputError, match=r"fit_kappa needs planning\.kappa above 0"):
         load_scenario("tiny", ["planning.fit_kappa=true", "planning.kappa=0"])
-    with pytest.raises(InputError, match=r"fit_kappa goes with participation\.rule = 'all' only"):
+    with pytest.raises(
+        InputError, match=r"fit_kappa is allowed with participation\.rule = 'all' only"
+    ):
         load_scenario("tiny", ["planning.fit_kappa=true", "participation.rule=partial"])
 
 

@@ -17,6 +17,7 @@ from airtune.record.files import write_durably
 from airtune.record.schema import OK
 
 PHASES = ("downlink_s", "compute_s", "upload_s")
+TITLES = {"gsm8k": "GSM8K", "yahoo": "Yahoo Answers"}
 
 
 def summary_of(folder: Path, task: str, method: str, settings: Sequence[str]) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def collect(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             else curve[key][reached]
             for key in ("elapsed_s", "uplink_bits", "downlink_bits", "flops")
         }
-        # Where the data lay is nobody's business.
+        # Paths of the machine that ran it are left out.
         settings = [text for text in run["settings"] if not text.startswith("task.source=")]
         rows.append({**run, "settings": settings, "target_loss": target, **taken})
     return rows
@@ -175,81 +176,37 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
     return "\n".join(lines)
 
 
-def sentence(rows: Sequence[dict[str, Any]], task: str) -> str:
-    """Say what the best joint plan and its best rival reached on a task, as the README does."""
-    groups = _of_task(rows, task)
-    best = list(_best_baseline(groups).values())
-    title = {"gsm8k": "GSM8K", "yahoo": "Yahoo Answers"}.get(task, task)
-    seeds = "one seed" if len(best) == 1 else f"{len(best)} seeds"
-    loss = np.mean([row["final_loss"] for row in best])
-    name = best[0]["method"]
-    said = f"On {title} ({seeds}) the best baseline (`{name}`) ends at a test loss of {loss:.3f}. "
-    if joint := _soonest(groups, "joint"):
-        said += f"The soonest joint plan, {_to_target(groups, joint)}. "
-    else:
-        said += "No joint plan gets there. "
-    if rival := _soonest(groups, "rival"):
-        said += f"The soonest rival with whole models, {_to_target(groups, rival)}. "
-    there = [_soonest_at_fedits(groups, kind) for kind in ("joint", "rival")]
-    if any(there):
-        said += "To FedIT's own final loss "
-        said += " and ".join(
-            f"`{name}` takes {time:.0%} of FedIT's time to it and {bits:.0%} of its uplink bits"
-            for name, time, bits in filter(None, there)
-        )
-        said += ". "
-    return (said + _plain(groups)).rstrip()
+README_METHODS = {
+    "fedit": "whole models, equal bands",
+    "flexlora": "whole models, ranks by speed",
+    "in-turn": "the slowest in every other round",
+    "deadline-4-bit": "the slowest sit out, 4 bits a value",
+    "exact": "**joint plan: pruning and bands**",
+    "exact-combined": "**joint plan, ranks by speed, 4 bits a value**",
+}
+"""The rows of the README's table: FedIT, each task's best baseline, the best alternative, plans."""
 
 
-def _plain(groups: dict[str, dict[int, dict[str, Any]]]) -> str:
-    """Say what pruning and bands alone make of FedIT, where both were run."""
-    fedit = groups.get("fedit", {})
-    pairs = [(row, fedit[seed]) for seed, row in groups.get("exact", {}).items() if seed in fedit]
-    if not pairs:
-        return ""
-    time, bits = (
-        np.mean([at_end(row, key) / at_end(other, key) for row, other in pairs])
-        for key in ("elapsed_s", "uplink_bits")
-    )
-    gap = np.mean([row["final_loss"] - other["final_loss"] for row, other in pairs])
-    return (
-        f"Pruning and bands alone (`exact`) take {time:.0%} of FedIT's time for as many rounds, "
-        f"send {bits:.0%} of its bits and end {abs(gap):.3f} {'above' if gap > 0 else 'below'} it."
-    )
-
-
-def _soonest(groups: dict[str, dict[int, dict[str, Any]]], kind: str) -> str | None:
-    """Return who of a kind reached the target on the most seeds, and of those the soonest."""
-    times = {name: _reached(groups, name) for name in groups if METHODS[name].kind == kind}
-    there = [name for name, own in times.items() if own]
-    return min(there, key=lambda name: (-len(times[name]), np.mean(times[name])), default=None)
-
-
-def _soonest_at_fedits(
-    groups: dict[str, dict[int, dict[str, Any]]], kind: str
-) -> tuple[str, float, float] | None:
-    """Return who of a kind is soonest at FedIT's final loss, of those that get there on its seeds.
-
-    With what it took, as shares of what FedIT took to that loss: time, uplink bits. On the seeds
-    of the comparison: a method that lacks one is passed over.
-    """
-    seeds = _best_baseline(groups).keys() & groups.get("fedit", {}).keys()
-    alone = [
-        row
-        for name, own in groups.items()
-        if name == "fedit" or METHODS[name].kind == kind
-        for seed, row in own.items()
-        if seed in seeds
-    ]
-    # With FedIT as the only baseline, its final loss is everybody's target.
-    theirs = _of_task(collect(alone), alone[0]["task"]) if alone else {}
-    found = []
-    for name in theirs:
-        times = _reached(theirs, name)
-        if METHODS[name].kind == kind and len(times) == len(seeds):
-            bits = _reached(theirs, name, "uplink_bits_to_target")
-            found.append((name, float(np.mean(times)), float(np.mean(bits))))
-    return min(found, key=lambda one: one[1], default=None)
+def short_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the README's table: means over seeds; time and uplink of all rounds over FedIT's."""
+    tasks = [task for task in TITLES if _of_task(rows, task)]
+    heads = ["method", "what it does"]
+    for task in tasks:
+        heads += [f"{TITLES[task]}: test loss", "time", "uplink"]
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    for name, meaning in README_METHODS.items():
+        cells = [f"`{name}`", meaning]
+        for task in tasks:
+            groups = _of_task(rows, task)
+            own, fedit = groups.get(name, {}), groups.get("fedit", {})
+            pairs = [(row, fedit[seed]) for seed, row in own.items() if seed in fedit]
+            cells.append(mean_text([row["final_loss"] for row in own.values()], 3))
+            cells += [
+                mean_text([at_end(row, key) / at_end(other, key) for row, other in pairs])
+                for key in ("elapsed_s", "uplink_bits")
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _first_at(row: dict[str, Any], loss: float) -> int | None:
@@ -260,23 +217,6 @@ def _first_at(row: dict[str, Any], loss: float) -> int | None:
     """
     losses = row["curve"]["loss"]
     return next((i for i, own in enumerate(losses) if i and own is not None and own <= loss), None)
-
-
-def _to_target(groups: dict[str, dict[int, dict[str, Any]]], name: str) -> str:
-    times = _reached(groups, name)
-    bits = _reached(groups, name, "uplink_bits_to_target")
-    seeds = len(_best_baseline(groups))
-    some = "" if len(times) == seeds else f" on {len(times)} of {seeds} seeds"
-    later = [
-        row["final_loss"] - row["target_loss"]
-        for row in groups[name].values()
-        if row["time_to_target_s"] is not None and row["final_loss"] > row["target_loss"]
-    ]
-    rises = f", but ends up to {max(later):.3f} above it on {len(later)} of them" if later else ""
-    return (
-        f"`{name}`, is there{some} after {np.mean(times):.0%} of its virtual time with "
-        f"{np.mean(bits):.0%} of its uplink bits{rises}"
-    )
 
 
 def _reached(

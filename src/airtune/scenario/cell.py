@@ -26,23 +26,35 @@ class CellSection(Section):
     path_loss: Literal["umi", "uma", "classic"] = "umi"
     """3GPP TR 38.901 urban micro or macro, or 128.1 + 37.6 log10(d_km)."""
     radius_m: Annotated[PositiveFloat, bounds.DISTANCE_M] = 250.0
+    """Radius of the cell."""
     min_distance_m: Annotated[PositiveFloat, bounds.DISTANCE_M] = 10.0
+    """Least distance of a device to the base station."""
     carrier_hz: Annotated[float, Field(ge=0.5e9, le=100e9)] = 3.5e9
+    """Carrier frequency."""
     base_station_height_m: Annotated[PositiveFloat, bounds.DISTANCE_M] | None = None
     """Default: 10 m (umi), 25 m (uma)."""
     device_height_m: Annotated[PositiveFloat, bounds.DISTANCE_M] = 1.5
+    """Height of the devices' antennas."""
     shadowing: bool = True
+    """Log-normal shadowing, drawn once per run."""
     shadowing_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] | None = None
     """Standard deviation; default: the path-loss model's own (8 dB for classic)."""
     fading: Literal["none", "rayleigh", "rician"] = "rayleigh"
     """Block fading, redrawn every round."""
     rician_k_db: FiniteFloat = 6.0
+    """The K factor, for `rician` alone."""
     uplink_bandwidth_hz: Annotated[PositiveFloat, bounds.BANDWIDTH_HZ] = 20e6
+    """Band that the clients' uplinks share."""
     downlink_bandwidth_hz: Annotated[PositiveFloat, bounds.BANDWIDTH_HZ] = 20e6
+    """Band of the adapter's broadcast."""
     base_station_power_dbm: Annotated[FiniteFloat, bounds.POWER_DBM] = 44.0
+    """Transmit power of the downlink."""
     noise_density_dbm_hz: Annotated[FiniteFloat, bounds.NOISE_DBM_HZ] = -174.0
+    """Thermal noise."""
     base_station_noise_figure_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] = 5.0
+    """Of the uplink's receiver."""
     device_noise_figure_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] = 9.0
+    """Of the downlink's receivers."""
     gap_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] = 0.0
     """Gap to capacity: the SNR is divided by it."""
     max_spectral_efficiency: Annotated[PositiveFloat, bounds.EFFICIENCY] | None = None
@@ -61,7 +73,7 @@ class CellSection(Section):
             raise ValueError("channel = 'table' needs table, the path of a CSV file")
         if self.table is not None and self.channel not in (None, "table"):
             raise ValueError(
-                f"table = '{self.table}' goes with channel = 'table' only, "
+                f"table = '{self.table}' is allowed with channel = 'table' only, "
                 f"not with channel = '{self.channel}'"
             )
         return self
@@ -73,15 +85,22 @@ class DeviceSection(Section):
     profile: str
     """A name from `airtune methods --devices`, or the file that `airtune profile` wrote."""
     count: Annotated[PositiveInt, bounds.COUNT_OF_CLIENTS] = 1
+    """Clients of this kind."""
     utilisation: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the peak that fine-tuning reaches; default: the profile's."""
     memory_bytes: Annotated[PositiveFloat, bounds.MEMORY_BYTES] | None = None
+    """Memory of one device; default: the profile's."""
     lora_rank: Annotated[PositiveInt, bounds.RANK] | None = None
     """Rank of its clients' adapters; default: training.lora_rank, which is the largest allowed."""
     power_dbm: Annotated[FiniteFloat, bounds.POWER_DBM] = 23.0
     """Transmit power of the uplink."""
+    radio: Literal["amplifier", "lte", "5g-low-band", "mmwave"] = "amplifier"
+    """What sending draws: power_dbm through an amplifier, or a line fitted to measured phones."""
+    energy_budget_j: PositiveFloat | None = None
+    """The most that computing and sending may draw in a round, J; planned for."""
     distance_m: Annotated[PositiveFloat, bounds.DISTANCE_M] | None = None
     """Fixed distance to the base station; default: drawn uniformly over the cell."""
     uplink_trace: str | None = None
-    """A mahimahi trace that replaces the uplink's channel model."""
+    """A trace that replaces the uplink's channel model: mahimahi's, or a table of time and rate."""
     downlink_trace: str | None = None
+    """A mahimahi trace that replaces the downlink's channel model."""

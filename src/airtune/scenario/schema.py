@@ -33,6 +33,7 @@ class ModelSection(Section):
     gguf_file: str | None = None
     """The file inside the folder or repository, where the weights are in GGUF form."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the base weights and the computation; adapters are float32."""
     quantize: Literal["int8", "nf4"] | None = None
     """Hold the blocks' weights in 8 or 4 bits (extra `quantize`); computation stays in `dtype`."""
 
@@ -45,7 +46,9 @@ class TaskSection(Section):
     source: str | None = None
     """A file, a folder or a hub id; not needed by tasks that generate their problems."""
     prompt_column: str = "prompt"
+    """Column of the prompt."""
     answer_column: str = "answer"
+    """Column of the answer."""
     label_column: str = "label"
     """What `dirichlet` skews; in `classification`, the answer."""
     prompt_template: str | None = None
@@ -99,15 +102,22 @@ class TrainingSection(Section):
     """Local fine-tuning with LoRA and AdamW."""
 
     local_steps: Annotated[PositiveInt, bounds.COUNT_OF_STEPS] = 4
+    """AdamW steps of a client in a round."""
     batch_size: Annotated[PositiveInt, bounds.COUNT_OF_STEPS] = 4
+    """Examples of a step."""
     learning_rate: Annotated[PositiveFloat, bounds.LEARNING_RATE] = 1e-3
+    """AdamW's, in the first round."""
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
     """Over the rounds. AdamW's steps do not shrink with the gradient, so at a constant rate the
     loss of clients of few labels swings to the end; linear: the last of R rounds has 1/R of it."""
     weight_decay: Annotated[NonNegativeFloat, bounds.DECAY] = 0.0
+    """AdamW's, decoupled from the gradient."""
     max_grad_norm: Annotated[PositiveFloat, bounds.FACTOR] = 1.0
+    """The gradient's L2 norm is clipped to this."""
     lora_rank: Annotated[PositiveInt, bounds.RANK] = 8
+    """Rank of the server's adapter, and of clients without a rank of their own."""
     lora_alpha: Annotated[PositiveFloat, bounds.FACTOR] = 16.0
+    """LoRA's scale is alpha / rank; a lower rank keeps the scale."""
     keep_optimizer: bool = False
     """Clients keep AdamW's moments from round to round instead of starting afresh."""
 
@@ -121,7 +131,7 @@ class TrainingSection(Section):
         return self
 
     def in_round(self, round: int, rounds: int) -> TrainingSection:
-        """Return the settings of one round, counted from 1, of so many: its own learning rate."""
+        """Return the settings of one round, counted from 1, of `rounds`: its own learning rate."""
         if self.learning_rate_schedule == "constant":
             return self
         left = (rounds - round + 1) / rounds
@@ -134,6 +144,7 @@ class PruningSection(Section):
     max_pruning: Annotated[float, Field(ge=0, lt=1)] = 0.6
     """The largest share of the decoder blocks' parameters that a client may leave out."""
     units: Literal["mixed", "mlp", "attention", "blocks"] = "mixed"
+    """What is cut: MLP channels, attention groups, both (`mixed`), or whole blocks."""
     selection: Literal["importance", "rolling", "rotating"] = "importance"
     """Which units a submodel keeps: the most important ones; a window that rolls over the rounds
     (FedRolex); or by importance, but those near the threshold exchanged by round and client."""
@@ -144,6 +155,7 @@ class PruningSection(Section):
     for, or the server's, read beforehand; its statistics then lie on every device beside the
     base model, and like the base model they are not billed."""
     calibration_examples: Annotated[PositiveInt, bounds.COUNT_OF_EXAMPLES] = 32
+    """Texts that the importance of units is computed from."""
     cost: Literal["linear", "measured"] = "linear"
     """Learning cost of pruning: e(rho) = rho, or the curve of the client's calibration."""
     cache_statistics: bool = False
@@ -163,18 +175,25 @@ class PlanningSection(Section):
     default is 1: a pilot's costs are shares of the rounds themselves."""
     fit_kappa: bool = False
     """Fit kappa to the run's own losses after each round, from the value above; the first round
-    then leaves the model whole, so that there is something to compare with."""
+    then leaves the model whole, as a reference."""
     max_pruning_loss: Annotated[NonNegativeFloat, bounds.COST] | None = None
     """Given: minimise the round's latency subject to Q <= this, instead of N(Q) T."""
     tolerance: Annotated[float, Field(gt=0, lt=1), bounds.TOLERANCE] = 1e-6
+    """Relative gap at which `exact` stops; least improvement with which `bcd` continues."""
     knobs: Literal["all"] | Annotated[tuple[Knob, ...], Field(strict=False)] | None = None
     """What the plan may turn, each client by itself: any of bandwidth, pruning, steps, rank, bits
     and absence, or `all`. Left out, the method's own: bandwidth and pruning."""
-    rank_values: Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
+    rank_values: Annotated[tuple[PositiveInt, ...], Field(strict=False), bounds.RANKS] | None = None
     """LoRA ranks to choose from; default: the client's own, halved down to 1."""
-    bits_values: Annotated[tuple[Literal[2, 4, 8], ...], Field(strict=False)] = (8, 4, 2)
+    bits_values: Annotated[tuple[Literal[2, 4, 8], ...], Field(strict=False), bounds.CHOICES] = (
+        8,
+        4,
+        2,
+    )
     """Bits of an uplink value to choose from, beside those that the scenario has."""
-    steps_values: Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
+    steps_values: Annotated[tuple[PositiveInt, ...], Field(strict=False), bounds.STEPS] | None = (
+        None
+    )
     """Local steps to choose from; default: 1 to training.local_steps, at most 4 evenly spread."""
     costs: str | None = None
     """The file that `airtune costs` wrote; default: the costs measured for SmolLM2-135M."""
@@ -193,13 +212,16 @@ class PlanningSection(Section):
 
 
 class AggregationSection(Section):
-    """How the clients' adapters are merged, and in what precision they travel."""
+    """How the clients' adapters are merged, and in what precision they are sent."""
 
     rule: str = "fedit"
+    """A merging rule from `airtune methods`."""
     payload_bits_per_value: Literal[16, 32] = 16
+    """Bits of an adapter value in a message."""
     uplink_change_bits: Literal[2, 4, 8] | None = None
     """Given: uplinks carry the adapter's change, rounded at random to this many bits a value, with
-    a 32-bit scale for each rank of A and B in each layer; only flora's broadcast follows suit."""
+    a 32-bit scale for each rank of A and B in each layer. Of the broadcasts, only flora's is
+    rounded too."""
 
     @property
     def uplink_bits_per_value(self) -> int:
@@ -208,7 +230,7 @@ class AggregationSection(Section):
 
     @property
     def uplink_bits_per_scale(self) -> int:
-        """Bits of each rank's scale in an uplink message, 0 where values travel as they are."""
+        """Bits of each rank's scale in an uplink message, 0 where values are sent unchanged."""
         return 32 if self.uplink_change_bits else 0
 
 
@@ -223,28 +245,35 @@ class ParticipationSection(Section):
     """What a client that sits a round out costs in learning, on the scale of e(rho)."""
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a full contribution that every client makes at least, over the rounds: the plan
-    weighs a client the more, the longer it has contributed less. With planning.knobs only."""
+    gives a client more weight the longer it has contributed less. With planning.knobs only."""
 
 
 class EvaluationSection(Section):
     """What is measured on the server's test set."""
 
     every_rounds: Annotated[PositiveInt, bounds.ROUNDS] = 1
+    """The test set is evaluated in every n-th round and in the last one."""
     batch_size: Annotated[PositiveInt, bounds.COUNT_OF_STEPS] = 16
+    """Examples evaluated at once."""
     metrics_every_round: bool = True
     """Accuracy, and the loss on clients' own held-out text; false: at the end only."""
     generate: bool = False
     """At the end, also exact match (maths) by generating answers."""
     generate_examples: Annotated[PositiveInt, bounds.COUNT_OF_EXAMPLES] = 32
+    """Number of test examples that answers are generated for."""
 
 
 class Scenario(Section):
     """A cell, its devices, a model, a task, and how the run is planned and trained."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the scenario in the record and in reports."""
     description: str = ""
+    """One line for `airtune scenarios` and the report."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of every random draw."""
     rounds: Annotated[PositiveInt, bounds.ROUNDS] = 8
+    """Rounds of the run."""
     time_budget_s: PositiveFloat | None = None
     """Given: the run ends with the first round that ends at or after this time on the virtual
     clock, and with `rounds` at the latest."""
@@ -315,7 +344,7 @@ class Scenario(Section):
             raise ValueError("planning.fit_kappa needs planning.kappa above 0 to begin from")
         if self.planning.fit_kappa and self.participation.rule != "all":
             raise ValueError(
-                "planning.fit_kappa goes with participation.rule = 'all' only: "
+                "planning.fit_kappa is allowed with participation.rule = 'all' only: "
                 "what clients leave undone is not what pruning costs"
             )
         if self.time_budget_s and self.training.learning_rate_schedule == "linear":
