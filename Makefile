@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-EXTRAS := dev,ray,flower,quantize,docs
+EXTRAS := dev,ray,flower,quantize,docs,study,trackers
 
 .PHONY: demo test check docs mutants clean
 

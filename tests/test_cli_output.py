@@ -193,7 +193,7 @@ def test_a_first_run_where_the_locale_is_c(tmp_path: Path) -> None:
     assert "Traceback" not in made.stderr
     assert "report:" in made.stdout
     assert at.read_record(folder).finished
-    assert "–" in (folder / "report.html").read_text("utf-8")
+    assert "·" in (folder / "report.html").read_text("utf-8")
     made = process("report", str(folder), env=ascii_only, encoding="ascii")
     assert made.returncode == 0, made.stderr
 

@@ -27,6 +27,7 @@ from airtune.data import IGNORED, Encoded, Example, answer_tokens, encode, eval_
 from airtune.data.batches import prompt_tokens
 from airtune.errors import InputError
 from airtune.training.evaluation import (
+    ExactMatch,
     answer_loss,
     check_choices_fit,
     choice_scores,
@@ -34,6 +35,7 @@ from airtune.training.evaluation import (
     final_answer,
     group_losses,
     label_accuracy,
+    last_number,
 )
 
 TOKENIZER = ByT5Tokenizer()
@@ -216,7 +218,7 @@ def test_exact_match_generates_greedily(model: nn.Module) -> None:
         for i, (text, answer) in enumerate(zip(TEXTS, generated, strict=True))
     ]
     match = exact_match(model, TOKENIZER, examples, batch_size=2, max_new_tokens=6)
-    assert match == 3 / 5
+    assert match == ExactMatch(3 / 5, None)
 
 
 def test_generation_ends_where_the_models_positions_do() -> None:
@@ -225,9 +227,9 @@ def test_generation_ends_where_the_models_positions_do() -> None:
     model = small_model("gpt2", n_positions=longest)
     answers = [greedy(model, prompt, min(6, longest - len(prompt))) for prompt in prompts]
     examples = [Example(text, answer, 0) for text, answer in zip(TEXTS, answers, strict=True)]
-    assert exact_match(model, TOKENIZER, examples, batch_size=5, max_new_tokens=6) == 1
+    assert exact_match(model, TOKENIZER, examples, batch_size=5, max_new_tokens=6).strict == 1
     shorter = [replace(e, answer=e.answer[:-1]) for e in examples]
-    assert exact_match(model, TOKENIZER, shorter, batch_size=5, max_new_tokens=6) == 0
+    assert exact_match(model, TOKENIZER, shorter, batch_size=5, max_new_tokens=6).strict == 0
 
 
 def test_choices_beyond_the_models_positions_are_refused() -> None:
@@ -280,11 +282,36 @@ class _Says(nn.Module):
 
 def test_worked_answers_are_compared_by_their_number_only() -> None:
     examples = [Example("a", "1+1 = 2\n#### 1,002", 0), Example("b", "so\n#### 3", 0)]
-    says = _Says("any way\n#### 1002.0 and on")
-    assert exact_match(says, TOKENIZER, examples, batch_size=2) == 0.5
-    assert exact_match(_Says("1002"), TOKENIZER, examples, batch_size=2) == 0.0
+
+    def match(text: str) -> ExactMatch:
+        return exact_match(_Says(text), TOKENIZER, examples, batch_size=2)
+
+    assert match("any way\n#### 1002.0 and on") == ExactMatch(0.5, 0.5)
+    # Without the mark only the last number counts; with it the two may differ.
+    assert match("1002") == ExactMatch(0.0, 0.5)
+    assert match("3 and then #### 1002") == ExactMatch(0.5, 0.5)
+    assert match("#### 3. Check: 1,002") == ExactMatch(0.5, 0.5)
+    assert match("#### 3. Check: 5") == ExactMatch(0.5, 0.0)
+    assert match("nothing") == ExactMatch(0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("3 plus 4 is 7.", "7"),
+        ("it costs $1,200.50, she says", "1200.5"),
+        ("at -3", "-3"),
+        ("5-3", "3"),
+        ("about .50", "0.5"),
+        ("#### 15.0", "15"),
+        ("none", None),
+    ],
+)
+def test_last_numbers(text: str, number: str | None) -> None:
+    assert last_number(text) == number
 
 
 def test_final_answers_of_unmarked_references_are_whole_texts() -> None:
     examples = [Example("1 + 2 =", "3", 1), Example("1 + 3 =", "4", 1)]
-    assert exact_match(_Says(" 3 "), TOKENIZER, examples, batch_size=1) == 0.5
+    match = exact_match(_Says(" 3 "), TOKENIZER, examples, batch_size=1)
+    assert match == ExactMatch(0.5, None)

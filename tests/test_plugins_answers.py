@@ -129,6 +129,7 @@ def test_built_in_methods_say_whether_they_plan_bands_and_prune() -> None:
         "exact": ("best", True),
         "bcd": ("best", True),
         "bcd-bandwidth-first": ("best", True),
+        "bcd-knobs": ("best", True),
         "none": ("equal", False),
         "bandwidth-only": ("best", False),
         "pruning-only": ("equal", True),

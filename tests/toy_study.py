@@ -19,8 +19,8 @@ import numpy as np
 import fake_record
 from airtune.errors import RunError
 from airtune.record import RunDirectory
-from airtune.rounds import apart
 from airtune.study import Study, load_study
+from airtune.study.apart import performed
 from airtune.study.comparison import compare
 from airtune.study.conduct import conduct
 from airtune.study.pools import ProcessPool
@@ -30,9 +30,11 @@ ROUND_S = 0.02
 
 
 def perform(task: Mapping[str, Any]) -> str | None:
-    """Do as `airtune.rounds.apart.perform`, with these runs in place of real ones."""
-    apart._run = _run
-    return apart.perform(task)
+    """Do as `airtune.rounds.apart.perform`, with these runs in place of real ones.
+
+    Without PyTorch, so that a study can be started many times in a test.
+    """
+    return performed(_run, task)
 
 
 def _run(folder: Path, task: Mapping[str, Any]) -> None:
@@ -72,7 +74,7 @@ def main(folder: Path, jobs: int) -> None:
     print("begun", flush=True)
 
     def pool() -> ProcessPool:
-        return ProcessPool(perform, preload=["toy_study", "airtune.rounds.apart"])
+        return ProcessPool(perform, preload=["toy_study"])
 
     results = conduct(study(), folder, pool, at_once=jobs, threads=1)
     write_tables(results, compare(results), folder / "tables")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from airtune.cli.ending import Command, Commands
+from airtune.cli.output import console
 from airtune.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="study",
+    cls=Commands,
     help="Compare methods over seeds: run, look at, report and extend a study.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -39,7 +42,7 @@ Trackers = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
-@app.command("run")
+@app.command("run", cls=Command)
 def run(
     source: Annotated[
         str, typer.Argument(metavar="FILE|NAME", help="A study file, or a shipped study: tiny.")
@@ -101,7 +104,7 @@ def run(
     )
 
 
-@app.command("status")
+@app.command("status", cls=Command)
 def status(folder: Folder) -> None:
     """Say which runs are finished, begun, failed or missing.
 
@@ -109,8 +112,6 @@ def status(folder: Folder) -> None:
 
       airtune study status runs/study-tiny
     """
-    from rich.console import Console
-
     from airtune.study.conduct import known_jobs
     from airtune.study.console import status_table
     from airtune.study.folder import read_study
@@ -121,10 +122,10 @@ def status(folder: Folder) -> None:
     if jobs is None:
         typer.echo(f"{study.name}: the search has not ended; go on with `airtune study run`")
         return
-    Console().print(status_table(study, jobs, [state_of(folder, job) for job in jobs]))
+    console().print(status_table(study, jobs, [state_of(folder, job) for job in jobs]))
 
 
-@app.command("report")
+@app.command("report", cls=Command)
 def report(folder: Folder, quiet: Quiet = False) -> None:
     """Write page, tables and figures again from the runs that are there; nothing is computed anew.
 
@@ -143,7 +144,7 @@ def report(folder: Folder, quiet: Quiet = False) -> None:
     write_all(study, results_of(study, jobs, folder), folder, quiet)
 
 
-@app.command("add-seeds")
+@app.command("add-seeds", cls=Command)
 def add_seeds(
     folder: Folder,
     seeds: Annotated[str, typer.Argument(help="Further seeds, e.g. 5-9 or 5,7.")],
@@ -238,8 +239,6 @@ def carry_on(
 
 def write_all(study: Study, results: list[Result], folder: Path, quiet: bool) -> None:
     """Write page, tables and figures; print the ranking."""
-    from rich.console import Console
-
     from airtune.study.comparison import compare
     from airtune.study.console import ranking_table, sentences
     from airtune.study.page import write_page
@@ -251,12 +250,12 @@ def write_all(study: Study, results: list[Result], folder: Path, quiet: bool) ->
     write_figures(study, results, comparisons, folder / "figures")
     page = write_page(study, results, comparisons, folder)
     if not quiet:
-        console = Console()
+        screen = console()
         for comparison in comparisons:
-            console.print(ranking_table(comparison))
+            screen.print(ranking_table(comparison))
         for line in sentences(study, results, comparisons):
-            console.print(line, soft_wrap=True, highlight=False)
-        console.print(f"report: {page}\ntables: {folder / 'tables'}", soft_wrap=True)
+            screen.print(line, soft_wrap=True, highlight=False)
+        screen.print(f"report: {page}\ntables: {folder / 'tables'}", soft_wrap=True)
 
 
 def _tell(progress: Progress) -> None:

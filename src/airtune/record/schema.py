@@ -54,6 +54,8 @@ class ClientRecord:
         examples: training examples that it holds.
         label_tokens: answer tokens that it trained on.
         train_loss: mean over its local steps, per answer token.
+        eval_loss: of the merged adapter on the text that it holds back, per answer token; None
+            where it holds none back or where that was not measured.
         energy_j: J that it drew, the sum of the four below; None where no power is known.
         compute_j: J of fine-tuning.
         transmit_j: J of its radio, sending.
@@ -83,6 +85,7 @@ class ClientRecord:
     examples: int
     label_tokens: int
     train_loss: float | None = None
+    eval_loss: float | None = None
     energy_j: float | None = None
     compute_j: float | None = None
     transmit_j: float | None = None

@@ -134,6 +134,9 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
     )
     evaluation = _evaluation(cell, after)
     loss = None if evaluation is None else evaluation.loss
+    if evaluation is not None and evaluation.client_losses:
+        pairs = zip(clients, evaluation.client_losses, strict=True)
+        clients = tuple(replace(client, eval_loss=finite(own)) for client, own in pairs)
     losses = [update.train_loss for update in updates if update.train_loss is not None]
     plan = decision.plan
     record = RoundRecord(

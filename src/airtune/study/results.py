@@ -116,7 +116,7 @@ def _measured(record: Record) -> dict[str, Any]:
     loss = (cell.initial_eval_loss if cell else None, *(one.eval_loss for one in rounds))
     ended = loss[-1] is not None and math.isfinite(loss[-1])
     setup_flops = cell.setup_flops if cell else 0.0
-    energy = [getattr(one, "energy_j", None) for one in rounds]
+    energy = [one.energy_j for one in rounds]
     return {
         "status": FINISHED if ended else DIVERGED,
         "error": None if ended else "its last loss is no finite number",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -176,6 +177,20 @@ def choice_scores(
     return scores.cpu()
 
 
+@dataclass(frozen=True)
+class ExactMatch:
+    """The share of examples whose generated answer is right.
+
+    Attributes:
+        strict: the answer stands where the reference has it: after ``####``.
+        flexible: the answer is the last number of the generated text; None where no reference has
+            ``####``.
+    """
+
+    strict: float
+    flexible: float | None
+
+
 def exact_match(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -183,13 +198,15 @@ def exact_match(
     *,
     batch_size: int,
     max_new_tokens: int | None = None,
-) -> float:
-    """Return the share of examples whose generated answer is right.
+) -> ExactMatch:
+    """Return the shares of examples whose generated answer is right.
 
-    Answers are generated greedily. Where the reference has ``#### N``, the number after the
-    first ``####`` is compared (see `final_answer`), and a generation without ``####`` is
-    wrong. Otherwise the whole answers are compared, white space aside. Of a conversation the
-    first answer is generated and compared.
+    Answers are generated greedily. Where the reference has ``#### N``, its number is compared:
+    strictly with the number after the first ``####`` (see `final_answer`), so that a generation
+    without ``####`` is wrong; flexibly with the last number of the text (see `last_number`). These
+    are the two filters of GSM8K in lm-eval, ``strict-match`` and ``flexible-extract``. A reference
+    without ``####`` is compared whole, white space aside, in both. Of a conversation the first
+    answer is generated and compared.
 
     Args:
         model: a causal language model of Transformers, with or without PEFT around it.
@@ -203,7 +220,7 @@ def exact_match(
         longest = max(len(turn_tokens(e.turns[0], tokenizer)[1]) for e in examples)
         max_new_tokens = 3 * longest // 2
     generator: Any = model
-    correct = 0
+    strict = flexible = 0
     for part, room in _with_room(
         examples, tokenizer, batch_size, longest_text(model), max_new_tokens
     ):
@@ -220,8 +237,13 @@ def exact_match(
                 input_ids=ids, attention_mask=mask, generation_config=config
             )
         texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-        correct += sum(_matches(text, e.answer) for text, e in zip(texts, part, strict=True))
-    return correct / len(examples)
+        for text, example in zip(texts, part, strict=True):
+            right = _matches(text, example.answer)
+            strict += right[0]
+            flexible += right[1]
+    marked = any(final_answer(example.answer) is not None for example in examples)
+    count = len(examples)
+    return ExactMatch(strict / count, flexible / count if marked else None)
 
 
 def final_answer(text: str) -> str | None:
@@ -238,18 +260,33 @@ def final_answer(text: str) -> str | None:
     number = re.match(r"[^\d\n.+-]{0,3}([+-]?[\d,]*\.?\d+)", line)
     if number is None:
         return line
+    return _spelling(number[1]) or line
+
+
+def last_number(text: str) -> str | None:
+    """Return the last number of the text in one spelling, or None without any.
+
+    A sign counts where neither a digit nor a letter precedes it: ``5-3`` ends in ``3``.
+    """
+    found = re.findall(r"(?:(?<!\w)-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)", text)
+    return _spelling(found[-1].replace("$", "")) if found else None
+
+
+def _spelling(number: str) -> str | None:
     try:
-        value = Decimal(number[1].replace(",", ""))
+        value = Decimal(number.replace(",", ""))
     except InvalidOperation:
-        return line
+        return None
     return format(value.normalize(), "f")
 
 
-def _matches(generated: str, reference: str) -> bool:
+def _matches(generated: str, reference: str) -> tuple[bool, bool]:
+    """Return whether the generated answer is right: strictly, flexibly."""
     expected = final_answer(reference)
-    if expected is not None:
-        return final_answer(generated) == expected
-    return generated.split() == reference.split()
+    if expected is None:
+        same = generated.split() == reference.split()
+        return same, same
+    return final_answer(generated) == expected, last_number(generated) == expected
 
 
 def _token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

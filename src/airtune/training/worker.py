@@ -91,7 +91,10 @@ class Evaluation:
     loss: float
     """Per answer token, on the server's test set."""
     metrics: dict[str, float]
-    """`accuracy` or `exact_match`, and `worst_client_loss` where clients hold data back."""
+    """`accuracy` or `exact_match` (strict) and `exact_match_flexible`; `mean_client_loss` and
+    `worst_client_loss` where clients hold data back."""
+    client_losses: tuple[float, ...] = ()
+    """Of each client's own held-out text, in the run's order; () where not measured."""
 
 
 class Worker:
@@ -260,6 +263,7 @@ class Worker:
         """
         scenario = self.scenario
         metrics: dict[str, float] = {}
+        own: list[float] = []
         with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
             model.eval()
             loss = answer_loss(model, self._test_batches)
@@ -279,10 +283,11 @@ class Worker:
                 )
             elif choices is None and final and section.generate:
                 examples = self._task.test[: section.generate_examples]
-                metrics["exact_match"] = exact_match(
-                    model, self._tokenizer, examples, batch_size=section.batch_size
-                )
-        return Evaluation(loss, metrics)
+                match = exact_match(model, self._tokenizer, examples, batch_size=section.batch_size)
+                metrics["exact_match"] = match.strict
+                if match.flexible is not None:
+                    metrics["exact_match_flexible"] = match.flexible
+        return Evaluation(loss, metrics, tuple(own))
 
     def save_adapter(self, adapter: Adapter, folder: str) -> None:
         """Write the adapter in PEFT's format; `AutoPeftModelForCausalLM` loads it with its base."""
