@@ -102,11 +102,7 @@ def test_imports_point_upwards(module: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [
-        *modules(),
-        *sorted((ROOT / "tests").glob("*.py")),
-        *sorted((ROOT / "benchmarks").glob("*.py")),
-    ],
+    [*modules(), *sorted((ROOT / "tests").glob("*.py"))],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_files_stay_readable(module: Path) -> None:

@@ -151,15 +151,15 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_run(
         last = checkpoints.saved_rounds(one / "checkpoint")[-1]
         tensors = checkpoints.load(one / "checkpoint", last).tensors
         moments = {name: v for name, v in tensors.items() if name.startswith("optimizer/")}
-        assert {name.split("/")[1] for name in moments} == (
-            set("0123") if keep_optimizer else set()
-        )
-        steps = {float(value) for name, value in moments.items() if name.endswith("|step")}
-        # 4 local steps a round, none begun anew.
-        assert steps == ({4.0 * last} if keep_optimizer else set())
-        squares = [v for name, v in moments.items() if name.endswith("|exp_avg_sq")]
-        assert len(squares) == len(moments) / 3
-        assert all((value >= 0).all() and value.any() for value in squares)
+        owners = {name.split("/")[1] for name in moments}
+        assert owners == (set("0123") if keep_optimizer else set())
+        if keep_optimizer:
+            steps = {float(value) for name, value in moments.items() if name.endswith("|step")}
+            # 4 local steps a round, none begun anew; a layer that was cut away took fewer.
+            assert max(steps) == 4.0 * last
+            squares = [v for name, v in moments.items() if name.endswith("|exp_avg_sq")]
+            assert all((value >= 0).all() for value in squares)
+            assert any(value.any() for value in squares)
 
 
 def lines_so_far(folder: Path) -> list[str]:
