@@ -1,4 +1,4 @@
-"""`airtune plan`: one round's pruning rates and bands, without torch, in a blink."""
+"""`airtune plan`: one round's pruning rates and bands, without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from airtune.planning import Plan, PlanningProblem
-    from airtune.planning.sweep import Axis, SweepPoint
+    from airtune.planning.sweep import SweepAxis, SweepPoint
 
 # Who finishes this close to the round's end, relatively, counts as last.
 _LAST = 1e-6
@@ -236,7 +236,7 @@ def _sweep(
             print(f"figure: {out}")
 
 
-def _point_as_json(axes: list[Axis], point: SweepPoint) -> dict[str, Any]:
+def _point_as_json(axes: list[SweepAxis], point: SweepPoint) -> dict[str, Any]:
     made = point.plan
     return {
         **{axis.key: value for axis, value in zip(axes, point.at, strict=True)},
@@ -256,7 +256,7 @@ def _print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document) + "\n")
 
 
-def _print_sweep(axes: list[Axis], points: list[SweepPoint]) -> None:
+def _print_sweep(axes: list[SweepAxis], points: list[SweepPoint]) -> None:
     from airtune.cli.output import console
     from airtune.report.tables import Column, Fitted
 
