@@ -1,13 +1,13 @@
 # Two commands for a fresh machine with Python, git and make:
 #   make demo   install and run the built-in scenario `demo`
 #   make test   install and run every check and test (what CI runs)
-# and for those who change things:  make check, make docs, make clean
+# and for those who change things:  make check, make docs, make mutants, make clean
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-EXTRAS := dev,ray,flower,quantize,docs
+EXTRAS := dev,ray,flower,quantize,docs,study,trackers
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs mutants clean
 
 demo: $(VENV)/.demo
 	$(BIN)/airtune run demo --out runs/demo --replace
@@ -41,6 +41,13 @@ docs: $(VENV)/.test
 	$(BIN)/typer airtune.cli utils docs --name airtune --output docs/cli.md
 	$(BIN)/python docs/scenario_keys.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Mutation tests of the code that joins the rooms: hours on two cores, so not in CI. Parts of it:
+#   make mutants MUTANTS='merging bills --sample 80'
+MUTANTS :=
+mutants: $(VENV)/.test
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	OMP_NUM_THREADS=1 nice -n 5 $(BIN)/python benchmarks/mutants.py $(MUTANTS)
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -1,13 +1,14 @@
 """What each knob is worth: the optimum over every set of knobs on the core experiment's cell.
 
-    python benchmarks/knobs.py --out benchmarks/results/knobs.json          # both parts
+    python benchmarks/knobs.py --out benchmarks/results/knobs.json          # all parts
     python benchmarks/knobs.py --parts table --seeds 4
 
-Parts: ``table`` (J of each set of knobs, relative to no plan at all), ``scale`` (time and gap of
-``exact`` with 64 modes a client). A round's costs are counted for the cell's devices and its first
-round's channel; batches are taken as full. What the knobs cost in learning is assumed, not
-measured: rank 8, 4, 2, 1 lose 0, 0.005, 0.02, 0.05; bits 16, 8, 4, 2 lose 0, 0, 0.005, 0.08; fewer
-steps lose in proportion; sitting out loses 1; κ = 1.
+Parts: ``table`` (J of each set of knobs, relative to no plan at all), ``broadcast`` (the same for
+four seeds, with a broadcast that everyone waits for, and without one), ``scale`` (time and gap of
+``exact`` with 64 modes a client). The first round is planned as `airtune plan` does: its channel,
+the cell's devices, clients of equal weight, full batches. What the knobs cost in learning is
+assumed, not measured: rank 8, 4, 2, 1 lose 0, 0.005, 0.02, 0.05; bits 16, 8, 4, 2 lose 0, 0, 0.005,
+0.08; fewer steps lose in proportion; pruning loses its rate; sitting out loses 1; κ = 1.
 """
 
 from __future__ import annotations
@@ -21,24 +22,17 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from airtune import channel
-from airtune.models.devices import profile_of
-from airtune.models.workload import StepTokens, affine_coefficients
-from airtune.planning import ClientMode, PlanningProblem, plan
-from airtune.planning.inputs import (
-    BYTES_PER_WEIGHT,
-    NOMINAL_LABEL_SHARE,
-    link_of,
-    problem_of_scenario,
-    shape_of_model,
-)
-from airtune.planning.knobs import Setting, restricted
-from airtune.randomness import generator
-from airtune.scenario import Scenario, load_scenario
+from airtune.planning import ClientMode, Plan, PlanningProblem, plan
+from airtune.planning.costs import KnobCosts, Measured
+from airtune.planning.inputs import Situation, situation_of_scenario
+from airtune.planning.knobs import Setting
+from airtune.planning.round_plan import plan_round
+from airtune.scenario import load_scenario
 from planner import cell
 
 CORE = Path(__file__).resolve().parents[1] / "experiments" / "core" / "gsm8k.toml"
@@ -47,7 +41,6 @@ RANKS = {8: 0.0, 4: 0.005, 2: 0.02, 1: 0.05}
 BITS = {16: 0.0, 8: 0.0, 4: 0.005, 2: 0.08}
 EVERYTHING = ("bandwidth", "pruning", "steps", "rank", "bits", "absence")
 SETS: dict[str, tuple[str, ...]] = {
-    "none": (),
     "bandwidth": ("bandwidth",),
     "bandwidth, pruning": ("bandwidth", "pruning"),
     "bandwidth, steps": ("bandwidth", "steps"),
@@ -61,6 +54,7 @@ SETS: dict[str, tuple[str, ...]] = {
     "all but bandwidth": ("bits", "rank", "steps", "pruning", "absence"),
     "all": EVERYTHING,
 }
+BROADCASTS = ("for everyone", "left out")
 SIZES = (4, 10, 100, 1000)
 REPEATS = {4: 5, 10: 5, 100: 3, 1000: 1}
 
@@ -78,85 +72,77 @@ def loss_of(setting: Setting) -> float:
     return 1 - setting.steps / STEPS * (1 - RANKS[setting.rank]) * (1 - BITS[setting.bits])
 
 
-def modes_of_device(scenario: Scenario, device: int) -> tuple[ClientMode, ...]:
-    """The modes of one of the scenario's devices, counted from the model's shape."""
-    profile = profile_of(scenario.client_devices[device])
-    rows, length = scenario.training.batch_size, scenario.task.max_tokens
-    step = StepTokens(rows, length, int(rows * length * NOMINAL_LABEL_SHARE))
-    made = []
-    for name, setting in settings().items():
-        costs = affine_coefficients(
-            shape_of_model(scenario),
-            (step,) * setting.steps,
-            lora_rank=setting.rank,
-            bits_per_value=setting.bits,
-            bits_per_scale=0 if setting.bits == 16 else 32,
-            bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
-            max_pruning=scenario.pruning.max_pruning,
-        )
-        made.append(
-            ClientMode(
-                name=name,
-                cost=loss_of(setting),
-                compute_fixed_s=costs.flops_fixed / profile.effective_flops,
-                compute_full_s=costs.flops_full / profile.effective_flops,
-                payload_fixed_bits=costs.payload_fixed_bits,
-                payload_full_bits=costs.payload_full_bits,
-                min_pruning=costs.min_pruning(profile.memory_bytes),
-                max_pruning=scenario.pruning.max_pruning,
-            )
-        )
-    return tuple(made)
+def assumed_costs() -> KnobCosts:
+    """What the knobs cost in learning; pruning costs its rate."""
 
+    def of(values: dict[Any, float]) -> dict[Any, Measured]:
+        return {value: Measured(cost=cost) for value, cost in values.items()}
 
-def core_problem(seed: int) -> PlanningProblem:
-    """The core cell's first round with every mode; the broadcast waits for those who listen."""
-    scenario = load_scenario(str(CORE), [f"seed={seed}", f"training.local_steps={STEPS}"])
-    base = problem_of_scenario(scenario)
-    devices = scenario.client_devices
-    air = channel.draw(
-        scenario.cell,
-        devices,
-        channel.place(scenario.cell, devices, generator(seed, "placement")),
-        generator(seed, "fading", round=1),
-        round=1,
-    )
-    bits = link_of(scenario, shape_of_model(scenario), air).downlink_bits
-    return replace(
-        base,
-        kappa=1.0,
-        downlink_s=np.zeros(base.clients),
-        listen_s=bits / air.downlink_rate_bps,
-        absent_cost=np.ones(base.clients),
-        modes=tuple(modes_of_device(scenario, k) for k in range(base.clients)),
+    return KnobCosts(
+        rank=of(RANKS),
+        bits=of(BITS),
+        steps=of({steps / STEPS: 1 - steps / STEPS for steps in range(1, STEPS + 1)}),
+        absent=Measured(cost=1.0),
+        pruning=of({1.0: 1.0}),
+        provenance={"assumed": "benchmarks/knobs.py"},
     )
 
 
-def table(seeds: list[int], done: Callable[[list], None]) -> list[dict[str, Any]]:
+def with_broadcast(at: Situation, broadcast: str) -> Situation:
+    """The round with its broadcast: sent to who listens, waited for by all, or left out."""
+    rate = at.link.air.downlink_rate_bps
+    if broadcast == "for who listens":
+        return at
+    rate = np.full_like(rate, rate.min() if broadcast == "for everyone" else rate.min() * 1e12)
+    link = replace(at.link, air=replace(at.link.air, downlink_rate_bps=rate))
+    problem = replace(at.problem, downlink_s=link.needed_s(link.everyone))
+    return replace(at, link=link, problem=problem)
+
+
+def planned(seed: int, costs: Path, planning: list[str], broadcast: str) -> Plan:
+    """The plan of the core cell's first round."""
+    changes = [f"seed={seed}", f"training.local_steps={STEPS}", "planning.kappa=1.0", *planning]
+    if planning[0].startswith("planning.knobs"):
+        changes.append(f"planning.costs={costs}")
+    scenario = load_scenario(str(CORE), changes)
+    return plan_round(scenario, with_broadcast(situation_of_scenario(scenario), broadcast)).plan
+
+
+def table(
+    seeds: list[int],
+    sets: dict[str, tuple[str, ...]],
+    broadcast: str,
+    done: Callable[[list[dict[str, Any]]], None],
+) -> list[dict[str, Any]]:
+    """J of every set of knobs, and of the descent over all of them."""
     rows: list[dict[str, Any]] = []
-    for seed in seeds:
-        problem = core_problem(seed)
-        known = settings()
-        none = plan(restricted(problem, (), known)).objective_s
-        for label, knobs in SETS.items():
-            made = plan(restricted(problem, knobs, known))
-            rows.append(
-                {
+    with TemporaryDirectory() as folder:
+        costs = Path(folder) / "costs.json"
+        costs.write_text(assumed_costs().model_dump_json(by_alias=True))
+        for seed in seeds:
+            none = planned(seed, costs, ["planning.method=none"], broadcast).objective_s
+            asked = {
+                label: [f"planning.knobs={json.dumps(knobs)}"] for label, knobs in sets.items()
+            }
+            asked["all, bcd-knobs"] = [*asked["all"], "planning.method=bcd-knobs"]
+            for label, planning in asked.items():
+                busy = time.process_time()
+                made = planned(seed, costs, planning, broadcast)
+                row = {
                     "seed": seed,
                     "knobs": label,
+                    "broadcast": broadcast,
                     "objective_s": made.objective_s,
                     "relative": made.objective_s / none,
                     "gap": made.gap,
                     "loss": made.pruning_loss,
                     "absent": sum(mode is None for mode in made.modes or ()),
-                    "solve_s": made.solve_s,
+                    "downlink_share": float(made.downlink_s.max()) / made.round_latency_s,
+                    "cpu_s": time.process_time() - busy,
                 }
-            )
-        every = restricted(problem, EVERYTHING, known)
-        descent = plan(every, "bcd-knobs", bound=False).objective_s
-        rows.append({"seed": seed, "knobs": "all, bcd-knobs", "relative": descent / none})
-        print(f"seed {seed}: all {rows[-2]['relative']:.4f}", flush=True)
-        done(rows)
+                rows.append(row)
+            print(f"seed {seed}, broadcast {broadcast}: all {rows[-2]['relative']:.4f}", flush=True)
+            done(rows)
     return rows
 
 
@@ -210,7 +196,7 @@ def scale(sizes: list[int]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", default=["table", "scale"])
+    parser.add_argument("--parts", nargs="+", default=["table", "broadcast", "scale"])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--clients", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--out", type=Path)
@@ -224,7 +210,13 @@ def main() -> None:
             asked.out.write_text(json.dumps({**kept, **found}, indent=1) + "\n")
 
     if "table" in asked.parts:
-        table(list(range(asked.seeds)), lambda rows: keep("table", rows))
+        seeds = list(range(asked.seeds))
+        table(seeds, SETS, "for who listens", lambda rows: keep("table", rows))
+    if "broadcast" in asked.parts:
+        seeds, rows = list(range(min(asked.seeds, 4))), []
+        for broadcast in BROADCASTS:
+            rows += table(seeds, SETS, broadcast, lambda made: None)
+            keep("broadcast", rows)
     if "scale" in asked.parts:
         keep("scale", scale(asked.clients))
 

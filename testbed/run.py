@@ -83,7 +83,7 @@ def run(
         InputError: the machine lacks what a testbed needs.
         RunError: the run failed; its logs are kept in `out`.
     """
-    replay = None if trace is None else read_trace(trace)
+    replay = None if trace is None else read_trace(trace, "uplink")
     names = scenario.client_names
     started: list[subprocess.Popen[bytes]] = []
     for left in (*sweep_links(), *sweep_quotas()):
@@ -195,7 +195,9 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("scenario", nargs="?", default=str(Path(__file__).parent / "cell.toml"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", default=f"runs/testbed-{time.strftime('%Y%m%d-%H%M%S')}")
-    parser.add_argument("--trace", help="a mahimahi trace that modulates the uplinks")
+    parser.add_argument(
+        "--trace", help="a recorded trace (docs/channel.md) that modulates the uplinks"
+    )
     parser.add_argument("--cores", type=_positive, help="of this machine, for each device")
     parser.add_argument("--real", action="store_true", help="devices take their own time")
     return parser.parse_args()

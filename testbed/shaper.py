@@ -16,10 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from links import Links
 
-from airtune.channel.trace import PACKET_BITS, WINDOW_MS, Trace
+from airtune.channel.trace import WINDOW_MS, Trace
 from airtune.errors import InputError, RunError
 
 FREE_BPS = 1e9
@@ -116,10 +115,4 @@ def capacity_bps(trace: Trace, begin_ms: int, length_ms: int) -> float:
     """Return a trace's mean capacity over an interval, bit/s; the trace repeats."""
     if length_ms <= 0:
         raise InputError(f"an interval of {length_ms} ms")
-    times = trace.timestamps_ms
-    start = begin_ms % trace.period_ms
-    edges = np.searchsorted(times, [start, min(start + length_ms, trace.period_ms)], "right")
-    packets = int(edges[1] - edges[0])
-    if start + length_ms > trace.period_ms:
-        packets += int(np.searchsorted(times, start + length_ms - trace.period_ms, "right"))
-    return packets * PACKET_BITS * 1000.0 / length_ms
+    return trace.mean_bps(begin_ms, length_ms)

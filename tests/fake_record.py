@@ -6,6 +6,7 @@ Deterministic: the same arguments give the same bytes of rounds.jsonl.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -243,3 +244,17 @@ def started(folder: Path, rounds_: int = 4, **changes: Any) -> Path:
             values = np.full(3, float(record.round))
             directory.save_checkpoint(record.round, {"w": values}, {"elapsed_s": record.elapsed_s})
     return folder
+
+
+def write_runs(folder: Path) -> Path:
+    """Write a run of each of three methods, and `faults`, in which updates are left out."""
+    for method in ("exact", "bcd", "none"):
+        write_run(folder / method, method=method)
+    write_run(folder / "faults", faults=True)
+    return folder
+
+
+def text_of(page: str) -> str:
+    """Return what a reader sees: a page without its markup."""
+    body = re.sub(r"<(style|script)\b.*?</\1>", "", page, flags=re.S)
+    return " ".join(re.sub(r"<[^>]+>", " ", body).split())

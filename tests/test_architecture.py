@@ -100,7 +100,15 @@ def test_imports_point_upwards(module: Path) -> None:
     assert not below
 
 
-@pytest.mark.parametrize("module", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "module",
+    [
+        *modules(),
+        *sorted((ROOT / "tests").glob("*.py")),
+        *sorted((ROOT / "benchmarks").glob("*.py")),
+    ],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_files_stay_readable(module: Path) -> None:
     assert len(module.read_text().splitlines()) <= 400
 

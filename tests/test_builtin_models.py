@@ -32,10 +32,12 @@ def test_gemma3_loads_and_knows_something(caplog: pytest.LogCaptureFixture) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a quarter of a billion weights on few cores
 def test_gemma3_is_cut_and_trained(tmp_path: Path) -> None:
     overrides = ["rounds=1", f'model.id="{GEMMA3}"', "task.eval_examples=8",
-                 "task.train_examples=32", "training.local_steps=3", "training.learning_rate=1e-3",
-                 'planning.method="uniform"', "training.batch_size=2"]  # fmt: skip
+                 "task.train_examples=48", "training.local_steps=3", "training.learning_rate=1e-3",
+                 'planning.method="uniform"', 'pruning.calibration="shared"',
+                 "pruning.calibration_examples=4", "training.batch_size=2"]  # fmt: skip
     record = run(load_scenario("tiny", overrides), out=tmp_path / "run")
     (last,) = record.rounds
     assert record.description is not None

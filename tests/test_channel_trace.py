@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airtune.channel.trace import PACKET_BITS, WINDOW_MS, Trace, read_trace
+from airtune.channel.trace import PACKET_BITS, WINDOW_MS, PacketTrace, read_trace
 from airtune.errors import InputError
 
 
-def trace_of(*timestamps_ms: int) -> Trace:
-    return Trace("made", np.array(timestamps_ms, dtype=np.int64))
+def trace_of(*timestamps_ms: int) -> PacketTrace:
+    return PacketTrace("made", np.array(timestamps_ms, dtype=np.int64))
 
 
 def slow_rate_bps(timestamps_ms: list[int], begin_ms: int) -> float:

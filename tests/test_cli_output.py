@@ -113,6 +113,19 @@ def test_a_plan_names_its_clients_in_a_narrow_window(columns: str) -> None:
         assert name in table
 
 
+def test_the_version_and_the_completion_of_shells() -> None:
+    assert process("--version").stdout == f"airtune {at.__version__}\n"
+    assert "--install-completion" in process("--help").stdout
+
+
+def test_all_folders_are_checked_before_the_first_method_runs(tmp_path: Path) -> None:
+    fake_record.started(tmp_path / "none")
+    made = process("compare", "tiny", "-o", str(tmp_path), "--methods", "exact,none", "--json")
+    assert (made.returncode, made.stdout) == (2, "")
+    assert f"'{tmp_path / 'none'}' already holds a run" in made.stderr
+    assert not (tmp_path / "exact").exists()
+
+
 # What cannot be encoded
 
 
@@ -164,6 +177,25 @@ def test_a_reader_that_goes_away_ends_no_run(tmp_path: Path) -> None:
     os.close(write)
     assert (made.returncode, made.stderr) == (0, "")
     assert at.read_record(folder).finished
+
+
+def test_a_first_run_where_the_locale_is_c(tmp_path: Path) -> None:
+    ascii_only = {
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONUTF8": "0",
+    }
+    folder = tmp_path / "run"
+    small = ("--set", "rounds=1", "--set", "task.eval_examples=8")
+    made = process("run", "tiny", "-o", str(folder), *small, env=ascii_only, encoding="ascii")
+    assert made.returncode == 0, made.stderr
+    assert "Traceback" not in made.stderr
+    assert "report:" in made.stdout
+    assert at.read_record(folder).finished
+    assert "–" in (folder / "report.html").read_text("utf-8")
+    made = process("report", str(folder), env=ascii_only, encoding="ascii")
+    assert made.returncode == 0, made.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

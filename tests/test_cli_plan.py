@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from airtune.cli import main
+from airtune.planning.costs import KnobCosts, Measured
+from airtune.planning.inputs import situation_of_scenario
+from airtune.planning.round_plan import plan_round
+from airtune.scenario import load_scenario
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.json"))
@@ -122,10 +126,62 @@ def test_planning_loads_neither_torch_nor_scipy() -> None:
         "import sys; sys.argv = ['airtune', 'plan', sys.argv[1], '--json']\n"
         "from airtune.cli import main\n"
         "main()\n"
-        "heavy = {'torch', 'scipy', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'scipy', 'transformers', 'matplotlib', 'pydantic'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code, CELL], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def costs_file(folder: Path) -> str:
+    made = KnobCosts(
+        rank={8: Measured(cost=0.0), 1: Measured(cost=0.02)},
+        bits={16: Measured(cost=0.0), 2: Measured(cost=0.05)},
+        steps={1.0: Measured(cost=0.0), 0.5: Measured(cost=0.5)},
+        absent=Measured(cost=0.8),
+        pruning={0.5: Measured(cost=0.4)},
+        provenance={"made": "for a test"},
+    )
+    path = folder / "costs.json"
+    path.write_text(made.model_dump_json())
+    return str(path)
+
+
+def test_a_scenario_with_knobs_is_planned_as_its_run_plans_it(tmp_path: Path, airtune) -> None:
+    words = ["tiny", "--set", "planning.knobs=all", "--set",
+             f"planning.costs={costs_file(tmp_path)}", "--set", "planning.kappa=0.9",
+             "--set", "devices.1.utilisation=2e-6", "--round", "2"]  # fmt: skip
+    status, out, err = airtune(*words, "--json")
+    assert status == 0, err
+    made = json.loads(out)
+    scenario = load_scenario("tiny", [words[i + 1] for i, w in enumerate(words) if w == "--set"])
+    expected = plan_round(scenario, situation_of_scenario(scenario, 2))
+    assert made["objective_s"] == expected.plan.objective_s
+    assert [client["mode"] for client in made["clients"]] == list(expected.plan.modes or ())
+    assert None in expected.plan.modes
+    powers = [profile.power_w for profile in situation_of_scenario(scenario, 2).profiles]
+    for client, power in zip(made["clients"], powers, strict=True):
+        assert ("energy_j" in client) == (None not in powers)
+        if power is not None and None not in powers:
+            assert client["energy_j"] == pytest.approx(power * client["compute_s"])
+    status, out, err = airtune(*words)
+    assert status == 0, err
+    short = next(mode for mode in expected.modes if mode is not None)
+    cell = f"{short.local_steps}, {short.rank}, {short.bits_per_value}"
+    for word in ("steps, rank", "sits out", cell, "clients sit the round out"):
+        assert word in out
+    other = json.loads(airtune(*words, "--json", "--method", "bcd-knobs")[1])
+    assert other["method"] == "bcd-knobs"
+    assert other["objective_s"] >= made["lower_bound_s"]
+
+
+def test_a_participation_rule_is_planned_too(airtune) -> None:
+    rule = ("tiny", "--json", "--set", "participation.rule=deadline", "--set",
+            "participation.left_out_cost=0.3", "--set", "devices.1.utilisation=2e-6")  # fmt: skip
+    made = json.loads(airtune(*rule)[1])
+    assert None in [client["mode"] for client in made["clients"]]
+    status, _, err = airtune(*rule, "--sweep", "bandwidth_hz=1e6:1e8:2")
+    assert status == 2
+    assert "leave them out, or planning.knobs and participation.rule" in err

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+import fake_record
+from airtune.cli import deploy_runs
+from airtune.cli.ending import Interrupted
 from airtune.deploy import admission, control, runs, server, status
 from airtune.deploy.admission import Admitted
 from airtune.deploy.keys import make_device_key
@@ -114,6 +117,32 @@ def test_stop_says_how_to_go_on(state: server.State, flower: Flower) -> None:
     assert found is not None
     assert "--resume" in found["error"]
     assert flower.status[1] == "finished:stopped"
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_ctrl_c_ends_the_run_and_says_what_was_kept(
+    state: server.State, flower: Flower, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    out = state.folder / "run"
+    if rounds:
+        fake_record.started(out, rounds)
+    run = submit(state, {**SETTINGS, "out": str(out)})
+
+    def pressed(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("airtune.cli.deploy_runs.time.sleep", pressed)
+    with pytest.raises(Interrupted, match=f"run {run.id} goes on; `airtune deploy attach`"):
+        deploy_runs.attach(state=state.folder)
+    assert flower.status == {1: "running"}
+    with pytest.raises(Interrupted) as end:
+        deploy_runs._follow(run)
+    assert flower.status == {1: "finished:stopped"}
+    if rounds:
+        assert f"interrupted: 2 of 4 rounds are kept in '{out}'" in str(end.value)
+        assert "go on with the same command and --resume" in str(end.value)
+    else:
+        assert str(end.value) == "interrupted before anything was recorded"
 
 
 def test_what_flower_refuses_leaves_nothing(

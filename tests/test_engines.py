@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,3 +127,35 @@ def test_updates_come_one_a_job_whatever_the_order(engine: Any, scenario: Scenar
     assert sorted(o.client for o in outcomes) == [0, 0, 1, 2, 3]
     assert all(isinstance(o, ClientUpdate) for o in outcomes)
     assert list(engine.train([])) == []
+
+
+def test_ray_refuses_gpus_that_are_not_there_and_stays(engine: Any, scenario: Scenario) -> None:
+    before = ray.cluster_resources()
+    make = engine_maker("ray", workers=64, gpus_per_worker=8.0, threads=1)
+    with pytest.raises(InputError, match=r"64 workers need more than the \d+ GPUs"):
+        make(scenario)
+    assert ray.is_initialized()  # it was here before
+    assert ray.cluster_resources() == before
+
+
+def test_ray_says_that_its_folder_has_too_long_a_name(tmp_path: Path) -> None:
+    code = (
+        "from airtune.engines.choice import engine_maker\n"
+        "from airtune.errors import InputError\n"
+        "from airtune.scenario import load_scenario\n"
+        "try:\n"
+        "    engine_maker('ray', workers=1, threads=1)(load_scenario('tiny'))\n"
+        "except InputError as error:\n"
+        "    print(error)\n"
+    )
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    made = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RAY_TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "Ray does not start here: AF_UNIX path length" in made.stdout, made.stderr
+    assert "give a short folder in the variable RAY_TMPDIR" in made.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,8 +25,10 @@ from transformers import (
 
 from airtune.data import IGNORED, Encoded, Example, answer_tokens, encode, eval_batches
 from airtune.data.batches import prompt_tokens
+from airtune.errors import InputError
 from airtune.training.evaluation import (
     answer_loss,
+    check_choices_fit,
     choice_scores,
     exact_match,
     final_answer,
@@ -37,7 +40,7 @@ TOKENIZER = ByT5Tokenizer()
 TEXTS = ["one", "twenty two", "three hundred and thirty three", "4", "fifty-five and a half"]
 
 
-def small_model(family: str) -> PreTrainedModel:
+def small_model(family: str, **more: int) -> PreTrainedModel:
     """Rotary positions; learned positions; windows of attention and capped logits."""
     common = {
         "vocab_size": len(TOKENIZER),
@@ -57,7 +60,7 @@ def small_model(family: str) -> PreTrainedModel:
         case "llama":
             config = LlamaConfig(**common, **sizes)
         case "gpt2":
-            config = GPT2Config(**common, n_embd=32, n_layer=2, n_head=4, bos_token_id=1)
+            config = GPT2Config(**common, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, **more)
         case _:
             config = Gemma2Config(
                 **common, **sizes, head_dim=8, sliding_window=8, final_logit_softcapping=5.0
@@ -214,6 +217,27 @@ def test_exact_match_generates_greedily(model: nn.Module) -> None:
     ]
     match = exact_match(model, TOKENIZER, examples, batch_size=2, max_new_tokens=6)
     assert match == 3 / 5
+
+
+def test_generation_ends_where_the_models_positions_do() -> None:
+    prompts = [prompt_tokens(text, TOKENIZER) for text in TEXTS]
+    longest = max(map(len, prompts)) + 2
+    model = small_model("gpt2", n_positions=longest)
+    answers = [greedy(model, prompt, min(6, longest - len(prompt))) for prompt in prompts]
+    examples = [Example(text, answer, 0) for text, answer in zip(TEXTS, answers, strict=True)]
+    assert exact_match(model, TOKENIZER, examples, batch_size=5, max_new_tokens=6) == 1
+    shorter = [replace(e, answer=e.answer[:-1]) for e in examples]
+    assert exact_match(model, TOKENIZER, shorter, batch_size=5, max_new_tokens=6) == 0
+
+
+def test_choices_beyond_the_models_positions_are_refused() -> None:
+    examples = [Example("short", "a", 0), Example("a longer one", "a", 0)]
+    prompt = len(prompt_tokens("a longer one", TOKENIZER))
+    end = len(answer_tokens("a choice", TOKENIZER))
+    check_choices_fit(TOKENIZER, examples, ["a", "a choice"], prompt + end)
+    check_choices_fit(TOKENIZER, examples, ["a", "a choice"], None)
+    with pytest.raises(InputError, match=f"'a choice' .* after a prompt of {prompt} tokens"):
+        check_choices_fit(TOKENIZER, examples, ["a", "a choice"], prompt + end - 1)
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,23 @@ def test_a_sound_update_has_no_fault_and_a_loss_that_is_not_a_number_is_one() ->
     assert "loss" in str(fault_of(adapter(0), SHAPES, train_loss=math.nan))
 
 
+def test_the_tensors_of_a_wrong_shape_are_named() -> None:
+    names = list(SHAPES)
+    one = {**adapter(0), names[0]: torch.zeros(5, 7)}
+    assert fault_of(one, SHAPES, None) == (
+        f"rejected: wrong shape of {names[0]}: (5, 7), not {SHAPES[names[0]]}"
+    )
+    every = {name: torch.zeros(5, 7) for name in SHAPES}
+    fault = str(fault_of(every, SHAPES, None))
+    assert f"and {len(SHAPES) - 1} more of {len(SHAPES)} tensors" in fault
+    assert "; also " in fault
+    assert sorted(names[1:])[0] in fault
+    renamed = {f"other.{name}": value for name, value in adapter(0).items()}
+    fault = str(fault_of(renamed, SHAPES, None))
+    assert f"; missing {sorted(names)[0]}" in fault
+    assert f"; unknown other.{sorted(names)[0]}" in fault
+
+
 # Rules of the published methods, on layers with ranks that differ from client to client.
 
 RANK = 3

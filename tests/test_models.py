@@ -13,14 +13,14 @@ from airtune.errors import InputError
 from airtune.models import checkpoints
 from airtune.models.builtin import byte_tokenizer, tiny_model
 from airtune.models.loading import (
-    LoadedModel,
-    check_context,
     fingerprint_of,
     label_logits,
     load_model,
+    longest_text,
     prepared,
     shape_of,
 )
+from airtune.models.shapes import check_context
 from airtune.models.workload import SHAPES, ModelShape
 from airtune.scenario import ModelSection
 from small_models import NAMES, small_model, text_batch
@@ -117,11 +117,12 @@ def test_unknown_architecture_is_refused_with_the_list(tmp_path: Path) -> None:
 def test_the_longest_text_is_known_of_every_family(name: str) -> None:
     model = small_model(name)
     shape = shape_of(model)
-    longest = model.config.to_dict()[shape.table.context_key]
-    loaded = LoadedModel(model, byte_tokenizer(), shape, "")
-    check_context(loaded, longest, name=name)
+    config = model.config.to_dict()
+    longest = config[shape.table.context_key]
+    assert longest_text(model) == longest
+    check_context(config, longest, name=name)
     with pytest.raises(InputError, match=f"reads at most {longest} tokens"):
-        check_context(loaded, longest + 1, name=name)
+        check_context(config, longest + 1, name=name)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from airtune.errors import InputError
-from airtune.planning import ClientMode, plan, plan_to_json, problem_from_json, problem_to_json
+from airtune.planning import (
+    METHODS,
+    ClientMode,
+    Method,
+    plan,
+    plan_to_json,
+    problem_from_json,
+    problem_to_json,
+)
 from airtune.planning.floor import (
     check_floor,
     contributions,
@@ -20,7 +28,11 @@ from airtune.planning.floor import (
     weighed,
 )
 from airtune.planning.knobs import KNOBS, Setting, check_knobs, restricted
+from airtune.planning.methods import better_than
+from airtune.planning.mode_plans import keeps_budgets
+from airtune.planning.optimum.fixed_bands import at_bands
 from mode_oracles import mode_problem
+from oracles import random_problem
 
 TOLERANCE = 1e-6
 
@@ -201,6 +213,18 @@ def test_the_queues_follow_their_rule_and_their_bound() -> None:
     assert (total >= 0.3 * 50 - queues + start - 1e-9).all()
 
 
+def test_the_queues_weigh_the_clients_and_a_plan_with_progress_stays() -> None:
+    problem = replace(with_settings(0), kappa=0.4)
+    queues = np.array([0.0, 0.5, 1.0])
+    heavier = weighed(problem, queues)
+    # κ·Q is κ·Σ w·(1 + Z)·ℓ, whatever the weights sum to.
+    assert heavier.kappa * heavier.weight == pytest.approx(0.4 * problem.weight * (1 + queues))
+    held = weighed(problem, np.full(3, 1e4))
+    least = float(held.weight @ (1 - most_contributed(held)))
+    assert held.kappa * least < 1
+    assert np.isfinite(plan(held).objective_s)
+
+
 def test_a_floor_brings_back_who_was_left_out() -> None:
     problem = with_settings(2)
     modes = problem.modes or ()
@@ -234,3 +258,67 @@ def test_a_floor_that_cannot_be_met_is_refused() -> None:
         InputError, match=r"client 'c0': floor 0\.25 cannot be met: in mode '4-8-16'"
     ):
         check_floor(lossy, 0.25)
+
+
+def test_the_descent_plans_its_bands_and_keeps_the_budgets() -> None:
+    better = 0
+    for seed in range(6):
+        problem = mode_problem(np.random.default_rng(70 + seed), 3, 3, budgets=1.0)
+        best = plan(problem)
+        try:
+            made = plan(problem, "bcd-knobs", bound=False)
+        except InputError:  # no plan at equal bands keeps the budgets
+            continue
+        assert keeps_budgets(problem, made)
+        assert made.objective_s >= best.lower_bound_s * (1 - 1e-9)
+        equal, _ = at_bands(problem, np.full(3, problem.bandwidth_hz / 3))
+        if equal is not None:
+            assert made.objective_s <= equal.objective_s * (1 + TOLERANCE)
+            better += made.objective_s < 0.999 * equal.objective_s
+    assert better >= 2
+
+
+def test_what_is_no_better_than_a_known_plan_is_refuted() -> None:
+    for seed in range(3):
+        problem = mode_problem(np.random.default_rng(80 + seed), 3, 4)
+        best = plan(problem)
+        truth = best.objective_s
+        worse = replace(best, objective_s=1.02 * truth)
+        found, bound = better_than(problem, worse)
+        assert found is not None
+        assert found.objective_s == pytest.approx(truth, rel=2 * TOLERANCE)
+        assert bound <= truth * (1 + TOLERANCE)
+        assert bound >= found.objective_s * (1 - TOLERANCE)
+        ahead = replace(best, objective_s=0.98 * truth)
+        found, bound = better_than(problem, ahead)
+        assert found is None
+        assert ahead.objective_s * (1 - TOLERANCE) <= bound <= ahead.objective_s
+        equal = replace(problem, equal_bands=True)
+        assert better_than(equal, ahead)[0] is None
+
+
+def half_pruned(problem: Any, tolerance: float, rng: np.random.Generator) -> tuple:
+    shares = np.full(problem.clients, problem.bandwidth_hz / problem.clients)
+    return 0.5 * (problem.min_pruning + problem.max_pruning), shares
+
+
+def test_a_function_or_a_method_plans_as_a_name_does() -> None:
+    problem = random_problem(np.random.default_rng(4), 4)
+    made = plan(problem, half_pruned)
+    assert made.method == "half_pruned"
+    assert made.gap is not None
+    assert made.gap >= 0
+    assert made.pruning == pytest.approx(0.5 * (problem.min_pruning + problem.max_pruning))
+    named = Method("prunes by half", "for a test", half_pruned)
+    assert plan(problem, named).objective_s == made.objective_s
+    by_name = plan(problem, METHODS["bandwidth-only"])
+    assert by_name.method == "bandwidth-only"
+    assert by_name.objective_s == plan(problem, "bandwidth-only").objective_s
+    with pytest.raises(InputError, match="'too_wide': the bands sum to"):
+        plan(problem, too_wide)
+    with pytest.raises(InputError, match=r"method 3 is not allowed; allowed: exact, .* a function"):
+        plan(problem, 3)  # type: ignore[arg-type]
+
+
+def too_wide(problem: Any, tolerance: float, rng: np.random.Generator) -> tuple:
+    return problem.min_pruning, np.full(problem.clients, problem.bandwidth_hz)

@@ -36,15 +36,17 @@ def check(problem: PlanningProblem, truth: float) -> None:
     assert made.bandwidth_hz.sum() <= problem.bandwidth_hz * (1 + 1e-12)
 
 
-def many(count: int, batches: int) -> list:
+def many(count: int, batches: int, first: int | None = None) -> list:
     """The first batch always, the others with --run-slow."""
     return [
-        pytest.param(batch, count, marks=[pytest.mark.slow] if batch else [])
+        pytest.param(
+            batch, count if batch else first or count, marks=[pytest.mark.slow] if batch else []
+        )
         for batch in range(batches)
     ]
 
 
-@pytest.mark.parametrize(("batch", "count"), many(25, 16))
+@pytest.mark.parametrize(("batch", "count"), many(25, 21, first=6))
 def test_every_assignment_of_modes(batch: int, count: int) -> None:
     rng = np.random.default_rng(500 + batch)
     for _ in range(count):
@@ -80,12 +82,17 @@ def test_the_broadcast_waits_for_those_who_listen(batch: int, count: int) -> Non
 
 
 def loss_by_milp(problem: PlanningProblem, deadline_s: float) -> float:
-    """Q at a deadline for modes that are not pruned: one binary a mode, the band as a budget."""
+    """Q at a deadline for modes that are not pruned: one binary a mode, the band as a budget.
+
+    Someone takes part; infinity where nobody can.
+    """
     table = problem.table
     need = table.payload_fixed_bits + table.payload_full_bits * (1 - table.min_pruning)
     busy = table.compute_fixed_s + table.compute_full_s * (1 - table.min_pruning)
     left = deadline_s - problem.downlink_s[table.owner] - busy
-    rate = np.where(need > 0, np.where(left > 0, need / np.maximum(left, 1e-300), np.inf), 0.0)
+    rate = np.zeros(len(need))
+    np.divide(need, left, out=rate, where=(need > 0) & (left > 0))
+    rate[(need > 0) & (left <= 0)] = np.inf
     owner = np.concatenate([table.owner, np.arange(problem.clients)])
     snr, cap = problem.snr_hz[table.owner], problem.efficiency[table.owner]
     band = np.where(left >= 0, band_of_rate(rate, snr, cap), np.inf)
@@ -95,11 +102,18 @@ def loss_by_milp(problem: PlanningProblem, deadline_s: float) -> float:
     use = (band <= problem.bandwidth_hz) & np.isfinite(loss)
     one_each = (owner[use] == np.arange(problem.clients)[:, None]).astype(float)
     shares = band[use] / problem.bandwidth_hz
+    present = np.concatenate([np.ones(len(need)), np.zeros(problem.clients)])[use]
+    if not present.any():
+        return np.inf
     found = milp(
         loss[use],
         integrality=np.ones(use.sum()),
         bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(shares[None], 0, 1)],
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(shares[None], 0, 1),
+            LinearConstraint(present[None], 1, np.inf),
+        ],
         options={"mip_rel_gap": 1e-9},
     )
     return float(found.fun) if found.success else np.inf
@@ -108,6 +122,7 @@ def loss_by_milp(problem: PlanningProblem, deadline_s: float) -> float:
 @pytest.mark.parametrize(("batch", "count"), many(6, 5))
 def test_a_fixed_deadline_against_a_mixed_integer_program(batch: int, count: int) -> None:
     rng = np.random.default_rng(900 + batch)
+    compared = 0
     for _ in range(count):
         clients = int(rng.integers(5, 21))
         base = random_problem(
@@ -120,15 +135,17 @@ def test_a_fixed_deadline_against_a_mixed_integer_program(batch: int, count: int
         )  # fmt: skip
         deadline = plan(problem, bound=False).round_latency_s * rng.uniform(0.9, 1.3)
         theirs = loss_by_milp(problem, deadline)
-        # The smallest deadline whose loss stays within theirs is no later than this one.
-        if not np.isfinite(theirs) or theirs > 1 - 1e-6:
+        if not np.isfinite(theirs):
             continue
+        # The smallest deadline whose loss stays within theirs is no later than this one.
         limit = theirs * (1 + 1e-9)
         bounded = plan(replace(problem, kappa=0.5, max_pruning_loss=limit))
         assert bounded.round_latency_s <= deadline * (1 + TOLERANCE)
         if theirs > problem.weight @ problem.least_losses() + 1e-4:
             tighter = replace(problem, kappa=0.5, max_pruning_loss=theirs - 1e-5)
             assert plan(tighter).round_latency_s >= deadline * (1 - TOLERANCE)
+            compared += 1
+    assert compared >= 1
 
 
 def test_budgets_are_kept_and_planned_as_well_as_any_split_of_the_band() -> None:

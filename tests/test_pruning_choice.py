@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from airtune.errors import InputError
 from airtune.models.loading import label_logits, shape_of
 from airtune.models.structure import Structure, whole
-from airtune.models.workload import realised_pruning
+from airtune.models.workload import ModelShape, realised_pruning
 from airtune.pruning import calibrate, choose, cost_curve, cut
 from airtune.pruning.choice import removal_order
 from airtune.pruning.layers import blocks_of
+from airtune.pruning.statistics import Statistics
 from small_models import NAMES, small_model, text_batch
 
 
@@ -111,6 +112,33 @@ def test_cost_is_the_share_of_what_the_model_knows() -> None:
     nothing_known = costs(guessing + 1.0)
     assert nothing_known[-1] == pytest.approx(0.3)
     np.testing.assert_allclose(nothing_known / nothing_known[-1], of_everything / of_everything[-1])
+
+
+def with_slopes(slopes: dict[str, list[float]]) -> tuple[Statistics, ModelShape]:
+    """Statistics whose harm rises evenly, by so much a parameter in each block's sublayers."""
+    _, shape, statistics = calibrated("llama")
+    made = {}
+    for unit, kind in (("mlp", "mlp"), ("group", "attention")):
+        made[kind] = tuple(
+            replace(one, harm=slope * shape.unit_parameters[unit] * torch.arange(size, -1, -1.0))
+            for one, slope in zip(getattr(statistics, kind), slopes[unit], strict=True)
+            for size in (len(one.harm) - 1,)
+        )
+    return replace(statistics, **made), shape
+
+
+@pytest.mark.parametrize(("worst", "before_the_groups"), [(5.0, True), (9.0, False)])
+def test_a_sublayers_harm_is_drawn_half_way_to_the_median(
+    worst: float, before_the_groups: bool
+) -> None:
+    """The median of the MLPs is 2: 5 counts as 3.5 and 9 as 5.5; the groups as their own 4."""
+    statistics, shape = with_slopes({"mlp": [1.0, 2.0, worst], "group": [4.0] * 3})
+    assert shape.blocks == 3
+    steps = removal_order(statistics, shape, "mixed")
+    first_group = next(i for i, step in enumerate(steps) if step.unit == "group")
+    of_the_worst = [i for i, step in enumerate(steps) if (step.unit, step.block) == ("mlp", 2)]
+    assert (max(of_the_worst) < first_group) == before_the_groups
+    assert (min(of_the_worst) < first_group) == before_the_groups
 
 
 def test_cost_curve_beyond_the_units_is_refused() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from airtune.channel.trace import PACKET_BITS, Trace
+from airtune.channel.trace import PACKET_BITS, PacketTrace
 from airtune.errors import InputError
 from airtune.scenario import load_scenario
 
@@ -61,7 +61,7 @@ def test_what_the_machine_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_trace_is_replayed_at_its_recorded_capacity() -> None:
     times = np.array([0, 3, 3, 50, 99, 100], dtype=np.int64)
-    trace = Trace("t", times)
+    trace = PacketTrace("t", times)
     for begin, length in ((0, 100), (0, 3), (2, 10), (60, 100), (95, 10), (100, 100), (230, 60)):
         # Oracle: count the opportunities of three repetitions in (begin, begin + length].
         start = begin % 100

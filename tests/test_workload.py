@@ -160,11 +160,68 @@ def test_affine_model_follows_the_counts(name: str, length: int, tolerance: floa
         pruning = realised_pruning(shape, sizes)
         flops = 2 * training_flops(shape, sizes, step, mode(8))
         bits = payload_bits(shape, sizes, mode(8))
-        memory = memory_bytes(shape, sizes, step, mode(8))
         assert costs.flops(pruning) == pytest.approx(flops, rel=tolerance)
         assert costs.payload_bits(pruning) == pytest.approx(bits, rel=0.01)
-        modelled = costs.memory_fixed_bytes + costs.memory_full_bytes * (1 - pruning)
-        assert modelled == pytest.approx(memory, rel=0.02)
+
+
+def saved_bytes(model: Any, batch: Batch) -> int:
+    """Return what autograd keeps for the backward pass, beside the parameters."""
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage  # held, so that its address is not used again
+        return tensor
+
+    targets = batch.labels[:, 1:][batch.labels[:, 1:] != -100]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = torch.nn.functional.cross_entropy(label_logits(model, batch), targets)
+    assert loss.requires_grad
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+def test_memory_is_that_of_a_real_models_tensors() -> None:
+    """Weights, adapter and moments to the byte, but for the norms; activations in proportion."""
+    rows, length = 8, 48
+    config = LlamaConfig(
+        hidden_size=128,
+        num_hidden_layers=4,
+        intermediate_size=512,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=256,
+    )
+    model = LlamaForCausalLM(config).requires_grad_(False)
+    shape = shape_of(model)
+    ids = torch.randint(0, 256, (rows, length), generator=torch.Generator().manual_seed(0))
+    batch = Batch(ids, torch.ones_like(ids), ids.clone())
+    step, nothing = StepTokens(rows, length, rows * length), StepTokens(0, 0, 0)
+    statistics = calibrate(model, shape, [batch])
+    lines = [affine_coefficients(shape, (one,), mode(RANK)) for one in (nothing, step)]
+    ratios = []
+    for rate in (0.0, 0.3, 0.6):
+        structure = choose(statistics, shape, rate)
+        submodel = with_lora(cut(model, shape, structure, statistics), shape)
+        held = sum(p.nbytes * (4 if p.requires_grad else 1) for p in submodel.parameters())
+        pruning = realised_pruning(shape, structure.sizes)
+        without, whole = (
+            memory_bytes(shape, structure.sizes, one, mode(RANK)) for one in (nothing, step)
+        )
+        assert without == pytest.approx(held, rel=0.005)
+        resting, working = (
+            line.memory_fixed_bytes + line.memory_full_bytes * (1 - pruning) for line in lines
+        )
+        assert resting == pytest.approx(held, rel=0.01)
+        saved = saved_bytes(submodel, batch)
+        ratios += [(whole - without) / saved, (working - resting) / saved]
+    # The peak is above what is saved: in the backward pass other tensors come and go.
+    # Measured: 1.89, 2.07 and 2.44 times, at rising rates.
+    assert ratios[0] == pytest.approx(1.89, rel=0.05)
+    assert min(ratios) > 1.8
+    assert max(ratios) < 2.6
 
 
 def test_memory_sets_the_smallest_pruning() -> None:

@@ -13,7 +13,7 @@ from airtune.channel.link import snr_hz_db
 from airtune.channel.pathloss import check_cell, los_probability, path_loss_db, shadowing_sigma_db
 from airtune.channel.rate import rate_of_band
 from airtune.channel.table import ChannelTable, read_table
-from airtune.channel.trace import Trace, read_trace
+from airtune.channel.trace import Direction, Trace, read_trace
 from airtune.errors import InputError
 from airtune.scenario import CellSection, DeviceSection, names_of_clients
 from airtune.units import FloatArray, db_to_linear, linear_to_db
@@ -93,15 +93,14 @@ def place(
     distance_m = _distances_m(cell, devices, uniform[:, 0])
     angle = 2.0 * np.pi * uniform[:, 1]
     is_los = uniform[:, 2] < los_probability(cell, distance_m)
-    traces: dict[str, Trace] = {}
     placement = Placement(
         positions_m=distance_m[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1),
         distance_m=distance_m,
         is_los=is_los,
         path_loss_db=path_loss_db(cell, distance_m, is_los),
         shadowing_db=shadowing_sigma_db(cell, is_los) * normal,
-        uplink_traces=_read_traces([d.uplink_trace for d in devices], traces),
-        downlink_traces=_read_traces([d.downlink_trace for d in devices], traces),
+        uplink_traces=_read_traces([d.uplink_trace for d in devices], "uplink"),
+        downlink_traces=_read_traces([d.downlink_trace for d in devices], "downlink"),
         trace_start=uniform[:, 3].copy(),
         table=_read_table(cell, devices),
     )
@@ -168,10 +167,9 @@ def _distances_m(
     return distance_m
 
 
-def _read_traces(paths: Sequence[str | None], known: dict[str, Trace]) -> tuple[Trace | None, ...]:
-    for path in paths:
-        if path is not None and path not in known:
-            known[path] = read_trace(path)
+def _read_traces(paths: Sequence[str | None], direction: Direction) -> tuple[Trace | None, ...]:
+    """Read each file once; clients that name the same one share it."""
+    known = {path: read_trace(path, direction) for path in dict.fromkeys(paths) if path is not None}
     return tuple(None if path is None else known[path] for path in paths)
 
 

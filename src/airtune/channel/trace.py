@@ -1,98 +1,109 @@
-"""Recorded link capacity: trace files in mahimahi's format.
+"""Recorded link capacity as people hold it: mahimahi's timestamps, or a table of time and rate.
 
-One whole number a line: the millisecond at which the link can deliver 1500 bytes, counted from
-the beginning of the trace, in order; a number is repeated where several packets fit into one
-millisecond. The trace starts over when it ends: its last timestamp is its period.
+Mahimahi: one whole number a line, the millisecond at which the link can deliver 1500 bytes,
+counted from the beginning of the trace, in order; a number is repeated where several packets fit
+into one millisecond. The last timestamp is the trace's period.
+
+A table (`trace_table.py`): a column of times and one or more of rates, with their units. Which of
+several is meant is said by the direction, or by the column's name after a '#': `drive.csv#up_mbps`.
+Lines that begin with '#' are comments in both.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from airtune.channel.capacity import PACKET_BITS, WINDOW_MS, PacketTrace, RateTrace, Trace
+from airtune.channel.trace_table import looks_like_table, read_table, table_of_direction
 from airtune.encoding import read_text
 from airtune.errors import InputError
-from airtune.units import BITS_PER_BYTE
 
-PACKET_BITS = 1500 * BITS_PER_BYTE
+__all__ = [
+    "PACKET_BITS",
+    "WINDOW_MS",
+    "Direction",
+    "PacketTrace",
+    "RateTrace",
+    "Trace",
+    "read_trace",
+    "read_traces",
+]
 
-WINDOW_MS = 10_000
-"""How much of the trace stands for one round: about as long as an upload takes."""
+Direction = Literal["uplink", "downlink"]
 
 _MOST_DIGITS = 15  # thirty thousand years of milliseconds, and far inside 64 bits
 
 
-@dataclass(frozen=True, eq=False)
-class Trace:
-    """Delivery opportunities of one link direction.
+def read_trace(path: str | Path, direction: Direction | None = None) -> Trace:
+    """Read one direction's capacity.
 
-    Attributes:
-        path: the file it was read from.
-        timestamps_ms: (N,) non-decreasing integers, read-only, the last one positive.
-    """
-
-    path: str
-    timestamps_ms: NDArray[np.int64] = field(repr=False)
-
-    @property
-    def period_ms(self) -> int:
-        """The time after which the trace starts over."""
-        return int(self.timestamps_ms[-1])
-
-    def round_rate_bps(self, round: int, *, start_ms: int = 0) -> float:
-        """Return the capacity of one round, bit/s: the mean over that round's window.
-
-        Round r sees the window from start_ms + r WINDOW_MS, around the end of the trace where
-        need be. Where the window has no opportunity at all, the link is out of reach and the
-        sender waits: the window then reaches to the next opportunity, so that an outage is a
-        low rate and never a rate of 0.
-        """
-        begin = start_ms + round * WINDOW_MS
-        packets = int(self._delivered(begin + WINDOW_MS) - self._delivered(begin))
-        if packets:
-            return packets * PACKET_BITS * 1000.0 / WINDOW_MS
-        return PACKET_BITS * 1000.0 / (self._next_after(begin + WINDOW_MS) - begin)
-
-    def busiest_rate_bps(self) -> float:
-        """Return an upper bound on every round's capacity, bit/s, attained by some window."""
-        begin = self.timestamps_ms - 1
-        packets = self._delivered(begin + WINDOW_MS) - self._delivered(begin)
-        # An outage's last window holds a single packet in more than WINDOW_MS: never the most.
-        return float(packets.max()) * PACKET_BITS * 1000.0 / WINDOW_MS
-
-    def _delivered(self, time_ms: int | NDArray[np.int64]) -> NDArray[np.int64]:
-        """Opportunities up to and including a time, over all repetitions since time 0."""
-        loops, rest = np.divmod(time_ms, self.period_ms)
-        return loops * self.timestamps_ms.size + np.searchsorted(self.timestamps_ms, rest, "right")
-
-    def _next_after(self, time_ms: int) -> int:
-        loops, rest = divmod(time_ms, self.period_ms)
-        # `rest` is below the period, which is the last timestamp: there is always one more.
-        position = np.searchsorted(self.timestamps_ms, rest, "right")
-        return loops * self.period_ms + int(self.timestamps_ms[position])
-
-
-def read_trace(path: str | Path) -> Trace:
-    """Read a mahimahi trace; empty lines at the end are allowed.
+    Args:
+        path: of the file; a table's column may follow after '#'.
+        direction: which of a table's columns of rates is meant, where there are several.
 
     Raises:
-        InputError: the file cannot be read, is empty, covers no time, or a line is not a whole
-            number of milliseconds or goes back in time; the message gives the line's number.
+        InputError: the file cannot be read, a line is malformed or goes back in time, no rate is
+            above 0, or several columns could be meant; with the file and the line's number.
     """
+    return table_of_direction(path, read_traces(path), direction)
+
+
+def read_traces(path: str | Path) -> dict[str, Trace]:
+    """Read every column of rates of a trace file, by its name; mahimahi's only one is ''.
+
+    A column after '#' is the only one that is returned.
+
+    Raises:
+        InputError: as `read_trace`.
+    """
+    file, column = _parted(path)
+    traces = _read(file)
+    if column is None:
+        return traces
+    if column not in traces:
+        named = ", ".join(f"'{name}'" for name in traces if name)
+        rest = f"allowed: {named}" if named else "the file has no columns with names"
+        raise InputError(f"{file}: no column of rates '{column}'; {rest}")
+    return {column: traces[column]}
+
+
+def _read(path: str) -> dict[str, Trace]:
     try:
-        lines = read_text(path).rstrip().splitlines()
+        text = read_text(path)
     except OSError as error:
         raise InputError(f"cannot read trace '{path}': {error.strerror}") from None
     except InputError as error:
         raise InputError(f"cannot read trace '{path}': {error}") from None
-    if not lines:
-        raise InputError(f"{path}: the trace is empty; one millisecond timestamp a line is needed")
+    lines = [
+        (number, line)
+        for number, line in enumerate(text.rstrip().splitlines(), start=1)
+        if not line.lstrip().startswith("#")
+    ]
+    if not any(line.strip() for _, line in lines):
+        raise InputError(
+            f"{path}: the trace is empty; needed: one millisecond timestamp a line, or columns of "
+            "time and rate such as time_s,rate_mbit_s"
+        )
+    if looks_like_table(lines):
+        return dict(read_table(path, lines))
+    return {"": _packets(path, lines)}
+
+
+def _parted(path: str | Path) -> tuple[str, str | None]:
+    """Return the file's path and the column named after '#'."""
+    file, mark, column = str(path).rpartition("#")
+    if not mark or Path(path).exists():
+        return str(path), None
+    return file, column
+
+
+def _packets(path: str | Path, lines: list[tuple[int, str]]) -> PacketTrace:
     timestamps = np.empty(len(lines), dtype=np.int64)
     previous = 0
-    for number, line in enumerate(lines, start=1):
+    for k, (number, line) in enumerate(lines):
         text = line.strip()
         if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
             raise InputError(
@@ -103,8 +114,8 @@ def read_trace(path: str | Path) -> Trace:
                 f"{path}, line {number}: {text} ms comes after {previous} ms; "
                 f"timestamps must not decrease"
             )
-        timestamps[number - 1] = previous = int(text)
+        timestamps[k] = previous = int(text)
     if previous == 0:
         raise InputError(f"{path}: all timestamps are 0 ms; the last one is the trace's length")
     timestamps.flags.writeable = False
-    return Trace(str(path), timestamps)
+    return PacketTrace(str(path), timestamps)

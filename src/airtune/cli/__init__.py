@@ -20,6 +20,7 @@ from airtune.cli import (
     run,
     scenarios,
     study,
+    trace,
 )
 from airtune.cli.ending import Command, Commands, ended
 
@@ -58,6 +59,7 @@ app.command("compare", cls=Command)(compare.compare)
 app.command("costs", cls=Command)(costs.costs)
 app.command("report", cls=Command)(report.report)
 app.command("profile", cls=Command)(profile.profile)
+app.command("trace", cls=Command)(trace.trace)
 app.command("methods", cls=Command)(methods.methods)
 app.add_typer(study.app, name="study")
 app.add_typer(scenarios.app, name="scenarios")

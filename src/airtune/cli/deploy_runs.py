@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -140,7 +141,7 @@ def try_here(
         settings,
         emulate=emulate,
         say=typer.echo,
-        follow=_follow,
+        follow=functools.partial(_follow, again="airtune deploy run, the same --out and --resume"),
     )
 
 
@@ -172,7 +173,11 @@ def _settings(
     }
 
 
-def _follow(run: Run, *, stop: bool = True) -> None:
+_AGAIN = "the same command and --resume"
+
+
+def _follow(run: Run, *, stop: bool = True, again: str = _AGAIN) -> None:
+    from airtune.cli.ending import Interrupted, kept
     from airtune.errors import InputError, RunError
 
     printed = 0
@@ -183,7 +188,11 @@ def _follow(run: Run, *, stop: bool = True) -> None:
     except KeyboardInterrupt:
         if stop:
             run.stop()
-        raise
+            raise Interrupted(kept(Path(run.about["out"]), again)) from None
+        raise Interrupted(
+            f"interrupted: run {run.id} goes on; `airtune deploy attach` shows it again, "
+            "`airtune deploy stop` ends it"
+        ) from None
     _print_new(run.progress, printed)
     if not ended["ok"]:
         raise (InputError if ended["exit"] == 2 else RunError)(ended["error"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 from typer.core import TyperCommand, TyperGroup
@@ -16,6 +17,19 @@ INTERRUPTED = 130
 
 class Interrupted(Exception):
     """Ctrl-C ended the command; the message says what was kept and how to go on."""
+
+
+def kept(folder: Path, how: str = "the same command and --resume") -> str:
+    """Say what an interrupted run has recorded in its folder, and how to go on."""
+    from airtune.record import read_record
+
+    try:
+        record = read_record(folder)
+    except InputError:
+        return "interrupted before anything was recorded"
+    done, planned = len(record.rounds), record.scenario.get("rounds")
+    what = f"{done} of {planned} rounds are kept" if done else "no round had ended"
+    return f"interrupted: {what} in '{folder}'; go on with {how}"
 
 
 class Commands(TyperGroup):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airtune.assignment import Mode
     from airtune.planning import Plan, PlanningProblem
     from airtune.planning.sweep import SweepAxis, SweepPoint
-
-# Who finishes this close to the round's end, relatively, counts as last.
-_LAST = 1e-6
-_AT_BOUND = 1e-5
+    from airtune.scenario import Scenario
 
 
 def plan(
@@ -56,8 +57,11 @@ def plan(
         typer.Option("--round", min=1, help="Of a scenario: which round's channel. Default: 1."),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", help="Relative gap at which exact stops.")
-    ] = 1e-6,
+        float | None,
+        typer.Option(
+            "--tolerance", help="Relative gap at which exact stops. Default: 1e-6, or a scenario's."
+        ),
+    ] = None,
     block_hz: Annotated[
         float | None, typer.Option("--block-hz", help="Whole resource blocks of this width.")
     ] = None,
@@ -74,6 +78,9 @@ def plan(
 ) -> None:
     """Plan one round: each client's pruning rate and uplink band, with a proof of optimality.
 
+    Where a scenario has planning.knobs or a participation.rule, each client's mode as well: its
+    local steps, LoRA rank and uplink bits, and who sits the round out.
+
     **Examples**
 
       airtune plan examples/cell.json
@@ -88,59 +95,107 @@ def plan(
     """
     from airtune.errors import InputError
 
-    problem = _problem(file, overrides or [], round_number, plugins or [])
     width, count = _blocks(block_hz, blocks, channel_mhz, scs_khz)
     if out is not None and not sweep:
         raise InputError(f"--out {str(out)!r} is for the figure of a --sweep; none was asked for")
+    if sweep and width is not None:
+        raise InputError("--sweep plans without whole blocks; leave the block options out")
+    if file.lower().endswith(".json"):
+        if round_number is not None:
+            raise InputError(
+                f"--round {round_number}: {file} is one round's problem; only a scenario has rounds"
+            )
+        problem = _read(file, overrides or [], plugins or [])
+    else:
+        scenario = _scenario(file, overrides or [], plugins or [], method, tolerance)
+        if _turns_knobs(scenario, round_number or 1):
+            if sweep or width is not None:
+                raise InputError(
+                    "--sweep and whole blocks are for a plan of pruning and bandwidth alone; leave "
+                    "them out, or planning.knobs and participation.rule"
+                )
+            _plan_knobs(scenario, round_number or 1, as_json)
+            return
+        from airtune.planning.inputs import problem_of_scenario
+
+        problem = problem_of_scenario(scenario, round=round_number or 1)
+    limit = 1e-6 if tolerance is None else tolerance
     if sweep:
-        if width is not None:
-            raise InputError("--sweep plans without whole blocks; leave the block options out")
-        _sweep(problem, sweep, method or "exact", tolerance, out, as_json)
+        _sweep(problem, sweep, method or "exact", limit, out, as_json)
         return
     from airtune import planning
-    from airtune.planning.plausible import doubts
 
     if width is None:
-        made = planning.plan(problem, method or "exact", tolerance=tolerance)
+        made = planning.plan(problem, method or "exact", tolerance=limit)
     else:
         if method not in (None, "exact"):
             raise InputError(f"--method {method!r} does not plan in whole blocks; allowed: exact")
-        made = planning.plan(problem, tolerance=tolerance, block_hz=width, blocks=count)
+        made = planning.plan(problem, tolerance=limit, block_hz=width, blocks=count)
+    _show(problem, made, as_json)
+
+
+def _show(
+    problem: PlanningProblem, made: Plan, as_json: bool, modes: Sequence[Mode | None] | None = None
+) -> None:
+    from airtune.cli.plan_tables import print_plan
+    from airtune.planning import plan_to_json
+    from airtune.planning.plausible import doubts
+
     for doubt in doubts(problem, made):
         typer.echo(f"airtune: {doubt}", err=True)
     if as_json:
-        _print_json(planning.plan_to_json(made))
+        _print_json(plan_to_json(made))
     else:
-        _print_plan(problem, made)
+        print_plan(problem, made, modes)
 
 
-def _problem(
-    file: str, overrides: list[str], round_number: int | None, plugins: list[str]
-) -> PlanningProblem:
-    from airtune.errors import InputError
+def _scenario(
+    file: str,
+    overrides: list[str],
+    plugins: list[str],
+    method: str | None,
+    tolerance: float | None,
+) -> Scenario:
+    from airtune.scenario import load_scenario
 
-    if not file.lower().endswith(".json"):
-        from airtune.planning.inputs import problem_of_scenario
-        from airtune.scenario import load_scenario
-
-        scenario = load_scenario(file, overrides, plugins=plugins)
-        if (rule := scenario.participation.rule) != "all":
-            typer.echo(
-                f"airtune: participation.rule = '{rule}' is left to `airtune run`; here every "
-                "client takes part with all of its steps",
-                err=True,
-            )
-        if scenario.pruning.cost == "measured":
-            typer.echo(
-                "airtune: pruning.cost = 'measured' needs the model; here pruning costs its rate",
-                err=True,
-            )
-        return problem_of_scenario(scenario, round=round_number or 1)
-    if round_number is not None:
-        raise InputError(
-            f"--round {round_number}: {file} is one round's problem; only a scenario has rounds"
+    # After the others: an option of this command counts before a key of the scenario.
+    own = [] if method is None else [f"planning.method={method}"]
+    own += [] if tolerance is None else [f"planning.tolerance={tolerance!r}"]
+    scenario = load_scenario(file, [*overrides, *own], plugins=plugins)
+    if scenario.pruning.cost == "measured":
+        typer.echo(
+            "airtune: pruning.cost = 'measured' needs the model; here pruning costs "
+            + ("its rate" if scenario.planning.knobs is None else "what planning.costs says"),
+            err=True,
         )
+    return scenario
+
+
+def _turns_knobs(scenario: Scenario, round: int) -> bool:
+    from airtune.planning.round_plan import knobs_of_round
+
+    return knobs_of_round(scenario, round) is not None
+
+
+def _plan_knobs(scenario: Scenario, round: int, as_json: bool) -> None:
+    """Plan a scenario's round as a run does, and show it with what computing draws."""
+    import numpy as np
+
+    from airtune.planning.inputs import situation_of_scenario
+    from airtune.planning.round_plan import plan_round
+
+    situation = situation_of_scenario(scenario, round)
+    found = plan_round(scenario, situation)
+    powers = [profile.power_w for profile in situation.profiles]
+    made = found.plan
+    if made.energy_j is None and None not in powers:
+        made = replace(made, energy_j=np.array(powers, dtype=float) * made.compute_s)
+    _show(found.problem, made, as_json, found.modes)
+
+
+def _read(file: str, overrides: list[str], plugins: list[str]) -> PlanningProblem:
     from airtune.encoding import read_text
+    from airtune.errors import InputError
     from airtune.planning import problem_from_json
     from airtune.planning.files import parsed
     from airtune.plugins import load_plugins
@@ -219,6 +274,7 @@ def _sweep(
     out: Path | None,
     as_json: bool,
 ) -> None:
+    from airtune.cli.plan_tables import print_sweep
     from airtune.errors import InputError
     from airtune.planning.sweep import axis_from_text, draw, sweep
 
@@ -231,7 +287,7 @@ def _sweep(
     if as_json:
         _print_json([_point_as_json(axes, point) for point in points])
     else:
-        _print_sweep(axes, points)
+        print_sweep(axes, points)
         if out is not None:
             print(f"figure: {out}")
 
@@ -254,120 +310,3 @@ def _print_json(document: Any) -> None:
     import json
 
     sys.stdout.write(json.dumps(document) + "\n")
-
-
-def _print_sweep(axes: list[SweepAxis], points: list[SweepPoint]) -> None:
-    from airtune.cli.output import console
-    from airtune.report.tables import Column, Fitted
-
-    plans = [point.plan for point in points]
-    gaps = ["-" if made.gap is None else f"{made.gap:.1e}" for made in plans]
-    columns = [
-        *(
-            Column(axis.key, [f"{point.at[k]:.4g}" for point in points])
-            for k, axis in enumerate(axes)
-        ),
-        Column("N·T s", [f"{made.objective_s:.4g}" for made in plans]),
-        Column("T s", [f"{made.round_latency_s:.4g}" for made in plans], rank=1),
-        Column("Q", [f"{made.pruning_loss:.3f}" for made in plans], rank=2),
-        Column("N", [f"{made.rounds_factor:.3f}" for made in plans], rank=4),
-        Column("gap", gaps, rank=3),
-    ]
-    console().print(Fitted(columns, rows="plans"))
-
-
-def _print_plan(problem: PlanningProblem, made: Plan) -> None:
-    from airtune.cli.output import console
-    from airtune.report.tables import MOST_ROWS, Column, Fitted
-
-    order = list(range(len(made.names)))
-    if len(order) > MOST_ROWS:
-        # Its middle is cut out: at the two ends stand the slowest and the quickest.
-        order.sort(key=lambda k: -made.total_s[k])
-
-    def column(heading: str, cells: list[str], rank: int = 0) -> Column:
-        return Column(heading, cells, rank=rank)
-
-    columns = [
-        Column("client", [made.names[k] for k in order], kind="name"),
-        column("pruning", [f"{made.pruning[k]:.3f}" for k in order]),
-        column("band\nkHz", [f"{made.bandwidth_hz[k] / 1e3:.1f}" for k in order]),
-        column(
-            "share",
-            [f"{100 * made.bandwidth_hz[k] / problem.bandwidth_hz:.1f}%" for k in order],
-            6,
-        ),
-        column("Mbit/s", [f"{made.rate_bps[k] / 1e6:.3g}" for k in order], 5),
-        column("compute\ns", [f"{made.compute_s[k]:.4g}" for k in order], 3),
-        column("upload\ns", [f"{made.upload_s[k]:.4g}" for k in order], 4),
-        column("total\ns", [f"{made.total_s[k]:.4g}" for k in order]),
-        Column("what binds", [_binds(problem, made, k) for k in order], kind="text", rank=2),
-    ]
-    if made.blocks is not None:
-        columns.insert(2, column("blocks", [str(int(made.blocks[k])) for k in order], 1))
-    if made.energy_j is not None:
-        columns.insert(-1, column("energy\nJ", [f"{made.energy_j[k]:.4g}" for k in order], 2))
-    if made.modes is not None:
-        names = [made.modes[k] or "sits out" for k in order]
-        columns.insert(1, Column("mode", names, kind="name"))
-    screen = console()
-    screen.print(Fitted(columns, rows="clients"))
-    screen.print("\n".join(_summary(problem, made)), markup=False, highlight=False)
-
-
-def _binds(problem: PlanningProblem, made: Plan, k: int) -> str:
-    if made.total_s[k] < made.round_latency_s * (1.0 - _LAST):
-        if made.modes is not None and made.modes[k] is None:
-            return "sits out"
-        return f"waits {made.round_latency_s - made.total_s[k]:.3g} s"
-    part = "compute" if made.compute_s[k] >= made.upload_s[k] else "air"
-    if made.energy_j is not None and made.energy_j[k] >= problem.energy_budgets[k] * (1 - _LAST):
-        return f"{part}, energy"
-    low, high = _bounds(problem, made)
-    if made.pruning[k] >= high[k] - _AT_BOUND:
-        return f"{part}, at max"
-    if made.pruning[k] <= low[k] + _AT_BOUND:
-        # A lower end above 0 is what the device's memory asks for.
-        return f"{part}, memory" if made.modes is not None and low[k] > 0 else f"{part}, at min"
-    return part
-
-
-def _bounds(problem: PlanningProblem, made: Plan) -> tuple[Any, Any]:
-    """Return the ends of each client's pruning in the mode that it was given."""
-    from airtune.planning.mode_plans import chosen_of
-
-    low, high = problem.min_pruning.copy(), problem.max_pruning.copy()
-    for k, mode in enumerate(chosen_of(problem, made) or ()):
-        if mode is not None:
-            low[k], high[k] = problem.table.min_pruning[mode], problem.table.max_pruning[mode]
-    return low, high
-
-
-def _summary(problem: PlanningProblem, made: Plan) -> list[str]:
-    last = made.total_s >= made.round_latency_s * (1.0 - _LAST)
-    low, high = _bounds(problem, made)
-    here = [made.modes is None or made.modes[k] is not None for k in range(len(last))]
-    top = here & (made.pruning >= high - _AT_BOUND)
-    bottom = here & ~top & (made.pruning <= low + _AT_BOUND)
-    used = float(made.bandwidth_hz.sum()) / problem.bandwidth_hz
-    air = int((last & (made.upload_s > made.compute_s)).sum())
-    lines = [
-        f"T {made.round_latency_s:.6g} s a round × N {made.rounds_factor:.4f} = "
-        f"{made.round_latency_s * made.rounds_factor:.6g} s   "
-        f"(pruning loss Q {made.pruning_loss:.4f}, kappa {problem.kappa:g})",
-        f"last: {int(last.sum())} of {len(last)} clients together, "
-        f"{int(last.sum()) - air} mostly computing, {air} mostly on the air",
-        f"band: {100 * used:.4g}% of the band in use",
-        f"pruning: {int(bottom.sum())} clients at min_pruning, {int(top.sum())} at max_pruning, "
-        f"{int((here & ~top & ~bottom).sum())} between",
-    ]
-    if not all(here):
-        lines.append(f"absence: {len(here) - sum(here)} of {len(here)} clients sit the round out")
-    if made.lower_bound_s is not None and made.gap is not None:
-        lines.append(
-            f"{made.method}: {made.objective_s:.6g} s, and no plan is below "
-            f"{made.lower_bound_s:.6g} s: gap {made.gap:.1e}   ({1e3 * made.solve_s:.1f} ms)"
-        )
-    if made.block_loss is not None:
-        lines.append(f"whole blocks cost {100 * made.block_loss:.3f}% over any split of their band")
-    return lines

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from airtune.cli.ending import Interrupted
-from airtune.errors import InputError
-from airtune.record import RoundRecord, read_record
+from airtune.cli.ending import Interrupted, kept
+from airtune.record import RoundRecord
 from airtune.report.summary import is_left_out
 from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario
@@ -131,14 +130,4 @@ def told_when_interrupted(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(_kept(folder)) from None
-
-
-def _kept(folder: Path) -> str:
-    try:
-        record = read_record(folder)
-    except InputError:
-        return "interrupted before anything was recorded"
-    done, planned = len(record.rounds), record.scenario.get("rounds")
-    kept = "no round had ended" if not done else f"{done} of {planned} rounds are kept"
-    return f"interrupted: {kept} in '{folder}'; go on with the same command and --resume"
+        raise Interrupted(kept(folder)) from None

@@ -45,8 +45,10 @@ class DeviceProfile:
         peak_flops: FLOP/s that `utilisation` is a share of.
         utilisation: share of it that fine-tuning reaches, in (0, 1].
         memory_bytes: bytes for the model, its activations and the optimiser together.
-        power_w: W at full load (the upper end where the maker gives a range), None if unknown.
+        power_w: W while it fine-tunes: measured where known, else the upper end of the maker's
+            range; None if unknown.
         source: where the figures come from.
+        idle_power_w: W while it does not compute, None if unknown (see `energy.py`).
     """
 
     name: str
@@ -55,6 +57,7 @@ class DeviceProfile:
     memory_bytes: float
     power_w: float | None
     source: str
+    idle_power_w: float | None = None
 
     @property
     def effective_flops(self) -> float:
@@ -64,8 +67,9 @@ class DeviceProfile:
 
 _TABLE = (
     DeviceProfile(
-        "jetson-orin-nano", 10e12, GPU_UTILISATION, 8e9, 15.0,
-        "fp16 dense peak [D] from 40 sparse INT8 TOPS [V]; 8 GB, 68 GB/s [V]; 7-15 W",
+        "jetson-orin-nano", 10e12, GPU_UTILISATION, 8e9, 11.15,
+        "fp16 dense peak [D] from 40 sparse INT8 TOPS [V]; 8 GB, 68 GB/s [V]; 11.15 W while "
+        "fine-tuning (KICS 2025) of 7-15 W [V]",
     ),
     DeviceProfile(
         "jetson-orin-nano-super", 16.7e12, GPU_UTILISATION, 8e9, 25.0,
@@ -76,8 +80,8 @@ _TABLE = (
         "fp16 dense peak [R/D]; 64 GB, 205 GB/s [R]; 15-60 W [V]",
     ),
     DeviceProfile(
-        "jetson-xavier-nx", 1.69e12, GPU_UTILISATION, 16e9, 20.0,
-        "1.69 TFLOP/s [V]; 16 GB; 20 W [V]",
+        "jetson-xavier-nx", 1.69e12, GPU_UTILISATION, 16e9, 14.29,
+        "1.69 TFLOP/s [V]; 16 GB; 14.29 W while fine-tuning (KICS 2025) of 20 W [V]",
     ),
     DeviceProfile(
         "raspberry-pi-5", 60.4e9, HPL_UTILISATION, 8e9, 11.0,
@@ -95,13 +99,23 @@ _TABLE = (
         "laptop-cpu", 0.74e12, PREFILL_UTILISATION, 32e9, None,
         "i9-13900K, achieved on LLM prefill [D]; 32 GB",
     ),
+    DeviceProfile(
+        "jetson-nano", 236e9, 0.19, 4e9, 10.0,
+        "fp32 peak of 128 cores at 921 MHz [D]; share [D] from 10.4-14.1 s a step of Gemma 3 270M "
+        "(EdgeFlowerTune, 8 x 64 tokens, 4P FLOP a token) [V]; 4 GB; MAXN 10 W [R]",
+    ),
+    DeviceProfile(
+        "phone-snapdragon-778g", 3.2e9, 1.0, 6e9, None,
+        "achieved [D]: 167-174 s a step of Gemma 3 270M (EdgeFlowerTune, 8 x 64 tokens, 4P FLOP a "
+        "token) [V]; 6 GB [R]",
+    ),
 )  # fmt: skip
 
 PROFILES: Mapping[str, DeviceProfile] = MappingProxyType({entry.name: entry for entry in _TABLE})
 """The built-in device profiles, by name."""
 
 _FIELDS = ("name", "effective_flops", "peak_flops", "utilisation", "memory_bytes", "power_w",
-           "source", "steps")  # fmt: skip
+           "idle_power_w", "source", "steps")  # fmt: skip
 
 
 def profile_of(section: DeviceSection) -> DeviceProfile:
@@ -159,13 +173,18 @@ def read_profile(path: str | Path) -> DeviceProfile:
     utilisation = 1.0 if measured else _positive(path, values, "utilisation")
     if utilisation > 1:
         raise InputError(f"{path}: utilisation = {utilisation!r} must be above 0 and at most 1")
-    power_given = values.get("power_w") is not None
+    powers = {
+        field: _positive(path, values, field)
+        for field in ("power_w", "idle_power_w")
+        if values.get(field) is not None
+    }
     return DeviceProfile(
         name=values["name"],
         peak_flops=_positive(path, values, "effective_flops" if measured else "peak_flops"),
         utilisation=utilisation,
         memory_bytes=_positive(path, values, "memory_bytes"),
-        power_w=_positive(path, values, "power_w") if power_given else None,
+        power_w=powers.get("power_w"),
+        idle_power_w=powers.get("idle_power_w"),
         source=values.get("source", f"profile file {Path(path).name}"),
     )
 

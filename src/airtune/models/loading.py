@@ -18,6 +18,7 @@ from airtune.models.builtin import PACKED, TINY, byte_tokenizer, packed_folder, 
 from airtune.models.checkpoints import read_checkpoint
 from airtune.models.families import family_of
 from airtune.models.quantize import quantize_blocks
+from airtune.models.shapes import check_context, context_of
 from airtune.models.workload import ModelShape
 from airtune.scenario import ModelSection
 
@@ -94,7 +95,8 @@ def load_model(section: ModelSection, *, seed: int, max_tokens: int | None = Non
         model, tokenizer = read_checkpoint(section.id, section, dtype)
     loaded = prepared(model, tokenizer, name=section.id, quantize=section.quantize)
     if max_tokens is not None:
-        check_context(loaded, max_tokens, name=section.id)
+        config: Any = model.config
+        check_context(config.to_dict(), max_tokens, name=section.id)
     return loaded
 
 
@@ -121,20 +123,9 @@ def prepared(
     return LoadedModel(model, tokenizer, shape, fingerprint_of(model))
 
 
-def check_context(loaded: LoadedModel, max_tokens: int, *, name: str) -> None:
-    """Refuse texts longer than the model can read; raises `InputError`.
-
-    Learned positions end there with an error. Rotary ones go on without a word, at angles that
-    the model was not trained on.
-    """
-    config: Any = loaded.model.config
-    key = loaded.shape.table.context_key
-    longest = getattr(config, key, None)
-    if isinstance(longest, int) and max_tokens > longest:
-        raise InputError(
-            f"task.max_tokens = {max_tokens}: the model '{name}' reads at most {longest} tokens "
-            f"({key} of its configuration)"
-        )
+def longest_text(model: nn.Module) -> int | None:
+    """Return the length of the longest text that a model reads, tokens; None: it is not said."""
+    return context_of(causal_model(model).config.to_dict())
 
 
 def _check_tied(model: Any, shape: ModelShape, name: str) -> None:

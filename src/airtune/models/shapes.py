@@ -151,6 +151,30 @@ class ModelShape:
         }[layout]
 
 
+def check_context(config: Mapping[str, Any], max_tokens: int, *, name: str) -> None:
+    """Refuse texts longer than the model can read, where its configuration says how long.
+
+    Learned positions end there with an error. Rotary ones go on without a word, at angles that
+    the model was not trained on.
+
+    Raises:
+        InputError: they are longer, or the architecture is outside the table.
+    """
+    longest = context_of(config)
+    if longest is not None and max_tokens > longest:
+        key = family_of(str(config.get("model_type"))).context_key
+        raise InputError(
+            f"task.max_tokens = {max_tokens}: the model '{name}' reads at most {longest} tokens "
+            f"({key} of its configuration)"
+        )
+
+
+def context_of(config: Mapping[str, Any]) -> int | None:
+    """Return the length of the longest text that a model reads, tokens; None: it is not said."""
+    longest = config.get(family_of(str(config.get("model_type"))).context_key)
+    return longest if isinstance(longest, int) else None
+
+
 SHAPES = {
     "smollm2-135m-instruct": ModelShape(
         family="llama",

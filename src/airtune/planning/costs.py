@@ -8,6 +8,7 @@ with pruning (1 − e(ρ)) more.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from importlib import resources
@@ -140,6 +141,20 @@ def shipped_costs() -> KnobCosts:
     """Return the costs that come with the package."""
     text = (resources.files("airtune.planning") / SHIPPED).read_text(encoding="utf-8")
     return _parsed(text, SHIPPED)
+
+
+def described(path: str | None) -> str:
+    """Name a costs file for the record: its name, SHA-256, and where its costs were measured.
+
+    Args:
+        path: the file; None: the one that comes with the package.
+    """
+    costs = shipped_costs() if path is None else read_costs(path)
+    text = costs.model_dump_json()
+    known = [f"{key} {costs.provenance[key]}" for key in ("model", "task", "rounds", "seeds")
+             if key in costs.provenance]  # fmt: skip
+    mark = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"{path or SHIPPED + ' (shipped)'}, {mark}" + "".join(f", {one}" for one in known)
 
 
 def _parsed(text: str, where: str) -> KnobCosts:

@@ -68,6 +68,19 @@ def next_queues(queues: Array, contributed: Array, share: float) -> Array:
     return np.maximum(0.0, queues + share - contributed)
 
 
+def required(problem: PlanningProblem, queues: Array) -> PlanningProblem:
+    """Return the problem in which a client to which a whole round is owed must take part.
+
+    Weights alone are slow: one of K clients with a long queue is left out as long as
+    κ·w·(1 + Z)·ℓ stays below what waiting for it costs, for 28 rounds where K = 8 and φ = 0.25. So
+    Z ≥ 1 rules absence out, and the mean contribution is at least φ − (1 + φ)/N, as far as the
+    client's modes let it contribute φ at all.
+    """
+    if problem.absent_cost is None:
+        return problem
+    return replace(problem, absent_cost=np.where(queues >= 1.0, np.inf, problem.absent_cost))
+
+
 def weighed(problem: PlanningProblem, queues: Array) -> PlanningProblem:
     """Return the problem in which client k weighs w·(1 + Z).
 

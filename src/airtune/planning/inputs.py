@@ -21,6 +21,8 @@ from airtune.channel import ChannelState, numerology
 from airtune.errors import InputError
 from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile, profile_of
+from airtune.models.energy import budgets_of
+from airtune.models.shapes import check_context
 from airtune.models.workload import (
     HEADER_BITS,
     SHAPES,
@@ -224,6 +226,7 @@ def problem_of_round(
         if all(cost is None for cost in costs)
         else tuple(None if cost is None else np.array(cost) for cost in costs),
         max_pruning_loss=scenario.planning.max_pruning_loss,
+        **budgets_of(scenario.client_devices, profiles),  # type: ignore[arg-type]
     )
 
 
@@ -270,19 +273,24 @@ def shape_of_model(scenario: Scenario) -> ModelShape:
     """Return the model's sizes without loading it: a built-in model, or a folder's config.json.
 
     Raises:
-        InputError: the model is neither.
+        InputError: the model is neither, or cannot read texts of task.max_tokens.
     """
     name = scenario.model.id
     if name in SHAPES:
         return SHAPES[name]
     config = Path(name) / "config.json"
     try:
-        return ModelShape.of_config(json.loads(config.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        values = json.loads(config.read_text(encoding="utf-8-sig"))
+        if not isinstance(values, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError, RecursionError):
         raise InputError(
             f"model.id = '{name}': planning without loading the model needs a built-in model "
             f"({', '.join(SHAPES)}) or a folder with a readable config.json"
         ) from None
+    shape = ModelShape.of_config(values)
+    check_context(values, scenario.task.max_tokens, name=name)
+    return shape
 
 
 def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:

@@ -18,7 +18,7 @@ from airtune.planning.mode_plans import keeps_budgets
 from airtune.planning.optimum.blocks import check_blocks, exact_in_blocks, in_blocks
 from airtune.planning.optimum.fixed_bands import exact_at_equal_bands
 from airtune.planning.optimum.mode_blocks import modes_in_blocks
-from airtune.planning.optimum.modes_search import exact_over_modes
+from airtune.planning.optimum.modes_search import better_over_modes, exact_over_modes
 from airtune.planning.optimum.search import exact
 from airtune.planning.problem import Plan, PlanningProblem, priced
 from airtune.plugins import Registry, called, is_built_in
@@ -163,9 +163,36 @@ def planning_method(
     return register
 
 
+def method_of(method: str | Method | Solve) -> tuple[str, Method]:
+    """Return a method and its name: by name, as it is, or a function that plans.
+
+    Raises:
+        InputError: an unknown name, or what is no method.
+    """
+    if isinstance(method, str):
+        if not METHODS.has(method):
+            raise InputError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
+        return method, METHODS[method]
+    if isinstance(method, Method):
+        return _own_name(method.solve), method
+    if callable(method):
+        return _own_name(method), Method("a function", "the caller", method)
+    raise InputError(
+        f"method {method!r} is not allowed; allowed: {', '.join(METHODS)}, a Method, or a function "
+        "of (problem, tolerance, rng)"
+    )
+
+
+def _own_name(solve: Solve) -> str:
+    for name, entry in METHODS.items():
+        if entry.solve is solve:
+            return name
+    return str(getattr(solve, "__name__", type(solve).__name__))
+
+
 def plan(
     problem: PlanningProblem,
-    method: str = "exact",
+    method: str | Method | Solve = "exact",
     *,
     tolerance: float = 1e-6,
     rng: np.random.Generator | None = None,
@@ -181,7 +208,8 @@ def plan(
 
     Args:
         problem: the round's planning problem.
-        method: a key of ``METHODS``.
+        method: a key of ``METHODS``, a ``Method``, or a function (problem, tolerance, rng) →
+            (pruning, bandwidth_hz) or a Plan. What a function answers is checked, as a plugin's.
         tolerance: the relative gap at which ``exact`` stops, and the relative improvement at which
             ``bcd`` stops.
         rng: for a method that draws; left out, the stream of seed 0.
@@ -194,9 +222,7 @@ def plan(
         InputError: an unknown method, one whose answer cannot be a plan, a tolerance not between 0
             and 1, or blocks that do not fit.
     """
-    if not METHODS.has(method):
-        raise InputError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
-    chosen = METHODS[method]
+    name, chosen = method_of(method)
     if not LEAST_TOLERANCE <= tolerance < 1:
         raise InputError(
             f"tolerance {tolerance!r} is not allowed; allowed: from {LEAST_TOLERANCE:g} to below 1 "
@@ -208,17 +234,17 @@ def plan(
     if block_hz is None:
         if blocks is not None:
             raise InputError(f"blocks: {blocks!r} needs block_hz, the width of one block")
-        made = _made(chosen, problem, method, tolerance, rng)
+        made = _made(chosen, problem, name, tolerance, rng)
         made = replace(made, solve_s=perf_counter() - start)
         if bound and made.lower_bound_s is None:
             made = _bounded(made, _exact(problem, tolerance))
         return made
     count = check_blocks(problem, block_hz, blocks)
-    if method == "exact" and not problem.equal_bands:
+    if name == "exact" and not problem.equal_bands:
         made = _exact_in_blocks(problem, block_hz, count, tolerance)
         return replace(made, solve_s=perf_counter() - start)
     band = replace(problem, bandwidth_hz=count * block_hz)
-    made = _made(chosen, band, method, tolerance, rng)
+    made = _made(chosen, band, name, tolerance, rng)
     made = in_blocks(problem, made, block_hz, count, keeps_shares=chosen.bands != "best")
     made = replace(made, solve_s=perf_counter() - start)
     if bound:
@@ -291,6 +317,22 @@ def _exact(problem: PlanningProblem, tolerance: float) -> Plan:
     if problem.chooses or problem.can_stand_still:
         return exact_over_modes(problem, tolerance=tolerance)
     return exact(problem, tolerance=tolerance)
+
+
+def better_than(
+    problem: PlanningProblem, known: Plan | None, *, tolerance: float = 1e-6
+) -> tuple[Plan | None, float]:
+    """Return the optimum where it is below a known plan's objective, else None; and a lower bound.
+
+    The bound is on the smaller one of the two objectives. ``known`` may be of another problem:
+    it says what is not worth solving.
+    """
+    if problem.chooses and not problem.equal_bands:
+        return better_over_modes(problem, known, tolerance=tolerance)
+    made = _exact(problem, tolerance)
+    assert made.lower_bound_s is not None
+    worse = known is not None and known.objective_s <= made.objective_s
+    return (None if worse else made), made.lower_bound_s
 
 
 def _bounded(made: Plan, best: Plan) -> Plan:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from airtune.models.workload import (
     training_flops,
 )
 from airtune.planning.costs import KnobCosts, read_costs, shipped_costs
-from airtune.planning.floor import check_floor, weighed
+from airtune.planning.floor import check_floor, required, weighed
 from airtune.planning.inputs import (
     BYTES_PER_WEIGHT,
     ClientLoad,
@@ -35,7 +36,7 @@ from airtune.planning.inputs import (
     plan_of_round,
     sizes_ending_at,
 )
-from airtune.planning.methods import METHODS
+from airtune.planning.methods import METHODS, better_than
 from airtune.planning.modes import ClientMode
 from airtune.planning.participation import PARTICIPATION
 from airtune.planning.problem import Plan, PlanningProblem
@@ -55,6 +56,8 @@ class RoundPlan:
     modes: tuple[Mode | None, ...]
     needed_bits: NDArray[np.float64]
     """What each client needs of the broadcast, bit; 0 where it sits out."""
+    problem: PlanningProblem
+    """What was planned: where knobs are turned, the clients' modes at the broadcast's rate."""
 
 
 def knobs_of_round(scenario: Scenario, round: int) -> frozenset[str] | None:
@@ -116,8 +119,8 @@ def plan_round(scenario: Scenario, situation: Situation) -> RoundPlan:
     loads, modes, shape = situation.loads, situation.modes, situation.shape
     turned = knobs_of_round(scenario, round)
     if turned is None:
-        made = plan_of_round(scenario, problem, round)
-        return RoundPlan(made, tuple(modes), link.needed_bits)
+        plan = plan_of_round(scenario, problem, round)
+        return RoundPlan(plan, tuple(modes), link.needed_bits, problem)
     prices = prices_of(scenario)
     offered = [modes_offered(scenario, mode, turned) for mode in modes]
     needed = [
@@ -138,21 +141,48 @@ def plan_round(scenario: Scenario, situation: Situation) -> RoundPlan:
     )
     if scenario.participation.floor > 0:
         check_floor(asked, scenario.participation.floor)
-        asked = weighed(asked, situation.queues)
+        asked = required(weighed(asked, situation.queues), situation.queues)
     solver = "exact" if scenario.planning.knobs is None else scenario.planning.method
-    plans = []
-    for rate in _broadcast_rates(link, "absence" in turned):
+    began = perf_counter()
+    best: RoundPlan | None = None
+    lower, refusal = np.inf, None
+    for rate in _broadcast_rates(link, asked.absent_costs):
         heard = link.air.downlink_rate_bps >= rate
-        at_rate = _heard_at(asked, needed, heard, rate)
-        made = plan_of_round(scenario, at_rate, round, method=solver)
-        plans.append(_without_wait(made, at_rate, offered, needed, rate, link))
-    best = min(plans, key=lambda one: one.plan.objective_s)
-    bounds = [one.plan.lower_bound_s for one in plans]
-    if any(bound is None for bound in bounds):
-        return best
-    lower = min(bound for bound in bounds if bound is not None)
-    gap = best.plan.objective_s / lower - 1.0 if lower > 0 else 0.0
-    return replace(best, plan=replace(best.plan, lower_bound_s=lower, gap=gap))
+        try:
+            at_rate = _heard_at(asked, needed, heard, rate)
+            known = None if best is None else best.plan
+            made, bound = _at_rate(scenario, at_rate, round, solver, known)
+        except InputError as error:  # too few hear this rate; another one may do
+            refusal = error
+            continue
+        lower = min(lower, bound)
+        if made is None:
+            continue
+        found = _without_wait(made, at_rate, offered, needed, rate, link)
+        if best is None or found.plan.objective_s < best.plan.objective_s:
+            best = found
+    if best is None:
+        assert refusal is not None
+        raise refusal
+    objective = best.plan.objective_s
+    lower = min(lower, objective)
+    gap = objective / lower - 1.0 if lower > 0 else 0.0
+    proved = replace(best.plan, lower_bound_s=lower, gap=gap, solve_s=perf_counter() - began)
+    return replace(best, plan=proved)
+
+
+def _at_rate(
+    scenario: Scenario, problem: PlanningProblem, round: int, solver: str, known: Plan | None
+) -> tuple[Plan | None, float]:
+    """Return a plan at one broadcast rate, None if it is no better, and a lower bound.
+
+    `exact` leaves off where it has proved that no plan at this rate beats the known one.
+    """
+    if solver == "exact" and scenario.cell.subcarrier_spacing_hz is None:
+        return better_than(problem, known, tolerance=scenario.planning.tolerance)
+    made = plan_of_round(scenario, problem, round, method=solver)
+    assert made.lower_bound_s is not None
+    return made, made.lower_bound_s
 
 
 def modes_offered(scenario: Scenario, whole: Mode, turned: frozenset[str]) -> tuple[Mode, ...]:
@@ -246,10 +276,12 @@ def _curves(
     return (curve,) * problem.clients
 
 
-def _broadcast_rates(link: Link, absence: bool) -> list[float]:
+def _broadcast_rates(link: Link, absent_costs: NDArray[np.float64]) -> list[float]:
     """Return the rates that the broadcast can have, one for each client that can be the slowest."""
-    rates = sorted(set(link.air.downlink_rate_bps.tolist()))
-    return rates if absence else rates[:1]
+    rates = link.air.downlink_rate_bps
+    everyone = float(rates.min())
+    needed = float(rates[~np.isfinite(absent_costs)].min(initial=np.inf))
+    return sorted({float(rate) for rate in rates if rate <= needed} | {everyone})
 
 
 def _heard_at(
@@ -310,4 +342,4 @@ def _without_wait(
     )
     assert plan.losses is not None
     modes = [None if i is None else own[i] for i, own in zip(index, offered, strict=True)]
-    return RoundPlan(changed, tuple(modes), bits)
+    return RoundPlan(changed, tuple(modes), bits, asked)

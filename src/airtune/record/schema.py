@@ -54,6 +54,11 @@ class ClientRecord:
         examples: training examples that it holds.
         label_tokens: answer tokens that it trained on.
         train_loss: mean over its local steps, per answer token.
+        energy_j: J that it drew, the sum of the four below; None where no power is known.
+        compute_j: J of fine-tuning.
+        transmit_j: J of its radio, sending.
+        receive_j: J of its radio, receiving.
+        wait_j: J that its device draws in the time of the round in which it does not compute.
     """
 
     name: str
@@ -78,6 +83,11 @@ class ClientRecord:
     examples: int
     label_tokens: int
     train_loss: float | None = None
+    energy_j: float | None = None
+    compute_j: float | None = None
+    transmit_j: float | None = None
+    receive_j: float | None = None
+    wait_j: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +108,7 @@ class RoundRecord:
         uplink_bits: bits of all clients together.
         downlink_bits: bits that crossed the air downwards (a broadcast counts once).
         flops: of all clients together.
+        energy_j: J that the clients drew together; None where the power of one is not known.
         pruning_loss: Q, the plan's weighted cost of pruning.
         kappa: how much pruning slows learning, as the plan assumed.
         objective_s: J = N(Q) T of the plan, s.
@@ -119,6 +130,7 @@ class RoundRecord:
     uplink_bits: float
     downlink_bits: float
     flops: float
+    energy_j: float | None = None
     pruning_loss: float
     kappa: float
     objective_s: float | None = None
@@ -175,6 +187,8 @@ class RunDescription:
         adapter_values: of the full adapter.
         setup_s: before the first round, on the virtual clock: the slowest client calibrates.
         setup_flops: of all clients, before the first round.
+        knob_costs: which costs the plan of its knobs used: file, SHA-256, and where they were
+            measured; empty without `planning.knobs`.
     """
 
     clients: tuple[ClientSite, ...]
@@ -186,6 +200,7 @@ class RunDescription:
     adapter_values: int | None = None
     setup_s: float = 0.0
     setup_flops: float = 0.0
+    knob_costs: str = ""
 
 
 Value = TypeVar("Value", ClientRecord, RoundRecord, ClientSite, RunDescription)

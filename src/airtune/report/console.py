@@ -26,6 +26,9 @@ def summary_table(record: Record) -> Fitted:
     bound = ""
     if total.worst_gap is not None:
         bound = f"plan {numbers.gap(total.worst_gap)} from a proven bound; "
+    energy = ""
+    if total.energy_j is not None:
+        energy = f"energy {numbers.scaled(total.energy_j, 'J')}, "
     if total.engine_s is None:
         real = f"simulated in {numbers.seconds(total.wall_s)}"
     else:
@@ -34,6 +37,7 @@ def summary_table(record: Record) -> Fitted:
         f"uplink {numbers.scaled(total.uplink_bits, 'bit')}, "
         f"downlink {numbers.scaled(total.downlink_bits, 'bit')}, "
         f"compute {numbers.scaled(total.flops, 'FLOP')}, "
+        f"{energy}"
         f"{bound}"
         f"{real}"
     )

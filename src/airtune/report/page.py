@@ -137,6 +137,8 @@ def _cards(record: Record) -> list[tuple[str, str, str]]:
     remark = "calibration and fine-tuning" if total.setup_s else "fine-tuning"
     remark += ", all clients"
     cards.append(("Compute", numbers.scaled(total.flops, "FLOP"), remark))
+    if total.energy_j is not None:
+        cards.append(("Energy", numbers.scaled(total.energy_j, "J"), "devices, all rounds"))
     if total.mean_gap is not None:
         remark = f"mean {numbers.gap(total.mean_gap)}"
         cards.append(("Worst gap of a plan", numbers.gap(total.worst_gap), remark))

@@ -31,6 +31,8 @@ class Totals:
     uplink_bits: float
     downlink_bits: float
     flops: float
+    energy_j: float | None
+    """None where the power of a client is not known."""
     mean_gap: float | None
     worst_gap: float | None
     updates: int
@@ -83,6 +85,7 @@ def totals(record: Record) -> Totals:
         uplink_bits=sum(r.uplink_bits for r in rounds),
         downlink_bits=sum(r.downlink_bits for r in rounds),
         flops=sum(r.flops for r in rounds) + (cell.setup_flops if cell else 0.0),
+        energy_j=_sum(r.energy_j for r in rounds),
         mean_gap=sum(gaps) / len(gaps) if gaps else None,
         worst_gap=max(gaps, default=None),
         updates=len(clients),
@@ -263,6 +266,7 @@ def _comparison_row(name: str, record: Record, target: float | None) -> dict[str
         "uplink_bits": total.uplink_bits,
         "downlink_bits": total.downlink_bits,
         "flops": total.flops,
+        "energy_j": total.energy_j,
         "mean_gap": total.mean_gap,
         "metrics": dict(metrics),
     }
@@ -300,9 +304,10 @@ class AssignedModes:
 
 
 def assigned_modes(record: Record) -> AssignedModes | None:
-    """Return the clients' modes by round; None where they never differ."""
-    told = [client for entry in record.rounds for client in entry.clients if client.rank]
-    if len({(one.local_steps, one.rank, one.bits_per_value) for one in told}) < 2:
+    """Return the clients' modes by round; None where they never differ and nobody sat out."""
+    everyone = [client for entry in record.rounds for client in entry.clients]
+    modes = {(one.local_steps, one.rank, one.bits_per_value) for one in everyone}
+    if len(modes) < 2:
         return None
     stride = -(-len(record.rounds) // MODE_ROUNDS)
     shown = record.rounds[::stride]

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 from airtune.assignment import Assignment
 from airtune.models.devices import DeviceProfile, compute_s
+from airtune.models.energy import energy_of
 from airtune.planning.inputs import ClientLoad
 from airtune.record import ClientRecord
+from airtune.scenario import DeviceSection
 from airtune.training.client import ClientFailure, ClientUpdate
 from airtune.units import linear_to_db
 
@@ -114,6 +116,35 @@ def bill(
         label_tokens=sum(s.label_tokens for s in load.steps[: assigned.mode.local_steps]),
         train_loss=finite(train_loss),
     )
+
+
+def with_energy(
+    bill: ClientRecord, device: DeviceSection, profile: DeviceProfile, round_s: float
+) -> ClientRecord:
+    """Return the bill with what the client drew until the round's end; one that sat out drew 0."""
+    if bill.status == SAT_OUT:
+        return dataclasses.replace(
+            bill, energy_j=0.0, compute_j=0.0, transmit_j=0.0, receive_j=0.0, wait_j=0.0
+        )
+    drawn = energy_of(
+        device,
+        profile,
+        compute_s=bill.compute_s,
+        upload_s=bill.upload_s,
+        uplink_bits=bill.uplink_bits,
+        downlink_s=bill.downlink_s,
+        downlink_bits=bill.downlink_bits,
+        round_s=round_s,
+    )
+    if drawn is None:
+        return bill
+    return dataclasses.replace(bill, energy_j=drawn.energy_j, **dataclasses.asdict(drawn))
+
+
+def energy_together(clients: Sequence[ClientRecord]) -> float | None:
+    """Return what the clients drew together, J; None where the power of one is not known."""
+    drawn = [client.energy_j for client in clients]
+    return None if None in drawn else sum(each for each in drawn if each is not None)
 
 
 def what_binds(assigned: Assignment, least_pruning: float, owed: float) -> str:

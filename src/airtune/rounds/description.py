@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from airtune.models.devices import compute_s
 from airtune.models.workload import adapter_size, full_sizes
+from airtune.planning.costs import described
 from airtune.planning.inputs import modes_of
 from airtune.record import ClientSite, RunDescription
 from airtune.rounds.cell import Cell
@@ -52,6 +53,7 @@ def description_of(cell: Cell, untrained: Evaluation, may_be_cut: Sequence[bool]
         clients=clients,
         setup_s=max(compute_s(f, p) for f, p in zip(setup_flops, profiles, strict=True)),
         setup_flops=sum(setup_flops),
+        knob_costs="" if scenario.planning.knobs is None else described(scenario.planning.costs),
         initial_eval_loss=untrained.loss,
         initial_metrics=untrained.metrics,
         model_fingerprint=federation.model_fingerprint,

@@ -30,10 +30,21 @@ from airtune.planning.inputs import (
     modes_of,
     problem_of_round,
 )
+from airtune.planning.plausible import doubts
 from airtune.randomness import generator
 from airtune.record import RoundRecord, RunDescription
 from airtune.record.schema import OK, ClientRecord
-from airtune.rounds.bills import Outcome, bill, finite, idle, kept_speed, speeds_after, what_binds
+from airtune.rounds.bills import (
+    Outcome,
+    bill,
+    energy_together,
+    finite,
+    idle,
+    kept_speed,
+    speeds_after,
+    what_binds,
+    with_energy,
+)
 from airtune.rounds.cell import Cell, Decision
 from airtune.rounds.description import description_of
 from airtune.rounds.state import State
@@ -85,6 +96,9 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
 
     # 2. Plan: who listens, who leaves out how much of the model, who gets which band.
     decision = cell.decide(cell, situation)
+    if situation.round == 1:
+        for doubt in doubts(situation.problem, decision.plan):
+            cell.observer.noticed(doubt)
 
     # 3. The clients work.
     answers = _answers(cell, state, situation, decision)
@@ -102,6 +116,10 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
     # 5. Put it on the clock.
     clients = _bills(cell, situation, decision, answers, profiles)
     latency_s = max(client.total_s for client in clients)
+    clients = tuple(
+        with_energy(one, scenario.client_devices[k], profiles[k], latency_s)
+        for one, k in zip(clients, situation.cohort, strict=True)
+    )
     after = State(
         round=situation.round,
         elapsed_s=state.elapsed_s + latency_s,
@@ -128,13 +146,14 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         uplink_bits=sum(client.uplink_bits for client in clients),
         downlink_bits=max(client.downlink_bits for client in clients),
         flops=sum(client.flops for client in clients),
+        energy_j=energy_together(clients),
         pruning_loss=plan.pruning_loss,
         objective_s=plan.objective_s,
         lower_bound_s=plan.lower_bound_s,
         gap=plan.gap,
         kappa=situation.problem.kappa,
         predicted_latency_s=plan.round_latency_s,
-        none_latency_s=planning.plan(situation.problem, "none", bound=False).round_latency_s,
+        none_latency_s=planning.plan(_unbudgeted(situation), "none", bound=False).round_latency_s,
         metrics={} if evaluation is None else evaluation.metrics,
         wall_s=time.perf_counter() - start,
         clients=clients,
@@ -149,6 +168,12 @@ class _Answer:
     assignment: Assignment
     outcome: Outcome
     status: str
+
+
+def _unbudgeted(situation: Situation) -> PlanningProblem:
+    """Return the round's problem without energy budgets, which equal bands need not keep."""
+    problem = situation.problem
+    return problem if problem.energy_budget_j is None else problem.without_choice()
 
 
 def _speeds(cell: Cell, state: State) -> tuple[float | None, ...]:

@@ -14,6 +14,8 @@ MOST_CLIENTS = 100_000
 """Of a run together: each is a row of every table and of every round's record."""
 MOST_EXAMPLES = 10_000_000
 MOST_STEPS = 100_000
+MOST_CHOICES = 16
+"""Values of one knob: a client has a mode for each combination of its knobs' values."""
 MOST_EXAMPLES_A_ROUND = 10_000_000
 """local_steps × batch_size: a client's draw of examples is one list."""
 
@@ -31,6 +33,28 @@ def between(low: float, high: float, why: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def choices(low: int, high: int, why: str) -> AfterValidator:
+    """Return the check of a short list without repetition of numbers from `low` to `high`."""
+
+    def check(values: tuple[int, ...]) -> tuple[int, ...]:
+        if not 1 <= len(values) <= MOST_CHOICES:
+            raise PydanticCustomError(
+                "out_of_bounds",
+                f"must have 1 to {MOST_CHOICES} values (each of them is planned for each client)",
+            )
+        for value in values:
+            if not low <= value <= high:
+                raise PydanticCustomError(
+                    "out_of_bounds",
+                    f"each must be from {_number(low)} to {_number(high)} ({why})",
+                )
+        if len(set(values)) < len(values):
+            raise PydanticCustomError("out_of_bounds", "must not have the same value twice")
+        return values
+
+    return AfterValidator(check)
+
+
 def _number(value: float) -> str:
     if isinstance(value, int):
         return f"{value:,}" if value < 10**9 else f"{float(value):g}"
@@ -43,6 +67,9 @@ COUNT_OR_NONE = between(0, MOST_EXAMPLES, "examples are held in memory")
 COUNT_OF_STEPS = between(1, MOST_STEPS, "a client's steps are counted one by one")
 ROUNDS = between(1, 1_000_000, "each round is a line of the record")
 RANK = between(1, 4096, "a larger rank than a model's width adds nothing")
+RANKS = choices(1, 4096, "a larger rank than a model's width adds nothing")
+STEPS = choices(1, MOST_STEPS, "a client's steps are counted one by one")
+CHOICES = choices(2, 8, "in bits")
 TOKENS = between(8, 2**20, "no model reads more")
 ALPHA = between(1e-4, 1e6, "outside of it the draws of a Dirichlet distribution lose their digits")
 TOLERANCE = between(LEAST_TOLERANCE, 1.0, "64-bit sums do not tell smaller gaps apart")

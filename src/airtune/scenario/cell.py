@@ -94,9 +94,13 @@ class DeviceSection(Section):
     """Rank of its clients' adapters; default: training.lora_rank, which is the largest allowed."""
     power_dbm: Annotated[FiniteFloat, bounds.POWER_DBM] = 23.0
     """Transmit power of the uplink."""
+    radio: Literal["amplifier", "lte", "5g-low-band", "mmwave"] = "amplifier"
+    """What sending draws: power_dbm through an amplifier, or a line fitted to measured phones."""
+    energy_budget_j: PositiveFloat | None = None
+    """The most that computing and sending may draw in a round, J; planned for."""
     distance_m: Annotated[PositiveFloat, bounds.DISTANCE_M] | None = None
     """Fixed distance to the base station; default: drawn uniformly over the cell."""
     uplink_trace: str | None = None
-    """A mahimahi trace that replaces the uplink's channel model."""
+    """A trace that replaces the uplink's channel model: mahimahi's, or a table of time and rate."""
     downlink_trace: str | None = None
     """A mahimahi trace that replaces the downlink's channel model."""

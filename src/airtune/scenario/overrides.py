@@ -55,8 +55,11 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
     def resolve(table: Any, key: str) -> None:
         if isinstance(table, dict) and isinstance(table.get(key), str):
             candidate = folder / table[key]
+            file, mark, column = table[key].rpartition("#")
             if candidate.exists():
                 table[key] = str(candidate.resolve())
+            elif mark and key.endswith("_trace") and (folder / file).exists():
+                table[key] = f"{(folder / file).resolve()}#{column}"
 
     resolve(values.get("task"), "source")
     resolve(values.get("model"), "id")

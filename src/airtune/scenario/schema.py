@@ -183,11 +183,17 @@ class PlanningSection(Section):
     knobs: Literal["all"] | Annotated[tuple[Knob, ...], Field(strict=False)] | None = None
     """What the plan may turn, each client by itself: any of bandwidth, pruning, steps, rank, bits
     and absence, or `all`. Left out, the method's own: bandwidth and pruning."""
-    rank_values: Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
+    rank_values: Annotated[tuple[PositiveInt, ...], Field(strict=False), bounds.RANKS] | None = None
     """LoRA ranks to choose from; default: the client's own, halved down to 1."""
-    bits_values: Annotated[tuple[Literal[2, 4, 8], ...], Field(strict=False)] = (8, 4, 2)
+    bits_values: Annotated[tuple[Literal[2, 4, 8], ...], Field(strict=False), bounds.CHOICES] = (
+        8,
+        4,
+        2,
+    )
     """Bits of an uplink value to choose from, beside those that the scenario has."""
-    steps_values: Annotated[tuple[PositiveInt, ...], Field(strict=False)] | None = None
+    steps_values: Annotated[tuple[PositiveInt, ...], Field(strict=False), bounds.STEPS] | None = (
+        None
+    )
     """Local steps to choose from; default: 1 to training.local_steps, at most 4 evenly spread."""
     costs: str | None = None
     """The file that `airtune costs` wrote; default: the costs measured for SmolLM2-135M."""
@@ -346,6 +352,7 @@ class Scenario(Section):
                 "time_budget_s is allowed with training.learning_rate_schedule = 'constant' only: "
                 "how many rounds the rate has to fall over is not known beforehand"
             )
+        self._check_knobs()
         clients = len(self.client_devices)
         need = clients * (self.partition.min_examples + self.task.client_eval_examples)
         what = "partition.min_examples and task.client_eval_examples"

@@ -14,7 +14,14 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from airtune.data import IGNORED, Batch, Encoded, Example, Turn, collate, turn_tokens
-from airtune.models.loading import causal_model, head_logits, label_logits, mixed_precision
+from airtune.errors import InputError
+from airtune.models.loading import (
+    causal_model,
+    head_logits,
+    label_logits,
+    longest_text,
+    mixed_precision,
+)
 
 
 def answer_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
@@ -98,6 +105,35 @@ def label_accuracy(
     return correct / len(examples)
 
 
+def check_choices_fit(
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    choices: Sequence[str],
+    longest_text: int | None,
+) -> None:
+    """Refuse choices that, after the longest prompt, lie beyond the last position of the model.
+
+    Args:
+        tokenizer: the model's.
+        examples: those that `label_accuracy` is asked for, at least one.
+        choices: the possible answers.
+        longest_text: what the model reads, tokens; None where that is not known.
+
+    Raises:
+        InputError: names the longest choice.
+    """
+    if longest_text is None:
+        return
+    ends = {c: len(turn_tokens(Turn("", c, examples[0].ending), tokenizer)[1]) for c in choices}
+    choice = max(ends, key=lambda one: ends[one])
+    prompt = max(len(_first_prompt(example, tokenizer)) for example in examples)
+    if prompt + ends[choice] > longest_text:
+        raise InputError(
+            f"the choice {choice!r} ({ends[choice]} tokens) after a prompt of {prompt} tokens is "
+            f"longer than the {longest_text} tokens that the model reads: lower task.max_tokens"
+        )
+
+
 def choice_scores(
     model: nn.Module, prompts: Sequence[Sequence[int]], choices: Sequence[Sequence[int]]
 ) -> Tensor:
@@ -161,20 +197,22 @@ def exact_match(
         examples: at least one.
         batch_size: prompts continued together.
         max_new_tokens: where to give up; default: half as much again as the longest
-            reference answer.
+            reference answer. Where the model's own positions end, each text ends too.
     """
     if max_new_tokens is None:
         longest = max(len(turn_tokens(e.turns[0], tokenizer)[1]) for e in examples)
         max_new_tokens = 3 * longest // 2
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
     generator: Any = model
     correct = 0
-    for part in _by_length(examples, tokenizer, batch_size):
+    for part, room in _with_room(
+        examples, tokenizer, batch_size, longest_text(model), max_new_tokens
+    ):
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=room,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )
         prompts = [_first_prompt(example, tokenizer) for example in part]
         ids, mask = _left_padded(prompts, _device(model))
         with _evaluating(model):
@@ -230,6 +268,30 @@ def _by_length(
     order = sorted(examples, key=lambda e: -len(_first_prompt(e, tokenizer)))
     for at in range(0, len(order), batch_size):
         yield order[at : at + batch_size]
+
+
+def _with_room(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    longest_text: int | None,
+    most: int,
+) -> Iterator[tuple[list[Example], int]]:
+    """Yield batches and how many tokens may follow: `most`, or what the model's positions leave.
+
+    An example whose prompt leaves less than `most` is alone: the others of its batch would have to
+    end with it.
+    """
+    room = [
+        most if longest_text is None else longest_text - len(_first_prompt(example, tokenizer))
+        for example in examples
+    ]
+    rest = [example for example, left in zip(examples, room, strict=True) if left >= most]
+    for part in _by_length(rest, tokenizer, batch_size):
+        yield part, most
+    for example, left in zip(examples, room, strict=True):
+        if 0 < left < most:
+            yield [example], left
 
 
 def _first_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -29,7 +29,7 @@ from airtune.data import Batch, Encoded, encode, eval_batches, load_task, local_
 from airtune.merging.rules import rule_of
 from airtune.models import assets
 from airtune.models.devices import DeviceProfile
-from airtune.models.loading import load_model, speed_up_attention
+from airtune.models.loading import load_model, longest_text, speed_up_attention
 from airtune.models.reference import base_reference
 from airtune.models.structure import Structure, whole
 from airtune.models.workload import (
@@ -47,7 +47,13 @@ from airtune.pruning.selection import selection_of
 from airtune.randomness import derived_seed, generator
 from airtune.scenario import Scenario
 from airtune.training.client import ClientJob, ClientUpdate, gather_moments, scatter_moments, train
-from airtune.training.evaluation import answer_loss, exact_match, group_losses, label_accuracy
+from airtune.training.evaluation import (
+    answer_loss,
+    check_choices_fit,
+    exact_match,
+    group_losses,
+    label_accuracy,
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,10 @@ class Worker:
         scenario, held_out = self.scenario, self.scenario.task.client_eval_examples
         batch_size, limit = scenario.evaluation.batch_size, scenario.task.max_tokens
         self._task = load_task(scenario.task, seed=scenario.seed, tokenizer=self._tokenizer)
+        if self._task.choices is not None:
+            check_choices_fit(
+                self._tokenizer, self._task.test, self._task.choices, longest_text(self._model)
+            )
         data = encode(self._task.train, self._tokenizer, limit)
         shared = scenario.pruning.calibration == "shared"
         self._shared_texts = data[: scenario.pruning.calibration_examples] if shared else []

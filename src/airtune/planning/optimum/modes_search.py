@@ -46,17 +46,10 @@ def exact_over_modes(
         InputError: no plan keeps every energy budget, or every plan has κ·Q of 1 or more.
     """
     began = perf_counter()
-    search = _Search(problem, choices_of(problem), tolerance, max_work)
-    # Choices that cannot be met have infinite values on their way through.
-    with np.errstate(all="ignore"):
-        _scan(search)
-        _close(search)
+    search = _searched(_Search(problem, choices_of(problem), tolerance, max_work))
     best = search.best
     if best is None:
-        raise InputError(
-            "clients: no plan in which someone takes part keeps every energy_budget_j, kappa·Q "
-            "below 1 and max_pruning_loss; allowed: larger ones, or more bandwidth_hz"
-        )
+        raise _nothing_fits()
     lower = min(search.lower(), best.objective_s)
     gap = best.objective_s / lower - 1.0 if lower > 0 else 0.0
     return replace(
@@ -69,15 +62,47 @@ def exact_over_modes(
     )
 
 
+def better_over_modes(
+    problem: PlanningProblem, known: Plan | None, *, tolerance: float = 1e-6
+) -> tuple[Plan | None, float]:
+    """Return a plan of a smaller objective than a known one's, or None, and a lower bound.
+
+    The bound is on the smaller one of ``known.objective_s`` and this problem's optimum. What is no
+    better than the known plan is refuted as such and not solved, which takes far less time.
+    """
+    search = _Search(problem, choices_of(problem), tolerance, MAX_WORK, known=known)
+    search = _searched(search)
+    incumbent = search.incumbent
+    if incumbent is None:
+        raise _nothing_fits()
+    return search.best, min(search.lower(), incumbent.objective_s)
+
+
+def _nothing_fits() -> InputError:
+    return InputError(
+        "clients: no plan in which someone takes part keeps every energy_budget_j, kappa·Q "
+        "below 1 and max_pruning_loss; allowed: larger ones, or more bandwidth_hz"
+    )
+
+
+def _searched(search: _Search) -> _Search:
+    # Choices that cannot be met have infinite values on their way through.
+    with np.errstate(all="ignore"):
+        _scan(search)
+        _close(search)
+    return search
+
+
 @dataclass
 class _Search:
-    """What the search has found so far."""
+    """What the search has found so far; ``known`` is a plan that it is to improve on."""
 
     problem: PlanningProblem
     choices: Choices
     tolerance: float
     max_work: int
     best: Plan | None = None
+    known: Plan | None = None
     refuted_s: float = np.inf
     heap: list[tuple[float, int, Node]] = field(default_factory=list)
     evaluated: int = 0
@@ -97,11 +122,17 @@ class _Search:
         return None if bound is None else bound * (1.0 + _NO_LOSS)
 
     @property
+    def incumbent(self) -> Plan | None:
+        """The best plan of this problem, or, without one, the known plan."""
+        return self.known if self.best is None else self.best
+
+    @property
     def target(self) -> float:
         """What no plan is to beat."""
-        return (
-            np.inf if self.best is None else self.best.objective_s * (1.0 - _SHARE * self.tolerance)
-        )
+        incumbent = self.incumbent
+        if incumbent is None:
+            return np.inf
+        return incumbent.objective_s * (1.0 - _SHARE * self.tolerance)
 
     @property
     def kappa(self) -> float:
@@ -116,7 +147,7 @@ class _Search:
 
     def enough(self) -> float:
         """How precise a price has to be."""
-        factor = 1.0 if self.best is None else self.best.rounds_factor
+        factor = 1.0 if self.incumbent is None else self.incumbent.rounds_factor
         return 0.03 * self.tolerance / max(self.kappa * factor, 1.0)
 
     def objective(self, deadline: float, loss: float) -> float:
@@ -211,7 +242,7 @@ class _Search:
             return
         if self.limit is not None and made.pruning_loss > self.limit:
             return
-        if self.best is None or made.objective_s < self.best.objective_s:
+        if self.incumbent is None or made.objective_s < self.incumbent.objective_s:
             self.best = made
 
 
@@ -283,7 +314,7 @@ def _close(search: _Search) -> None:
             parts = _split(search, node)
             children += parts
             rows += sum(len(part.choices) for part in parts)
-            if search.best is None or len(children) >= 64:
+            if search.incumbent is None or len(children) >= 64:
                 break
         if children:
             search.run(children)
