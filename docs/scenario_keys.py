@@ -32,6 +32,8 @@ UNITS = {
     "_steps": "step",
     "_bits": "bit",
     "_s": "s",
+    "_j": "J",
+    "_w": "W",
     "_bits_per_value": "bit",
 }
 HEAD = """# Every key of a scenario

@@ -71,17 +71,17 @@ def ground(*overrides: str, private: bool = False) -> Ground:
     scenario = load_scenario("tiny", ["pruning.max_pruning=0.0", *overrides])
     worker = Worker(scenario)
     index = scenario.client_names.index(VICTIM)
-    labels = frozenset(label for c in worker.setting.clients for label in c.labels)
+    labels = frozenset(label for c in worker.federation.clients for label in c.labels)
     privacy = parse_privacy("clip=0.5,noise=1.0") if private else None
     known = Known(scenario, worker.shape, labels, privacy)
-    own = worker.setting.clients[index]
+    own = worker.federation.clients[index]
     steps = [
         {"rows": s.rows, "length": s.length, "label_tokens": s.label_tokens}
         for s in worker.step_tokens(1, index)
     ]
     introduction = {
         "kind": "introduction", "protocol": PROTOCOL, "version": "0.1.0", "client": VICTIM,
-        "model_fingerprint": worker.setting.model_fingerprint, "examples": own.examples,
+        "model_fingerprint": worker.federation.model_fingerprint, "examples": own.examples,
         "labels": {} if private else {str(k): n for k, n in own.labels.items()},
         "pruning_cost": None, "profile": "jetson-orin-nano", "effective_flops": 1e7,
         "memory_bytes": 8e9, "next_steps": [] if private else steps,
@@ -104,7 +104,7 @@ def ground(*overrides: str, private: bool = False) -> Ground:
         "train_loss": None if private else 2.5, "compute_s": 0.4,
         "epsilon": 3.0 if private else None, "next_steps": [] if private else steps,
     }  # fmt: skip
-    roster = Roster(known, worker.setting.model_fingerprint, "run-1")
+    roster = Roster(known, worker.federation.model_fingerprint, "run-1")
     return Ground(known, roster, introduction, update, adapter_arrays(adapter, 32) | kept, job)
 
 

@@ -76,7 +76,7 @@ def test_calibration_passes_before_the_first_round(tmp_path: Path) -> None:
 
     own = cell_of("own")
     worker = Worker(tiny())
-    needed = [client.calibration_flops for client in worker.setting.clients]
+    needed = [client.calibration_flops for client in worker.federation.clients]
     assert min(needed) > 0
     assert own.setup_flops == sum(needed)
     assert own.setup_s == pytest.approx(
@@ -100,7 +100,7 @@ def test_a_cut_that_memory_forces_is_calibrated_for_too(tmp_path: Path) -> None:
     assert record.description is not None
     cut = [client.pruning > 0 for client in record.rounds[0].clients]
     assert cut == [False, False, False, True]
-    needed = Worker(tiny()).setting.clients[3].calibration_flops
+    needed = Worker(tiny()).federation.clients[3].calibration_flops
     assert record.description.setup_flops == needed
 
 
@@ -114,12 +114,12 @@ def test_shared_text_is_read_once_and_is_no_clients(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("airtune.training.worker.calibrate", counting)
     shared = ["pruning.calibration=shared", "pruning.cost=measured"]
     worker = Worker(tiny(*shared))
-    clients = worker.setting.clients
+    clients = worker.federation.clients
     assert len(read) == 1
     assert {client.pruning_cost for client in clients} == {clients[0].pruning_cost}
     assert sum(row.input_ids.shape[0] for row in read[0][2]) == 32
     own = Worker(tiny("pruning.cost=measured"))
-    assert sum(c.examples for c in clients) == sum(c.examples for c in own.setting.clients) - 32
+    assert sum(c.examples for c in clients) == sum(c.examples for c in own.federation.clients) - 32
     assert len(read) == 1 + len(clients)
 
 

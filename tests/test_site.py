@@ -42,7 +42,7 @@ def test_every_key_is_on_the_page_with_default_range_and_meaning() -> None:
     rows = re.findall(r"^\| `(.+?)` \| (.*?) \| (.+?) \| (.+?) \| (.+?) \|$", _page(), re.M)
     assert {row[0] for row in rows} == keys
     assert len(rows) == len(keys) > 80
-    with_unit = re.compile(r"_(hz|db|dbm|m|bytes)$")
+    with_unit = re.compile(r"_(hz|db|dbm|m|bytes|s|j|w)$")
     assert not [key for key, unit, *_ in rows if with_unit.search(key) and not unit.strip()]
 
 
@@ -61,8 +61,10 @@ RANGES = re.findall(
 def test_a_value_outside_of_the_range_on_the_page_is_refused(
     key: str, whole: str, opens: str, low: str, high: str, closes: str
 ) -> None:
-    step = 1.0 if whole else 1e-6 * max(abs(float(high)), 1.0)
     for bound, closed, sign in ((low, opens == "[", -1), (high, closes == "]", 1)):
+        if "∞" in bound:
+            continue
+        step = 1.0 if whole else 1e-6 * max(abs(float(bound)), 1.0)
         value = float(bound) + sign * step * closed
         written = str(int(value)) if whole else f"{value:.12g}"
         path = key.replace("devices.", "devices.0.")

@@ -44,5 +44,5 @@ def test_a_run_ends_with_the_first_round_at_or_after_its_time(tmp_path: Path) ->
 
 
 def test_a_falling_learning_rate_needs_a_known_number_of_rounds() -> None:
-    with pytest.raises(InputError, match="time_budget_s goes with"):
+    with pytest.raises(InputError, match="time_budget_s is allowed with"):
         load_scenario("tiny", ["time_budget_s=5.0", "training.learning_rate_schedule=linear"])

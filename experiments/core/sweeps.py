@@ -68,8 +68,8 @@ def measured_curve(source: Path) -> Curve:
     from airtune.training.worker import Worker
 
     settings = [f"task.source={json.dumps(str(source.resolve()))}", "pruning.cost=measured"]
-    setting = Worker(load_scenario(HERE / "gsm8k.toml", settings)).setting
-    curve = setting.clients[0].pruning_cost
+    federation = Worker(load_scenario(HERE / "gsm8k.toml", settings)).federation
+    curve = federation.clients[0].pruning_cost
     assert curve is not None
     return [list(point) for point in curve]
 

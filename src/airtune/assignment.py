@@ -1,7 +1,7 @@
 """The assignment: what one client is told in a round.
 
 It is decided once a round, carried in the client's job and in the message to its device, obeyed
-by whoever does the work, billed from and recorded. A client that sits the round out has none.
+by the worker, billed from and recorded. A client that sits the round out has none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two ways in which airtune refuses: the user can mend it, or the run failed."""
+"""The two kinds of errors: what the user can correct, and a run that failed."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def rounded_change(before: Adapter, after: Adapter, bits: int, *, seed: int) -> 
 def rounded_codes(
     before: Adapter, after: Adapter, bits: int, *, seed: int
 ) -> tuple[Adapter, Adapter]:
-    """Return what travels: each value's whole multiple, and each rank's scale, by entry.
+    """Return what is sent: each value's whole multiple, and each rank's scale, by entry.
 
     Args:
         before: as for `rounded_change`.
@@ -45,7 +45,7 @@ def rounded_codes(
     for name in sorted(after):
         change = (after[name] - before[name]).double()
         largest = change.abs().amax(dim=_along(name), keepdim=True)
-        # As it travels; what its rounding loses is made up for by the clamp below.
+        # As it is sent; what its rounding loses is made up for by the clamp below.
         scales[name] = (largest / levels).float()
         scale = scales[name].double()
         steps = torch.where(scale > 0, change / scale, torch.zeros_like(change))

@@ -1,6 +1,6 @@
 """Standard output and error that never end a command, and the console for tables.
 
-What a console cannot encode is written in ASCII's words; what nobody reads any more, or what a
+What a console cannot encode is written in ASCII's words; what is not read any more, or what a
 full disk does not take, is dropped, and the command goes on to its end.
 """
 

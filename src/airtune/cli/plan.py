@@ -1,4 +1,4 @@
-"""`airtune plan`: one round's pruning rates and bands, without torch, in a blink."""
+"""`airtune plan`: one round's pruning rates and bands, without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from airtune.assignment import Mode
     from airtune.planning import Plan, PlanningProblem
-    from airtune.planning.sweep import Axis, SweepPoint
+    from airtune.planning.sweep import SweepAxis, SweepPoint
     from airtune.scenario import Scenario
 
 
@@ -292,7 +292,7 @@ def _sweep(
             print(f"figure: {out}")
 
 
-def _point_as_json(axes: list[Axis], point: SweepPoint) -> dict[str, Any]:
+def _point_as_json(axes: list[SweepAxis], point: SweepPoint) -> dict[str, Any]:
     made = point.plan
     return {
         **{axis.key: value for axis, value in zip(axes, point.at, strict=True)},

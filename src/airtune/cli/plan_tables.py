@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
     from airtune.assignment import Mode
     from airtune.planning import Plan, PlanningProblem
-    from airtune.planning.sweep import Axis, SweepPoint
+    from airtune.planning.sweep import SweepAxis, SweepPoint
 
 # Who finishes this close to the round's end, relatively, counts as last.
 _LAST = 1e-6
 _AT_BOUND = 1e-5
 
 
-def print_sweep(axes: list[Axis], points: list[SweepPoint]) -> None:
+def print_sweep(axes: list[SweepAxis], points: list[SweepPoint]) -> None:
     """Print a plan a line."""
     from airtune.cli.output import console
     from airtune.report.tables import Column, Fitted

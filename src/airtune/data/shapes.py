@@ -91,7 +91,7 @@ def _chat(value: Any, column: str, place: str) -> Turns:
     if "user" not in roles or "assistant" not in roles[roles.index("user") :]:
         raise InputError(f"{place}: '{column}' has no assistant turn after a user's")
     last = len(roles) - roles[::-1].index("assistant")
-    return turns[:last]  # what nobody answers is not trained on
+    return turns[:last]  # a turn without an answer is not trained on
 
 
 def _turn(value: Any, where: str) -> tuple[str, str]:

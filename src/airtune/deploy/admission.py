@@ -59,7 +59,7 @@ def register(state: server.State, keys: Mapping[Path, str], *, replace: bool = F
     """
     from flwr.proto.control_pb2 import RegisterNodeRequest
 
-    # Flower's own refusal is a screenful; and one bad file should admit nobody.
+    # Flower's own refusal is a screenful; and one bad file should admit no device.
     pems = {path: public_pem(path) for path in keys}
     done = []
     with control(state) as client:

@@ -114,7 +114,7 @@ def _run(post: Post, config: Mapping[str, Any], run_id: str) -> None:
     try:
         if config["resume"] or config["replace"] or not (out / "run.json").exists():
             # The devices first: a run without them leaves no folder that the next one trips over.
-            engine.setting()
+            engine.federation()
         run(
             scenario,
             out=out,

@@ -22,16 +22,16 @@ _CODES = "codes"
 _SCALES = "scales"
 
 Layout = Mapping[str, tuple[int, ...]]
-"""Shapes by entry name: what both ends know, so that it need not travel."""
+"""Shapes by entry name: what both ends know, so that it need not be sent."""
 
 
 def layout_of(adapter: Adapter) -> Layout:
-    """Return an adapter's layout, in the order in which its values travel."""
+    """Return an adapter's layout, in the order in which its values are sent."""
     return {name: tuple(adapter[name].shape) for name in sorted(adapter)}
 
 
 def adapter_arrays(adapter: Adapter, bits_per_value: int) -> Arrays:
-    """Return an adapter as one flat array: entries by name, in the precision in which they travel.
+    """Return an adapter as one flat array: entries by name, in the precision sent.
 
     Names and shapes follow from the structure. Sending them would add a hundred bytes an entry:
     more than the values of a small model.
@@ -60,17 +60,17 @@ def arrays_of(mode: Mode) -> frozenset[str]:
 
 
 def trained(adapter: Adapter, mode: Mode) -> Adapter:
-    """Return the entries that a client trains and that travel: all, or B alone."""
+    """Return the entries that a client trains and sends: all, or B alone."""
     return {n: v for n, v in adapter.items() if not (mode.freezes_a and ".lora_A." in n)}
 
 
 def on_air(adapter: Adapter, bits_per_value: int) -> Adapter:
-    """Return an adapter as its receiver has it: in the precision in which it travels."""
+    """Return an adapter as its receiver has it: in the precision in which it is sent."""
     return adapter_of(adapter_arrays(adapter, bits_per_value), layout_of(adapter))
 
 
 def update_arrays(before: Adapter, after: Adapter, mode: Mode, *, seed: int) -> Arrays:
-    """Return an update's values as they travel: themselves, or their rounded change.
+    """Return an update's values as they are sent: themselves, or their rounded change.
 
     Args:
         before: what the server sent, in the submodel's shapes.

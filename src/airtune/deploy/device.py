@@ -110,7 +110,7 @@ class Device:
         except (ProtocolError, InputError, RunError) as error:
             return _refusal(str(error))
         except Exception as error:
-            traceback.print_exc(file=sys.stderr)  # for whoever looks after the device
+            traceback.print_exc(file=sys.stderr)  # for the device's operator
             if self._privacy is not None:  # a message may quote the data
                 return _refusal(f"{type(error).__name__}: see this device's own log")
             lines = str(error).strip().splitlines()
@@ -132,8 +132,8 @@ class Device:
         return self._introduction
 
     def _introduced(self) -> Introduction:
-        setting = self._worker.setting
-        own = setting.clients[self._index]
+        federation = self._worker.federation
+        own = federation.clients[self._index]
         profile = profile_of(self._scenario.client_devices[self._index])
         if self._emulated is not None:
             profile = self._emulated.profile
@@ -142,7 +142,7 @@ class Device:
             protocol=PROTOCOL,
             version=version("airtune"),
             client=self._client,
-            model_fingerprint=setting.model_fingerprint,
+            model_fingerprint=federation.model_fingerprint,
             examples=own.examples,
             labels={} if private else own.labels,
             pruning_cost=None if own.pruning_cost is None else list(own.pruning_cost),

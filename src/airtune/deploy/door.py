@@ -148,7 +148,7 @@ class Held:
     body_bytes: Counter[str] = field(default_factory=Counter)
 
     def enter(self, holder: str) -> None:
-        """Count a request in; the same holder may have so many at once."""
+        """Count a request in; each holder has a limit of requests at once."""
         if self.requests[holder] >= self.limits.requests_per_key:
             raise Refused(503, "too many requests of this key at once")
         self.requests[holder] += 1

@@ -36,7 +36,7 @@ from airtune.deploy.roster import (
     Post,
     Reply,
     Roster,
-    client_setting,
+    client_data,
     measured_profile,
 )
 from airtune.deploy.timings import append_timings
@@ -45,7 +45,7 @@ from airtune.errors import InputError, RunError
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario
 from airtune.training.client import ClientJob, ClientUpdate, Measured
-from airtune.training.worker import Evaluation, Setting, Worker
+from airtune.training.worker import Evaluation, Federation, Worker
 
 Outcome = ClientUpdate | ClientFailure
 
@@ -114,10 +114,10 @@ class FlowerEngine:
         self._scenario, self._post, self._conditions = scenario, post, conditions
         # The server's own copy: evaluation, the first adapter, the adapter's final form.
         self._worker = Worker(scenario)
-        setting = self._worker.setting
-        labels = frozenset(label for client in setting.clients for label in client.labels)
+        federation = self._worker.federation
+        labels = frozenset(label for client in federation.clients for label in client.labels)
         known = Known(scenario, self._worker.shape, labels, conditions.privacy)
-        self._roster = Roster(known, setting.model_fingerprint, run)
+        self._roster = Roster(known, federation.model_fingerprint, run)
         self._greetings = Greetings(
             post, self._roster, patience_s=conditions.wait_s, welcome=self._welcome, say=say
         )
@@ -127,7 +127,7 @@ class FlowerEngine:
         self._wire_from = LogPosition() if wire_log is None else end_of_log(wire_log)
         self._say, self._gathered = say, False
 
-    def setting(self) -> Setting:
+    def federation(self) -> Federation:
         """Wait for the devices, and describe the clients as they describe themselves.
 
         They calibrate while they rehearse, before the run and on no clock: nothing is billed.
@@ -135,17 +135,17 @@ class FlowerEngine:
         Raises:
             RunError: fewer devices than asked for within the time allowed.
         """
-        if not self._gathered:  # waited for once, whoever asks again
+        if not self._gathered:  # waited for once
             self._gather()
             self._gathered = True
-        own = self._worker.setting
+        own = self._worker.federation
         members = [self._roster.members.get(name) for name in self._scenario.client_names]
         return replace(
             own,
             clients=tuple(
                 replace(client, calibration_flops=0.0)
                 if member is None
-                else client_setting(member.introduction)
+                else client_data(member.introduction)
                 for client, member in zip(own.clients, members, strict=True)
             ),
             profiles=tuple(

@@ -34,7 +34,7 @@ class SameUser:
 
     Args:
         app: what answers them.
-        sockets: the kernel's list. Where there is none (not Linux), nobody is refused.
+        sockets: the kernel's list. Where there is none (not Linux), no one is refused.
     """
 
     def __init__(self, app: App, sockets: Path = SOCKETS) -> None:

@@ -2,7 +2,7 @@
 
 Nothing a device says of itself is believed further than the server can bound it: by the model
 and the scenario, which both ends have, by the operator's leave, and by the server's own clock.
-An introduction that fails refuses its device and nobody else.
+An introduction that fails refuses its device and no other.
 """
 
 from __future__ import annotations

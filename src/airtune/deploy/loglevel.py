@@ -21,7 +21,7 @@ def set_level(level: str) -> None:
 def gateway_level() -> str:
     """Return uvicorn's level: refused requests, one line each, at debug alone.
 
-    They are counted in any case. Whoever is refused could fill the disk with them.
+    They are counted in any case. A refused client could fill the disk with them.
     """
     level = os.environ.get(VARIABLE, "info").lower()
     return "debug" if level == "debug" else "error"

@@ -97,7 +97,7 @@ class Urgent:
         self._left, self._at = float(URGENT_BYTES), clock()
 
     def passes(self, size_bytes: int) -> bool:
-        """Say whether so many bytes may go at once, and count them if so."""
+        """Return whether this many bytes may go at once, and count them if so."""
         now = self._clock()
         gained = (now - self._at) * URGENT_BPS / BITS_PER_BYTE
         self._left, self._at = min(float(URGENT_BYTES), self._left + gained), now

@@ -307,7 +307,7 @@ def disagreement(own: Mapping[str, str], other: Mapping[str, str]) -> str | None
 
 
 def to_air(values: np.ndarray, bits_per_value: int) -> np.ndarray:
-    """Return values in the precision in which they travel.
+    """Return values in the precision in which they are sent.
 
     float16's largest number is 65504; what lies beyond is sent as that, not as infinity.
     """

@@ -21,7 +21,7 @@ from airtune.deploy.protocol import (
     unpack,
 )
 from airtune.models.devices import DeviceProfile
-from airtune.training.worker import ClientSetting
+from airtune.training.worker import ClientData
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,10 @@ class Roster:
         return None
 
 
-def client_setting(own: Introduction) -> ClientSetting:
+def client_data(own: Introduction) -> ClientData:
     """Return what planning knows of a client, as its device introduced it."""
     cost = own.pruning_cost
-    return ClientSetting(
+    return ClientData(
         examples=own.examples,
         labels=own.labels,
         pruning_cost=None if cost is None else tuple((rate, value) for rate, value in cost),

@@ -16,7 +16,7 @@ SILENT_S = 30.0
 FORGOTTEN_S = 45.0
 """The server counts a device that died without a word as connected for 30 s."""
 MOST_FAILURES = 5
-"""So many ends in a row, with no connection between them, and the device ends too."""
+"""After this many ends in a row, with no connection between them, and the device ends too."""
 _FLOWING_BYTES = 32768
 """An upload that moves so much in `SILENT_S` is no silence; failing handshakes move less."""
 

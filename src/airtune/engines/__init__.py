@@ -8,7 +8,7 @@ from typing import Protocol
 from airtune.adapters.names import Adapter
 from airtune.models.workload import StepTokens
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
-from airtune.training.worker import Evaluation, Setting
+from airtune.training.worker import Evaluation, Federation
 
 __all__ = ["ClientFailure", "Engine"]
 
@@ -19,7 +19,7 @@ class Engine(Protocol):
     The same scenario gives the same answers whichever engine it is (on the CPU).
     """
 
-    def setting(self) -> Setting:
+    def federation(self) -> Federation:
         """Describe clients, data and model: what planning has to know before the first round."""
 
     def initial_adapter(self) -> Adapter:

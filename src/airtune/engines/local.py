@@ -10,7 +10,7 @@ from airtune.adapters.names import Adapter
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate, failure_of
-from airtune.training.worker import Evaluation, Setting, Worker
+from airtune.training.worker import Evaluation, Federation, Worker
 
 
 class LocalEngine:
@@ -29,9 +29,9 @@ class LocalEngine:
             torch.set_num_threads(threads)
         self._worker = Worker(scenario, device=device)
 
-    def setting(self) -> Setting:
+    def federation(self) -> Federation:
         """Describe clients, data and model."""
-        return self._worker.setting
+        return self._worker.federation
 
     def initial_adapter(self) -> Adapter:
         """Return the adapter that the first round starts from."""
@@ -58,4 +58,4 @@ class LocalEngine:
         self._worker.save_adapter(adapter, folder)
 
     def close(self) -> None:
-        """Nothing to let go of: the model goes with the object."""
+        """Nothing to release: the model ends with the object."""

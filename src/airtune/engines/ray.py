@@ -21,7 +21,7 @@ from airtune.errors import InputError, RunError
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario, scenario_from_dict
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate, failure_of
-from airtune.training.worker import Evaluation, Setting, Worker
+from airtune.training.worker import Evaluation, Federation, Worker
 
 ANSWER_S = 5.0
 """How long an address may take to answer."""
@@ -53,8 +53,8 @@ class _RemoteWorker:
     def call(self, name: str, *arguments: Any, **options: Any) -> Any:
         return getattr(self._worker, name)(*arguments, **options)
 
-    def setting(self) -> Setting:
-        return self._worker.setting
+    def federation(self) -> Federation:
+        return self._worker.federation
 
     def process_id(self) -> int:
         return os.getpid()
@@ -108,10 +108,10 @@ class RayEngine:
     def _new_worker(self) -> Any:
         return self._remote.options(**self._options).remote(*self._arguments)
 
-    def setting(self) -> Setting:
+    def federation(self) -> Federation:
         """Describe clients, data and model."""
-        setting: Setting = self._ask("setting")
-        return setting
+        federation: Federation = self._ask("federation")
+        return federation
 
     def initial_adapter(self) -> Adapter:
         """Return the adapter that the first round starts from."""
@@ -230,7 +230,7 @@ def _started(address: str | None, workers: int) -> tuple[Any, bool]:
 
 
 def _check_answers(address: str) -> None:
-    """Refuse a host and port where nobody answers: Ray itself would wait without an end."""
+    """Refuse a host and port that does not answer: Ray itself would wait without an end."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
         return  # "auto" and the like: Ray looks on this machine, and says at once what it finds

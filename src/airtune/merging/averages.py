@@ -100,7 +100,7 @@ def product_norm(adapter: Adapter) -> float:
 
 
 def ffa_lora(server: Adapter, contributions: Sequence[Contribution]) -> Adapter:
-    """Average B over its holders; A is nobody's to change.
+    """Average B over its holders; A does not change.
 
     Exact where everything is held: (Σ p_k B_k) A = Σ p_k B_k A.
     """

@@ -89,7 +89,7 @@ _BUILT_IN = {
     ),
     "fedspallm": MergingRule(
         "each entry averaged over the clients that hold it, all clients alike",
-        "FedSpaLLM: Bai et al., NAACL 2025 (held entries told by masks, not by zeros)",
+        "FedSpaLLM: Bai et al., NAACL 2025 (held entries marked by masks, not by zeros)",
         "airtune.merging.averages:fedspallm",
         coincides=True,
     ),

@@ -187,7 +187,7 @@ def _flop_terms(
 
 
 def calibration_flops(shape: ModelShape, lengths: Sequence[int], *, sensitivity_rows: int) -> float:
-    """Count the FLOPs of calibrating on texts of so many tokens.
+    """Count the FLOPs of calibrating on texts of these lengths.
 
     T tokens in all, s a text; a sublayer's output projection has n features and d outputs.
     Once through the blocks: 2T a weight, 4hds² a text for attention scores. Second moments:

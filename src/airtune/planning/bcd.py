@@ -94,8 +94,8 @@ def pruning_block(problem: PlanningProblem, bandwidth_hz: Array) -> Array:
     start, per_kept = _pace(problem, bandwidth_hz)
     least_kept = 1.0 - problem.max_pruning
     with np.errstate(invalid="ignore"):
-        soonest = float((start + np.where(least_kept > 0, per_kept * least_kept, 0.0)).max())
-    corner, loss = _corners(problem, start, per_kept, soonest)
+        earliest = float((start + np.where(least_kept > 0, per_kept * least_kept, 0.0)).max())
+    corner, loss = _corners(problem, start, per_kept, earliest)
     if problem.max_pruning_loss is None:
         rest = 1.0 - problem.kappa * loss
         # Where κQ reaches 1 no progress is left.
@@ -185,7 +185,7 @@ def _pace(problem: PlanningProblem, bandwidth_hz: Array) -> tuple[Array, Array]:
 
 
 def _corners(
-    problem: PlanningProblem, start: Array, per_kept: Array, soonest: float
+    problem: PlanningProblem, start: Array, per_kept: Array, earliest: float
 ) -> tuple[Array, Array]:
     """Return the deadlines at which a client starts or ends a cost piece, and Q(ρ(T)) there."""
     pieces = problem.pieces
@@ -200,13 +200,13 @@ def _corners(
     span = leave - enter
     with np.errstate(divide="ignore", invalid="ignore"):
         pace = np.where(span > 0, gain / span, 0.0)
-    # Before `soonest` somebody is late; what is gained by then is gained at `soonest` at once.
+    # Before `earliest` some client is late; what is gained by then is gained at `earliest` at once.
     begun = np.where(
-        span > 0, pace * np.clip(soonest - enter, 0.0, span), gain * (soonest >= enter)
+        span > 0, pace * np.clip(earliest - enter, 0.0, span), gain * (earliest >= enter)
     )
     loss = problem.pruning_loss(problem.max_pruning) - float(begun.sum())
-    enter, leave = np.maximum(enter, soonest), np.maximum(leave, soonest)
-    corner = np.concatenate([[soonest], enter, leave])
+    enter, leave = np.maximum(enter, earliest), np.maximum(leave, earliest)
+    corner = np.concatenate([[earliest], enter, leave])
     change = np.concatenate([[0.0], pace, -pace])
     order = np.argsort(corner)
     corner, speed = corner[order], np.cumsum(change[order])

@@ -50,7 +50,7 @@ class Link:
     """What the air offers the clients of one round, and the broadcast that opens it.
 
     The broadcast is sent once, at the rate of the slowest client that listens: who sits the round
-    out holds nobody up.
+    out delays no other.
 
     Attributes:
         air: the round's channel.

@@ -21,7 +21,7 @@ KNOBS: dict[str, str] = {
     "steps": "local steps in the round; without it: all of them",
     "rank": "LoRA rank; without it: the largest",
     "bits": "bits of an uplink value; without it: the most",
-    "absence": "who sits the round out; without it: nobody",
+    "absence": "which clients sit the round out; without it: none",
 }
 """The knobs by name, each with what holds where it is not turned."""
 MODE_KNOBS = ("steps", "rank", "bits")

@@ -281,8 +281,8 @@ def _without_choice(
     if not problem.has_mode.all():
         name = problem.names[int(np.argmin(problem.has_mode))]
         raise InputError(
-            f"client {name!r}: modes: none fits, and method {method!r} leaves nobody out; allowed: "
-            + _choosing()
+            f"client {name!r}: modes: none fits, and method {method!r} leaves no "
+            "client out; allowed: " + _choosing()
         )
     made = chosen.solve(problem.without_choice(), tolerance, rng)
     made = priced(problem, method, made.pruning, made.bandwidth_hz)

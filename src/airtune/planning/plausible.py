@@ -1,4 +1,4 @@
-"""Units that cannot be meant are refused, and those that hardly can be are told with a guess.
+"""Values in an impossible unit are refused; for improbable ones the likely unit is named.
 
 For what people write: problems that programs make, scaled as they like, are not checked here.
 """

@@ -30,7 +30,7 @@ _GEOMETRIC_FROM = 10.0
 
 
 @dataclass(frozen=True)
-class Axis:
+class SweepAxis:
     """One swept key and its values, in order."""
 
     key: str
@@ -45,7 +45,7 @@ class SweepPoint:
     plan: Plan
 
 
-def axis_from_text(text: str) -> Axis:
+def axis_from_text(text: str) -> SweepAxis:
     """Return the axis that ``key=low:high:count`` describes.
 
     Raises:
@@ -72,7 +72,7 @@ def axis_from_text(text: str) -> Axis:
         values = np.linspace(low, high, count)
     if key == "clients":
         values = np.unique(np.maximum(np.round(values), 1))
-    return Axis(key, tuple(values.tolist()))
+    return SweepAxis(key, tuple(values.tolist()))
 
 
 def with_value(problem: PlanningProblem, key: str, value: float) -> PlanningProblem:
@@ -87,7 +87,7 @@ def with_value(problem: PlanningProblem, key: str, value: float) -> PlanningProb
 
 
 def sweep(
-    problem: PlanningProblem, axes: list[Axis], method: str = "exact", tolerance: float = 1e-6
+    problem: PlanningProblem, axes: list[SweepAxis], method: str = "exact", tolerance: float = 1e-6
 ) -> list[SweepPoint]:
     """Return the plans over one axis, or over the grid of two (the second one in outer order)."""
     points = []
@@ -100,7 +100,7 @@ def sweep(
     return points
 
 
-def draw(axes: list[Axis], points: list[SweepPoint], path: Path) -> None:
+def draw(axes: list[SweepAxis], points: list[SweepPoint], path: Path) -> None:
     """Draw the objective over the first axis, one line per value of the second; SVG or PNG.
 
     Raises:

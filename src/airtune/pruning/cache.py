@@ -19,7 +19,7 @@ from airtune.pruning.statistics import Block, CalibrationBatch, Statistics, text
 from airtune.pruning.store import FORMAT, load_statistics, save_block, save_header
 
 ABANDONED_S = 86_400.0
-"""Half-written statistics in which nothing was written for so long are nobody's any more."""
+"""Half-written statistics that were not written to for this long are abandoned."""
 
 
 def cached_calibration(
@@ -79,7 +79,7 @@ def cached_calibration(
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what calibrations left that were killed: nobody writes for a day on end."""
+    """Remove what calibrations left that were killed: a live one writes within a day."""
     for partial in folder.glob(".*.partial"):
         try:
             if time.time() - partial.stat().st_mtime > ABANDONED_S:

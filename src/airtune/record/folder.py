@@ -48,7 +48,7 @@ def require_unused(path: Path) -> None:
 
 
 def remove_run(path: Path) -> None:
-    """Remove what a run writes, run.json last, so that a kill leaves a run and no riddle.
+    """Remove what a run writes, run.json last, so that after a kill the rest is still a run.
 
     Raises:
         RunError: something cannot be removed.

@@ -161,7 +161,7 @@ def data_shares(record: Record) -> Figure | None:
     )
 
 
-def _data_row(k: int, site: ClientSite, labels: Sequence[str], x: svg.Axis) -> Markup:
+def _data_row(k: int, site: ClientSite, labels: Sequence[str], x: svg.PlotAxis) -> Markup:
     y, height = k * ROW_HEIGHT + 3, ROW_HEIGHT - 6
     counts = [(i, site.labels.get(label, 0)) for i, label in enumerate(labels)]
     # Labels may also count the examples that are held back: then the bands are shares.

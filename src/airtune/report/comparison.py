@@ -88,7 +88,7 @@ def _series(name: str, index: int, points: list[tuple[float, float]], unit: str)
     return svg.Series(name, tuple(points), color, unit=unit, dash=dash)
 
 
-def _lines(label: str, series: list[svg.Series], x: svg.Axis, y: svg.Axis) -> Markup:
+def _lines(label: str, series: list[svg.Series], x: svg.PlotAxis, y: svg.PlotAxis) -> Markup:
     """Draw lines under their legend, which wide screens leave out where lines bear names."""
     body, right = svg.lines(series, x, y), 14
     if len(series) <= NAMED:
@@ -177,7 +177,7 @@ def _time_splits(records: Mapping[str, Record]) -> Figure | None:
     )
 
 
-def _split_row(k: int, name: str, split: tuple[float, float, float], x: svg.Axis) -> Markup:
+def _split_row(k: int, name: str, split: tuple[float, float, float], x: svg.PlotAxis) -> Markup:
     y = k * ROW_HEIGHT + 3
     start, bars = 0.0, Markup("")
     for phase, length in zip(PHASES, split, strict=True):

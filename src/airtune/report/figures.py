@@ -77,7 +77,7 @@ def loss_points(record: Record, *, over_time: bool) -> list[tuple[float, float]]
 def _loss_chart(
     points: list[tuple[float, float]],
     training: list[tuple[float, float]],
-    x: svg.Axis,
+    x: svg.PlotAxis,
     label: str,
 ) -> Markup:
     y = svg.padded_axis([p[1] for p in points + training] or [0.0], LOSS)
@@ -130,7 +130,7 @@ def latency(record: Record) -> Figure:
         max(r.round_latency_s, r.none_latency_s or 0, r.predicted_latency_s or 0) for r in rounds
     )
     time = svg.time_axis(longest, "length of the round", wanted=4)
-    y = svg.Axis(time.low, time.high, time.title, time.marks)
+    y = svg.PlotAxis(time.low, time.high, time.title, time.marks)
     step = 100 / len(rounds)
     bars = Markup("")
     for i, r in enumerate(rounds):
@@ -152,7 +152,9 @@ def latency(record: Record) -> Figure:
         bars += Markup("</g>")
     entries = [("bar realised", "realised"), ("tick", "predicted"), ("bar none", "under none")]
     marks = svg.round_axis(len(rounds)).marks
-    x = svg.Axis(0.5, len(rounds) + 0.5, "round", tuple(m for m in marks if m[0] <= len(rounds)))
+    x = svg.PlotAxis(
+        0.5, len(rounds) + 0.5, "round", tuple(m for m in marks if m[0] <= len(rounds))
+    )
     return Figure(
         "latency",
         "How long each round took",
@@ -212,7 +214,7 @@ def _absences(record: Record) -> list[str]:
     return left + (["sat out"] if any(client.status == SAT_OUT for client in clients) else [])
 
 
-def _timeline_row(k: int, client: ClientRecord, x: svg.Axis, *, is_last: bool) -> Markup:
+def _timeline_row(k: int, client: ClientRecord, x: svg.PlotAxis, *, is_last: bool) -> Markup:
     y = k * ROW_HEIGHT + 3
     height = ROW_HEIGHT - 6
     start, bars = 0.0, Markup("")
@@ -317,7 +319,9 @@ def _heat_map(
         for k, name in enumerate(names)
     )
     marks = [m for m in svg.round_axis(len(values)).marks if m[0] <= len(values)]
-    x = svg.Axis(1 - 0.5 * stride, len(shown) * stride + 1 - 0.5 * stride, "round", tuple(marks))
+    x = svg.PlotAxis(
+        1 - 0.5 * stride, len(shown) * stride + 1 - 0.5 * stride, "round", tuple(marks)
+    )
     ramp = Markup('<div class="ramp"><span>0 {}</span><i></i><span>{} {}</span></div>').format(
         unit, numbers.digits(high, 2), unit
     )

@@ -20,7 +20,7 @@ SHAPES = ("circle", "square", "diamond", "up", "down", "pentagon", "star", "hexa
 
 
 @dataclass(frozen=True)
-class Axis:
+class PlotAxis:
     """A linear axis: its range, its title with the unit, and where its ticks are."""
 
     low: float
@@ -52,31 +52,31 @@ class Series:
         return f"line s{self.color} " + ("quiet" if self.quiet else f"d{self.dash or self.color}")
 
 
-def axis(low: float, high: float, title: str, *, wanted: int = 5) -> Axis:
+def axis(low: float, high: float, title: str, *, wanted: int = 5) -> PlotAxis:
     """Return an axis from low to high with round ticks; an empty range is widened."""
     if not high - low > 1e-12 * max(abs(low), abs(high), 1e-300):
         low, high = low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
     values = ticks(low, high, wanted)
-    return Axis(low, high, title, tuple(zip(values, tick_labels(values), strict=True)))
+    return PlotAxis(low, high, title, tuple(zip(values, tick_labels(values), strict=True)))
 
 
-def padded_axis(values: Sequence[float], title: str) -> Axis:
+def padded_axis(values: Sequence[float], title: str) -> PlotAxis:
     """Return an axis around the values with a margin, for figures whose zero means nothing."""
     low, high = min(values), max(values)
     margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
     return axis(low - margin, high + margin, title)
 
 
-def round_axis(count: int, *, first: int = 1) -> Axis:
+def round_axis(count: int, *, first: int = 1) -> PlotAxis:
     """Return the axis of rounds `first` to `count`; ticks are whole rounds."""
     high = max(count, first + 1)
     values = [v for v in ticks(first, high, 7) if v == int(v)] or [first, high]
     if first == 1 and values[0] != 1:
         values = [1, *values]
-    return Axis(first, high, "round", tuple((v, f"{v:,.0f}") for v in values))
+    return PlotAxis(first, high, "round", tuple((v, f"{v:,.0f}") for v in values))
 
 
-def time_axis(longest_s: float, title: str, *, wanted: int = 5) -> Axis:
+def time_axis(longest_s: float, title: str, *, wanted: int = 5) -> PlotAxis:
     """Return an axis of seconds from 0; the ticks count minutes or hours where those fit."""
     divisor, unit = next(
         (d, u) for d, u, limit in ((1, "s", 9e3), (60, "min", 3e4), (3600, "h", float("inf")))
@@ -84,7 +84,7 @@ def time_axis(longest_s: float, title: str, *, wanted: int = 5) -> Axis:
     )  # fmt: skip
     inner = axis(0, (longest_s or 1) * 1.04 / divisor, "", wanted=wanted)
     marks = tuple((value * divisor, label) for value, label in inner.marks)
-    return Axis(0, inner.high * divisor, f"{title} ({unit})", marks)
+    return PlotAxis(0, inner.high * divisor, f"{title} ({unit})", marks)
 
 
 def frame(
@@ -92,8 +92,8 @@ def frame(
     body: Markup,
     *,
     height: int,
-    x: Axis | None = None,
-    y: Axis | None = None,
+    x: PlotAxis | None = None,
+    y: PlotAxis | None = None,
     left: int = 46,
     right: int = 14,
 ) -> Markup:
@@ -116,7 +116,7 @@ def frame(
     ).format(left, right, y_title, label, height, grid, body, x_title)
 
 
-def x_ticks(x: Axis) -> Markup:
+def x_ticks(x: PlotAxis) -> Markup:
     """Return the marks under the plot area."""
     marks = "".join(
         f'<text class="tick" x="{x.at(v):.3f}%" y="100%" dy="18" text-anchor="middle">{text}</text>'
@@ -126,7 +126,9 @@ def x_ticks(x: Axis) -> Markup:
     return Markup(f'<g class="x-ticks">{axis}{marks}</g>')
 
 
-def lines(series: Sequence[Series], x: Axis, y: Axis, *, label_ends: bool = False) -> Markup:
+def lines(
+    series: Sequence[Series], x: PlotAxis, y: PlotAxis, *, label_ends: bool = False
+) -> Markup:
     """Draw lines with a marker at each point; hovering over one tells its figures."""
     paths, points = Markup(""), Markup("")
     for one in series:
@@ -146,7 +148,15 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, *, label_ends: bool = Fals
 
 
 def _point(
-    one: Series, px: float, py: float, vx: float, vy: float, x: Axis, y: Axis, *, small: bool
+    one: Series,
+    px: float,
+    py: float,
+    vx: float,
+    vy: float,
+    x: PlotAxis,
+    y: PlotAxis,
+    *,
+    small: bool,
 ) -> Markup:
     where = f"{x.title.split(' (')[0]} {vx:,.6g}"
     return Markup(
@@ -159,7 +169,7 @@ def _point(
     )  # fmt: skip
 
 
-def _end_labels(one: Series, x: Axis, y: Axis) -> Markup:
+def _end_labels(one: Series, x: PlotAxis, y: PlotAxis) -> Markup:
     """Write the first value beside its point and the last on the side the line leaves free."""
     ends = [(one.points[0], 9, 4, "start")]
     if len(one.points) > 1:
@@ -173,7 +183,7 @@ def _end_labels(one: Series, x: Axis, y: Axis) -> Markup:
     )
 
 
-def end_names(series: Sequence[Series], x: Axis, y: Axis, height: int) -> Markup:
+def end_names(series: Sequence[Series], x: PlotAxis, y: PlotAxis, height: int) -> Markup:
     """Write each line's name beside its end, moved up or down where names would collide.
 
     Args:

@@ -30,7 +30,7 @@ from airtune.planning.round_plan import plan_round
 from airtune.randomness import generator
 from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario
-from airtune.training.worker import Setting
+from airtune.training.worker import Federation
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Cell:
     """What stays the same over the rounds of a run. Also a context manager that closes it."""
 
     scenario: Scenario
-    setting: Setting
+    federation: Federation
     """Model and clients, as the engine describes them."""
     profiles: tuple[DeviceProfile, ...]
     """One a client: as named in the scenario, or as a real device measured itself."""
@@ -146,17 +146,17 @@ def open_cell(
     )
     used = engine(scenario) if callable(engine) else engine
     try:
-        setting = used.setting()
+        federation = used.federation()
     except BaseException:
         if callable(engine):
             used.close()
         raise
-    if setting.profiles:
-        pairs = zip(setting.profiles, profiles, strict=True)
+    if federation.profiles:
+        pairs = zip(federation.profiles, profiles, strict=True)
         profiles = tuple(measured or named for measured, named in pairs)
     return Cell(
         scenario=scenario,
-        setting=setting,
+        federation=federation,
         profiles=profiles,
         placement=placement,
         engine=used,

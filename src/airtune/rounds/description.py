@@ -22,9 +22,9 @@ def description_of(cell: Cell, untrained: Evaluation, may_be_cut: Sequence[bool]
         untrained: what the model achieves before the first round.
         may_be_cut: for each client whether it may be pruned: then its calibration is billed.
     """
-    scenario, setting, profiles, placement = (
+    scenario, federation, profiles, placement = (
         cell.scenario,
-        cell.setting,
+        cell.federation,
         cell.profiles,
         cell.placement,
     )
@@ -40,14 +40,14 @@ def description_of(cell: Cell, untrained: Evaluation, may_be_cut: Sequence[bool]
             shadowing_db=float(placement.shadowing_db[k]),
             effective_flops=profile.effective_flops,
             memory_bytes=profile.memory_bytes,
-            examples=setting.clients[k].examples,
-            labels=setting.clients[k].labels,
+            examples=federation.clients[k].examples,
+            labels=federation.clients[k].labels,
         )
         for k, (name, profile) in enumerate(zip(scenario.client_names, profiles, strict=True))
     )
     setup_flops = [
         client.calibration_flops if may else 0.0
-        for client, may in zip(setting.clients, may_be_cut, strict=True)
+        for client, may in zip(federation.clients, may_be_cut, strict=True)
     ]
     return RunDescription(
         clients=clients,
@@ -56,12 +56,12 @@ def description_of(cell: Cell, untrained: Evaluation, may_be_cut: Sequence[bool]
         knob_costs="" if scenario.planning.knobs is None else described(scenario.planning.costs),
         initial_eval_loss=untrained.loss,
         initial_metrics=untrained.metrics,
-        model_fingerprint=setting.model_fingerprint,
-        model_parameters=setting.model_parameters,
-        vocabulary=setting.shape.vocab,
+        model_fingerprint=federation.model_fingerprint,
+        model_parameters=federation.model_parameters,
+        vocabulary=federation.shape.vocab,
         adapter_values=adapter_size(
-            setting.shape,
-            full_sizes(setting.shape),
+            federation.shape,
+            full_sizes(federation.shape),
             replace(modes_of(scenario)[0], rank=scenario.training.lora_rank),
         ),
     )

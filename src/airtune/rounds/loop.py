@@ -184,7 +184,7 @@ def _speeds(cell: Cell, state: State) -> tuple[float | None, ...]:
 
 
 def _evaluation(cell: Cell, after: State) -> Evaluation | None:
-    """Measure where the scenario asks for it: every so many rounds, and the last one."""
+    """Measure where the scenario asks for it: every n-th round, and the last one."""
     scenario = cell.scenario
     last = after.is_last(scenario)
     if not last and after.round % scenario.evaluation.every_rounds:
@@ -201,9 +201,9 @@ def _situation(cell: Cell, state: State, profiles: Sequence[DeviceProfile]) -> S
             client.pruning_cost,
             client.most_pruned,
         )
-        for k, client in enumerate(cell.setting.clients)
+        for k, client in enumerate(cell.federation.clients)
     )
-    modes, shape = modes_of(scenario), cell.setting.shape
+    modes, shape = modes_of(scenario), cell.federation.shape
     link = link_of(scenario, shape, modes, cell.draw(cell, round), state.stacked_bits)
     problem = problem_of_round(scenario, shape, profiles, loads, modes, link)
     if scenario.planning.fit_kappa:
@@ -279,7 +279,7 @@ def _status(cell: Cell, outcome: Outcome, assigned: Assignment, server: Adapter)
     if isinstance(outcome, ClientFailure):
         return f"failed: {outcome.reason}"
     start = leading(server, assigned.mode.rank)
-    kept = gather_adapter(start, outcome.structure, cell.setting.shape)
+    kept = gather_adapter(start, outcome.structure, cell.federation.shape)
     expected = {name: tuple(value.shape) for name, value in kept.items()}
     return fault_of(outcome.adapter, expected, outcome.train_loss) or OK
 
@@ -287,7 +287,7 @@ def _status(cell: Cell, outcome: Outcome, assigned: Assignment, server: Adapter)
 def _contribution(cell: Cell, server: Adapter, answer: _Answer) -> Contribution:
     update = answer.outcome
     assert isinstance(update, ClientUpdate)
-    values, held = scatter_adapter(update.adapter, update.structure, cell.setting.shape)
+    values, held = scatter_adapter(update.adapter, update.structure, cell.federation.shape)
     # Where clients restart, their rank is their own; otherwise the server's, zero-padded.
     if not rule_of(cell.scenario).restarts:
         rank = rank_of(server)

@@ -1,4 +1,4 @@
-"""What may watch a run: the events of the round loop, each of which may be ignored."""
+"""What may watch a run: the events of the round loop, any may be ignored."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def _together(a: Trial, b: Trial) -> dict[str, Any]:
 
 
 def held_out(scenario: Scenario, seed: int, rounds: int) -> Scenario:
-    """Return the pilot's scenario: judged on training text that nobody trains on."""
+    """Return the pilot's scenario: judged on training text that no client trains on."""
     task = scenario.task.model_copy(update={"eval_part": "train"})
     evaluation = scenario.evaluation.model_copy(
         update={"every_rounds": 1, "metrics_every_round": False, "generate": False}
@@ -205,7 +205,7 @@ def _run_trial(scenario: Scenario, trial: Trial, engine: Engine) -> Ended:
         state = begin(cell)
         for _ in range(scenario.rounds):
             state, _ = step(cell, state)
-        examples = [client.examples for client in cell.setting.clients]
+        examples = [client.examples for client in cell.federation.clients]
     losses = tuple(loss for loss in state.losses if loss is not None)
     if len(losses) <= scenario.rounds:
         raise RunError(f"trial '{trial.name}': the loss is not finite; lower the learning rate")

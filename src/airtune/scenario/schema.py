@@ -349,8 +349,8 @@ class Scenario(Section):
             )
         if self.time_budget_s and self.training.learning_rate_schedule == "linear":
             raise ValueError(
-                "time_budget_s goes with training.learning_rate_schedule = 'constant' only: how "
-                "many rounds the rate has to fall over is not known beforehand"
+                "time_budget_s is allowed with training.learning_rate_schedule = 'constant' only: "
+                "how many rounds the rate has to fall over is not known beforehand"
             )
         self._check_knobs()
         clients = len(self.client_devices)

@@ -1,6 +1,6 @@
 """What one client does in a round: fine-tune a LoRA adapter on its submodel and hand it back.
 
-The adapter travels as `dict[str, Tensor]` with PEFT's state-dict names and float32 values.
+The adapter is passed as `dict[str, Tensor]` with PEFT's state-dict names and float32 values.
 The base weights stay frozen and never move.
 """
 

@@ -57,7 +57,7 @@ from airtune.training.evaluation import (
 
 
 @dataclass(frozen=True)
-class ClientSetting:
+class ClientData:
     """What the server knows of one client's data before the first round."""
 
     examples: int
@@ -73,13 +73,13 @@ class ClientSetting:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Federation:
     """What planning and the record know of the model and the clients."""
 
     shape: ModelShape
     model_fingerprint: str
     model_parameters: int
-    clients: tuple[ClientSetting, ...]
+    clients: tuple[ClientData, ...]
     profiles: tuple[DeviceProfile | None, ...] = ()
     """What real devices measured of themselves, a client each; None: as the scenario says."""
 
@@ -145,15 +145,15 @@ class Worker:
         self._client_test_data = [own[:held_out] for own in owned]
 
     @cached_property
-    def setting(self) -> Setting:
+    def federation(self) -> Federation:
         """What planning has to know; measures the cost curves where the scenario asks for it."""
         measured = self.scenario.pruning.cost == "measured"
-        return Setting(
+        return Federation(
             shape=self.shape,
             model_fingerprint=self._fingerprint,
             model_parameters=sum(p.numel() for p in self._model.parameters()),
             clients=tuple(
-                ClientSetting(
+                ClientData(
                     examples=len(data),
                     labels=self._label_counts(data),
                     pruning_cost=self._cost_curve(client) if measured else None,

@@ -314,11 +314,11 @@ def _best_corner(
     return float(corner[best]), min(float(lower), value(best))
 
 
-def _tightest(table: _Table, soonest: float, latest: float, limit: float) -> float:
+def _tightest(table: _Table, earliest: float, latest: float, limit: float) -> float:
     """Return the smallest deadline whose loss is within the limit."""
-    if _hand_out(table, soonest)[0] <= limit:
-        return soonest
-    low, high = soonest, latest
+    if _hand_out(table, earliest)[0] <= limit:
+        return earliest
+    low, high = earliest, latest
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)
         if not low < middle < high:

@@ -165,7 +165,7 @@ def picked(
     out = np.minimum.reduceat(np.where(choices.absent, losses, np.inf), heads)
     with np.errstate(invalid="ignore"):
         regret = np.where(np.isfinite(here), here - out, np.inf)
-    # Whoever may not sit out has −infinity here, unless it is too late for it altogether.
+    # A client that may not sit out has −infinity here, unless it is too late for it altogether.
     regret = np.where(np.isfinite(out), regret, np.where(np.isfinite(here), -np.inf, np.inf))
     if ((~np.isfinite(out)) & (~np.isfinite(here))).any():
         return np.inf, None

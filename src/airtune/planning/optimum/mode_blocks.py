@@ -139,7 +139,7 @@ def _walk_back(
     clients, left = len(heads), takes.shape[2] - 1
     ends = np.append(heads[1:], len(losses))
     # The value of "someone takes part" and "no one does" before each client, from the front.
-    nobody = np.concatenate([[0.0], np.cumsum(out)])
+    no_one = np.concatenate([[0.0], np.cumsum(out)])
     someone = _values(here, out, takes, given)
     present = True
     for k in range(clients - 1, -1, -1):
@@ -149,7 +149,7 @@ def _walk_back(
             column = np.where(choices.absent[mine], np.inf, losses[mine, count])
             rows[k], shares[k] = mine[int(np.argmin(column))], count
             left -= count
-            present = bool(someone[k][left] < nobody[k])
+            present = bool(someone[k][left] < no_one[k])
         else:
             rows[k] = mine[choices.absent[mine]][0]
 
@@ -158,12 +158,12 @@ def _values(
     here: Array, out: Array, takes: NDArray[np.bool_], given: NDArray[np.int64]
 ) -> list[Array]:
     size = takes.shape[2]
-    value, nobody = np.full(size, np.inf), 0.0
+    value, no_one = np.full(size, np.inf), 0.0
     values = [value]
     for k in range(len(out)):
         count = given[k, 1]
-        before = np.minimum(value, nobody)[np.arange(size) - count]
+        before = np.minimum(value, no_one)[np.arange(size) - count]
         value = np.where(takes[k, 1], before + here[k][count], value + out[k])
-        nobody = nobody + out[k]
+        no_one = no_one + out[k]
         values.append(value)
     return values

@@ -247,12 +247,12 @@ class _Search:
 
 
 def _scan(search: _Search) -> None:
-    """Cover the deadlines from the soonest on, until later ones are worse for their length."""
+    """Cover the deadlines from the earliest on, until later ones are worse for their length."""
     everyone = np.arange(len(search.choices.owner))
-    soonest = _soonest(search)
+    earliest = _earliest(search)
     least = float(search.problem.weight @ search.problem.least_losses())
     floor = 1.0 if search.limit is not None else 1.0 - search.problem.kappa * least
-    edge, size = soonest, max(1, min(12, _MAX_ROWS // max(len(everyone), 1)))
+    edge, size = earliest, max(1, min(12, _MAX_ROWS // max(len(everyone), 1)))
     y = np.log(search.choices.snr_hz * search.problem.clients / search.problem.bandwidth_hz)
     price = -np.log(search.problem.bandwidth_hz * search.problem.clients)
     for _ in range(400):
@@ -268,7 +268,7 @@ def _scan(search: _Search) -> None:
         edge = float(cells[-1])
 
 
-def _soonest(search: _Search) -> float:
+def _earliest(search: _Search) -> float:
     """Return a deadline before which not even the least bands of all clients fit."""
     choices = search.choices
     everyone = np.arange(len(choices.owner))

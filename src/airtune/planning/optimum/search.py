@@ -42,15 +42,15 @@ def exact(problem: PlanningProblem, *, tolerance: float = 1e-6) -> Plan:
     """
     began = perf_counter()
     search = _Search(problem, reduced(problem), tolerance)
-    soonest, latest = _range(problem, search.reduced)
+    earliest, latest = _range(problem, search.reduced)
     latest = _whole(search, latest)
     if problem.max_pruning_loss is None:
-        _cover(search, _descend(search, soonest, latest), soonest, latest)
+        _cover(search, _descend(search, earliest, latest), earliest, latest)
         best = search.best[0]
     else:
         # The least loss that there is may lie above its own bound by rounding.
         least = problem.pruning_loss(problem.min_pruning)
-        best = _tightest(search, soonest, latest, max(problem.max_pruning_loss, least))
+        best = _tightest(search, earliest, latest, max(problem.max_pruning_loss, least))
     plan = _plan(problem, search.reduced, best)
     # Rounding must not put the bound above the plan it bounds.
     bound = min(search.lower, plan.objective_s)
@@ -70,14 +70,14 @@ def locally_best(problem: PlanningProblem, *, tolerance: float = 1e-6) -> Plan:
     With ``max_pruning_loss`` it is the optimum.
     """
     search = _Search(problem, reduced(problem), tolerance)
-    soonest, latest = _range(problem, search.reduced)
+    earliest, latest = _range(problem, search.reduced)
     latest = _whole(search, latest)
     if problem.max_pruning_loss is None:
-        _descend(search, soonest, latest)
+        _descend(search, earliest, latest)
         return _plan(problem, search.reduced, search.best[0])
     least = problem.pruning_loss(problem.min_pruning)
     limit = max(problem.max_pruning_loss, least)
-    return _plan(problem, search.reduced, _tightest(search, soonest, latest, limit))
+    return _plan(problem, search.reduced, _tightest(search, earliest, latest, limit))
 
 
 @dataclass
@@ -167,18 +167,18 @@ def _whole(search: _Search, latest: float) -> float:
     return latest
 
 
-def _descend(search: _Search, soonest: float, latest: float) -> Solved:
+def _descend(search: _Search, earliest: float, latest: float) -> Solved:
     """Return a solved deadline at the bottom of a valley of J.
 
-    J' = 0 where ψ = (T·κ·N·|Q'|)^(−1/2) is 1. Close to the soonest deadline Q' grows like the
+    J' = 0 where ψ = (T·κ·N·|Q'|)^(−1/2) is 1. Close to the earliest deadline Q' grows like the
     inverse square of what is left of T, so that ψ is nearly straight: false position on ψ (with the
     Illinois rule, and a bisection now and then) needs few deadlines.
     """
     right = search.solve(latest, None)
     left: Solved | None = None
-    low, below, high, above = soonest, -1.0, latest, _MAX_PSI - 1.0
+    low, below, high, above = earliest, -1.0, latest, _MAX_PSI - 1.0
     if high <= low or search.problem.kappa == 0.0:
-        return search.solve(soonest, right)
+        return search.solve(earliest, right)
     base = search.reduced.base
     for turn in range(_MAX_DESCENT):
         # J(T) >= T_low·N(Q*(T_high)): closer than this, the upper end is as good as any between.
@@ -188,8 +188,8 @@ def _descend(search: _Search, soonest: float, latest: float) -> Solved:
             break
         guess = low - below * (high - low) / (above - below)
         if turn % 4 == 3:
-            step = max(low - soonest, 1e-3 * (high - soonest)) * (high - soonest)
-            guess = soonest + np.sqrt(step)
+            step = max(low - earliest, 1e-3 * (high - earliest)) * (high - earliest)
+            guess = earliest + np.sqrt(step)
         if not low < guess < high:
             guess = 0.5 * (low + high)
         near = left if left and guess - low < high - guess else right
@@ -200,7 +200,7 @@ def _descend(search: _Search, soonest: float, latest: float) -> Solved:
         else:
             right, high, above, below = made, guess, psi, 0.5 * below
     if left is None:
-        search.solve(soonest, right)
+        search.solve(earliest, right)
     return search.best[0]
 
 
@@ -215,12 +215,12 @@ def _bottom_is_near(search: _Search, left: Solved, right: Solved) -> bool:
     return bool(abs(value - bottom) <= _DESCENT_SHARE * search.tolerance * value)
 
 
-def _cover(search: _Search, best: Solved, soonest: float, latest: float) -> None:
+def _cover(search: _Search, best: Solved, earliest: float, latest: float) -> None:
     """Show, interval after interval outwards from the best deadline, that J is nowhere better."""
     best = search.sharpened(best)
     search.prove(search.bound(best.offset_s, best.bound))
     _march(search, best, latest)
-    _march(search, best, soonest)
+    _march(search, best, earliest)
 
 
 def _march(search: _Search, centre: Solved, end: float) -> None:
@@ -293,7 +293,7 @@ def _next(
     while True:
         step = max(step, least)
         far = abs(end - start)
-        # J is steepest at the soonest deadline: from there no bound holds back to here.
+        # J is steepest at the earliest deadline: from there no bound holds back to here.
         if towards < 0 and step > least:
             step = max(min(step, 0.7 * far), least)
         offset = end if step >= far else start + towards * step
@@ -326,11 +326,11 @@ def _rest_is_worse(search: _Search, centre: Solved, edge: float, end: float) -> 
     return False
 
 
-def _tightest(search: _Search, soonest: float, latest: float, limit: float) -> Solved:
+def _tightest(search: _Search, earliest: float, latest: float, limit: float) -> Solved:
     """Return the smallest deadline with Q*(T) <= the limit; Q* falls, so a bracket proves it."""
     base = search.reduced.base
-    left = search.solve(soonest, None)
-    search.lower = base + soonest
+    left = search.solve(earliest, None)
+    search.lower = base + earliest
     if left.loss <= limit:
         return left
     right = search.solve(latest, left)
