@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-EXTRAS := dev,ray,flower,quantize,docs,study
+EXTRAS := dev,ray,flower,quantize,docs
 
 .PHONY: demo test check docs mutants clean
 
