@@ -11,7 +11,7 @@ import pytest
 
 from airtune.errors import InputError
 from airtune.planning.assigning import assignments_of
-from airtune.planning.costs import KnobCosts, Measured, Pair, _convex, read_costs
+from airtune.planning.costs import KnobCosts, Measured, Pair, _convex, read_costs, shipped_costs
 from airtune.planning.floor import first_queues, next_queues
 from airtune.planning.inputs import Link, situation_of_scenario
 from airtune.planning.round_plan import plan_round
@@ -179,3 +179,15 @@ def test_an_assignment_is_the_plans_row_of_that_client() -> None:
         assert one.planned.round_s == made.plan.round_latency_s
     with pytest.raises(ValueError, match="zip"):
         assignments_of(made.plan, modes, link, [1, 2, 3])
+
+
+def test_the_shipped_costs_are_read_and_say_where_they_are_from() -> None:
+    costs = shipped_costs()
+    assert costs.provenance["model"] == "smollm2-135m-instruct"
+    assert costs.provenance["seeds"] == [0, 1]
+    ranks = [costs.rank[rank].cost for rank in (8, 4, 2, 1)]
+    assert ranks == sorted(ranks)
+    assert ranks[0] == 0
+    assert max(one.cost for one in costs.bits.values()) < 0.05
+    for pair in costs.pairs:
+        assert pair.measured == pytest.approx(pair.product, abs=0.03)
