@@ -39,6 +39,7 @@ SMALL = [
 MEASURED = {
     "downlink_s", "compute_s", "upload_s", "total_s", "engine_s", "wall_s", "elapsed_s",
     "round_latency_s", "rate_bps",
+    "energy_j", "compute_j", "transmit_j", "receive_j", "wait_j",
 }  # fmt: skip
 SETTINGS: dict[str, list[str]] = {
     "pruning and unequal ranks": [KINDS],

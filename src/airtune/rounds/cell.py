@@ -153,7 +153,7 @@ def open_cell(
         raise
     if federation.profiles:
         pairs = zip(federation.profiles, profiles, strict=True)
-        profiles = tuple(measured or named for measured, named in pairs)
+        profiles = tuple(_known(measured, named) for measured, named in pairs)
     return Cell(
         scenario=scenario,
         federation=federation,
@@ -166,6 +166,13 @@ def open_cell(
         observer=observer or Observer(),
         owns_engine=callable(engine),
     )
+
+
+def _known(measured: DeviceProfile | None, named: DeviceProfile) -> DeviceProfile:
+    """Return what a device measured of itself, with the powers of its kind, which it does not."""
+    if measured is None:
+        return named
+    return replace(measured, power_w=named.power_w, idle_power_w=named.idle_power_w)
 
 
 def checked_profiles(scenario: Scenario) -> tuple[DeviceProfile, ...]:
