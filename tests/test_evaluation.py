@@ -274,6 +274,7 @@ class _Says(nn.Module):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
+        self.config = LlamaConfig(max_position_embeddings=4096)
         self.tokens = torch.tensor([answer_tokens(text, TOKENIZER)])
 
     def generate(self, input_ids: torch.Tensor, **_: object) -> torch.Tensor:

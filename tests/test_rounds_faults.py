@@ -179,7 +179,7 @@ def test_an_input_error_before_the_first_round_leaves_the_folder_free(tmp_path: 
         ("planning.method=magic", ["planning.method = 'magic'", "exact", "bcd"]),
         ("aggregation.rule=sum", ["aggregation.rule = 'sum'", "fedit"]),
         ("devices.0.profile=toaster", ["toaster", "raspberry-pi-5"]),
-        ("devices.0.memory_bytes=1e6", ["jetson-orin-nano-1", "memory", "max_pruning"]),
+        ("devices.0.memory_bytes=1000", ["devices.0.memory_bytes = 1000"]),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(
