@@ -43,6 +43,7 @@ from airtune.record.reading import (
     ROUNDS,
     RUN,
     complete_lines,
+    is_whole,
     parsed_rounds,
     read_info,
 )
@@ -172,8 +173,10 @@ class RunDirectory:
         if restored is not None:
             self._notices.append(restored)
         before, after = self._info["scenario"]["rounds"], scenario["rounds"]
-        there = len(complete_lines(self.path / ROUNDS)[0])
-        if self.finished and there < before:
+        found = complete_lines(self.path / ROUNDS)[0]
+        there = len(found)
+        whole = is_whole(self._info["scenario"], parsed_rounds(self.path / ROUNDS, found))
+        if self.finished and not whole:
             self._notices.append(
                 f"{ROUNDS} has lost {lines.named(there + 1, before)} of the finished run, and no "
                 "checkpoint has them: they are computed again"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,8 @@ def read_record(folder: str | Path) -> Record:
     info = read_info(path)
     lines, _ = complete_lines(path / ROUNDS)
     rounds = parsed_rounds(path / ROUNDS, lines)
-    planned = info["scenario"].get("rounds")
     status = info["status"]
-    if status == FINISHED and isinstance(planned, int) and len(rounds) < planned:
+    if status == FINISHED and not is_whole(info["scenario"], rounds):
         status = INCOMPLETE
     cell = info.get("cell")
     description = None
@@ -105,6 +104,14 @@ def read_record(folder: str | Path) -> Record:
         rounds=rounds,
         plugins=tuple(info.get("plugins", ())),
     )
+
+
+def is_whole(scenario: Mapping[str, Any], rounds: Sequence[RoundRecord]) -> bool:
+    """Return whether these are all rounds of a finished run: as many as planned, or its time."""
+    planned, budget_s = scenario.get("rounds"), scenario.get("time_budget_s")
+    if not isinstance(planned, int) or len(rounds) >= planned:
+        return True
+    return budget_s is not None and bool(rounds) and rounds[-1].elapsed_s >= budget_s
 
 
 def read_info(path: Path) -> dict[str, Any]:
