@@ -1,4 +1,4 @@
-"""A run with a budget of virtual time ends with the round that passes it, whoever killed it."""
+"""A run with a budget of virtual time ends with the round that passes it, also after a kill."""
 
 from __future__ import annotations
 
