@@ -2,13 +2,16 @@
 
     python benchmarks/knobs.py --out benchmarks/results/knobs.json          # all parts
     python benchmarks/knobs.py --parts table --seeds 4
+    python benchmarks/knobs.py --parts real --seeds 1 --source FOLDER       # GSM8K's train and test
 
 Parts: ``table`` (J of each set of knobs, relative to no plan at all), ``broadcast`` (the same for
 four seeds, with a broadcast that everyone waits for, and without one), ``scale`` (time and gap of
-``exact`` with 64 modes a client). The first round is planned as `airtune plan` does: its channel,
-the cell's devices, clients of equal weight, full batches. What the knobs cost in learning is
-assumed, not measured: rank 8, 4, 2, 1 lose 0, 0.005, 0.02, 0.05; bits 16, 8, 4, 2 lose 0, 0, 0.005,
-0.08; fewer steps lose in proportion; pruning loses its rate; sitting out loses 1; κ = 1.
+``exact`` with 64 modes a client), and only where named ``real`` and ``coverage`` (training of
+SmolLM2-135M: knobs_real.py; what is in the file is not run again). The first round is planned as
+`airtune plan` does: its channel, the cell's devices, clients of equal weight, full batches. What
+the knobs cost in learning is assumed, not measured: rank 8, 4, 2, 1 lose 0, 0.005, 0.02, 0.05; bits
+16, 8, 4, 2 lose 0, 0, 0.005, 0.08; fewer steps lose in proportion; pruning loses its rate; sitting
+out loses 1; κ = 1.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -199,8 +203,12 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["table", "broadcast", "scale"])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--clients", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--source", help="folder of GSM8K, for the parts that train")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    if asked.source is None and {"real", "coverage"} & set(asked.parts):
+        parser.error("--parts real and coverage need --source")
+    earlier = json.loads(asked.out.read_text()) if asked.out and asked.out.exists() else {}
     found: dict[str, Any] = {"python": platform.python_version(), "numpy": np.__version__}
 
     def keep(part: str, rows: list) -> None:
@@ -219,6 +227,14 @@ def main() -> None:
             keep("broadcast", rows)
     if "scale" in asked.parts:
         keep("scale", scale(asked.clients))
+    if {"real", "coverage"} & set(asked.parts):
+        import knobs_real
+
+        for part in ("real", "coverage"):
+            if part in asked.parts:
+                run = getattr(knobs_real, part)
+                seeds, known = list(range(asked.seeds)), earlier.get(part, [])
+                run(asked.source, seeds, known, partial(keep, part))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from airtune.assignment import Mode
 from airtune.engines import Engine
 from airtune.errors import InputError, RunError
 from airtune.planning.assigning import assignments_of
+from airtune.planning.broadcast import SCALE_BITS
 from airtune.planning.costs import KnobCosts, Measured, Pair
 from airtune.planning.inputs import Situation
 from airtune.planning.kappa import learning_curve
@@ -30,7 +31,7 @@ from airtune.scenario import Scenario
 
 PRUNING_RATES = (0.2, 0.4, 0.6)
 FEW_BITS = (8, 4, 2)
-SCALE_BITS = 32
+
 WHOLE = "whole"
 SHARES = 1001
 """How finely e is looked for."""
@@ -217,11 +218,12 @@ def lost_share(whole: Sequence[float], trial: Sequence[float]) -> float:
 
     The unchanged run's losses give the curve L(m) = a + (L0 − a)/(1 + m/h) over rounds; e is where
     the trial's losses after r rounds are nearest, in squares, to L(r(1 − e)). All rounds count: a
-    last loss alone says little where the curve is flat, and a first one where it is steep.
+    last loss alone says little where the curve is flat, and a first one where it is steep. A trial
+    may have another number of rounds than the unchanged run.
     """
     rounds = np.arange(len(whole), dtype=float)
     end, pace = learning_curve(np.asarray(whole, dtype=float), rounds)
-    after, shares = rounds[1:], np.linspace(0.0, 1.0, SHARES)[:, None]
+    after, shares = np.arange(1.0, len(trial)), np.linspace(0.0, 1.0, SHARES)[:, None]
     expected = end + (whole[0] - end) / (1.0 + after * (1.0 - shares) / pace)
     misfit = ((np.asarray(trial[1:]) - expected) ** 2).sum(1)
     return float(shares[int(np.argmin(misfit)), 0])
