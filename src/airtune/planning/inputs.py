@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,22 @@ from numpy.typing import NDArray
 
 from airtune import channel, planning
 from airtune.assignment import Mode
-from airtune.channel import ChannelState, numerology
+from airtune.channel import numerology
 from airtune.errors import InputError
 from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile, profile_of
 from airtune.models.energy import budgets_of
 from airtune.models.shapes import check_context
 from airtune.models.workload import (
-    HEADER_BITS,
     SHAPES,
     AffineCosts,
     KeptSizes,
     ModelShape,
     StepTokens,
     affine_coefficients,
-    full_sizes,
-    payload_bits,
 )
 from airtune.planning import Plan, PlanningProblem
+from airtune.planning.broadcast import Link, link_of
 from airtune.randomness import generator
 from airtune.scenario import Scenario
 
@@ -43,40 +41,6 @@ FloatArray = NDArray[np.float64]
 NOMINAL_LABEL_SHARE = 0.5
 """Share of the tokens that are answer tokens, where no data has been read yet."""
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
-
-
-@dataclass(frozen=True, eq=False)
-class Link:
-    """What the air offers the clients of one round, and the broadcast that opens it.
-
-    The broadcast is sent once, at the rate of the slowest client that listens: who sits the round
-    out delays no other.
-
-    Attributes:
-        air: the round's channel.
-        needed_bits: (K,) what each client needs of the broadcast. Ranks are sent in order, the
-            first ones first.
-    """
-
-    air: ChannelState
-    needed_bits: FloatArray
-
-    def rate_bps(self, listens: NDArray[np.bool_]) -> float:
-        """Return the broadcast's rate, bit/s; `listens` is (K,), at least one of them True."""
-        return float(self.air.downlink_rate_bps[listens].min())
-
-    def bits(self, listens: NDArray[np.bool_]) -> float:
-        """Return what is sent once to all who listen: what the largest of their ranks needs."""
-        return float(self.needed_bits[listens].max())
-
-    def needed_s(self, listens: NDArray[np.bool_]) -> FloatArray:
-        """Return (K,) when each client has what it needs, s; 0 for one that does not listen."""
-        return np.where(listens, self.needed_bits / self.rate_bps(listens), 0.0)
-
-    @property
-    def everyone(self) -> NDArray[np.bool_]:
-        """(K,) True: all clients listen."""
-        return np.ones(self.needed_bits.size, dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -131,45 +95,6 @@ def modes_of(scenario: Scenario) -> tuple[Mode, ...]:
         )
         for rank in scenario.client_ranks
     )
-
-
-def link_of(
-    scenario: Scenario,
-    shape: ModelShape,
-    modes: Sequence[Mode],
-    air: ChannelState,
-    stacked_bits: float | None = None,
-) -> Link:
-    """Return what each client needs of the round's broadcast: the full model's adapter.
-
-    Args:
-        scenario: precision on the air, merging rule.
-        shape: of the full model.
-        modes: one a client; its rank and trained factors are what it needs.
-        air: the round's channel.
-        stacked_bits: what the updates of the round before take together, where clients merge
-            them into their base; None before there are any, when nothing but a header is sent.
-    """
-    restart = float(HEADER_BITS) if stacked_bits is None else stacked_bits
-    return Link(air, needed_bits(scenario, shape, modes, restart))
-
-
-def needed_bits(
-    scenario: Scenario, shape: ModelShape, modes: Sequence[Mode], restart_bits: float
-) -> FloatArray:
-    """Return what a client in each of the modes needs of the broadcast, bit.
-
-    Args:
-        scenario: precision on the air, merging rule.
-        shape: of the full model.
-        modes: their ranks and trained factors decide.
-        restart_bits: what every client needs where they restart, whatever its mode.
-    """
-    if rule_of(scenario).restarts:
-        return np.full(len(modes), restart_bits)
-    whole, bits_per_value = full_sizes(shape), scenario.aggregation.payload_bits_per_value
-    sent = [replace(mode, bits_per_value=bits_per_value, bits_per_scale=0) for mode in modes]
-    return np.array([payload_bits(shape, whole, mode) for mode in sent])
 
 
 def problem_of_round(
@@ -297,8 +222,8 @@ def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
     """Return what is known of a scenario's round before any data or model is loaded.
 
     The channel is the one that the run will draw for `round`. Batches are taken as full
-    (task.max_tokens), half of their tokens as answers, and the clients as equally large: what
-    can be known from the file alone.
+    (task.max_tokens), half of their tokens as answers, the clients as equally large, and all of
+    them as having heard the round before: what can be known from the file alone.
     """
     section = scenario.training
     length = scenario.task.max_tokens
@@ -318,7 +243,8 @@ def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
         round=round,
     )
     profiles, loads = tuple(profile_of(device) for device in devices), (load,) * len(devices)
-    link = link_of(scenario, shape, modes, air)
+    held_ranks = scenario.client_ranks if round > 1 else ()
+    link = link_of(scenario, shape, modes, air, held_ranks=held_ranks)
     problem = problem_of_round(scenario, shape, profiles, loads, modes, link)
     cohort = tuple(range(len(devices)))
     queues = np.zeros(len(devices))

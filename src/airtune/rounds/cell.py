@@ -101,8 +101,8 @@ def draw(cell: Cell, round: int) -> ChannelState:
 def decide(cell: Cell, situation: Situation) -> Decision:
     """Plan by the scenario's method, or every knob that it turns."""
     made = plan_round(cell.scenario, situation)
-    link = replace(situation.link, needed_bits=made.needed_bits)
-    return Decision(made.plan, assignments_of(made.plan, made.modes, link, situation.cohort))
+    told = assignments_of(made.plan, made.modes, made.link, situation.cohort)
+    return Decision(made.plan, told)
 
 
 def merge(cell: Cell, adapter: Adapter, contributions: Sequence[Contribution]) -> Adapter:

@@ -22,11 +22,11 @@ from airtune.merging.functions import Contribution, fault_of
 from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile
 from airtune.planning import METHODS, PlanningProblem, fitted_kappa
+from airtune.planning.broadcast import link_of
 from airtune.planning.floor import first_queues, next_queues
 from airtune.planning.inputs import (
     ClientLoad,
     Situation,
-    link_of,
     modes_of,
     problem_of_round,
 )
@@ -45,6 +45,7 @@ from airtune.rounds.bills import (
     what_binds,
     with_energy,
 )
+from airtune.rounds.broadcast import adapter_sent, held_ranks_after, onto_server
 from airtune.rounds.cell import Cell, Decision
 from airtune.rounds.description import description_of
 from airtune.rounds.state import State
@@ -100,8 +101,9 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         for doubt in doubts(situation.problem, decision.plan):
             cell.observer.noticed(doubt)
 
-    # 3. The clients work.
-    answers = _answers(cell, state, situation, decision)
+    # 3. The clients work, from the adapter as it reaches them.
+    sent = adapter_sent(scenario, state, decision.assignments)
+    answers = _answers(cell, replace(state, adapter=sent), situation, decision)
 
     # 4. Merge what is sound.
     updates = [a.outcome for a in answers if a.status == OK and isinstance(a.outcome, ClientUpdate)]
@@ -110,7 +112,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         raise RunError(
             f"round {situation.round}: no client's update could be used; first: {reason}"
         )
-    contributions = [_contribution(cell, state.adapter, a) for a in answers if a.status == OK]
+    contributions = [_contribution(cell, state.adapter, sent, a) for a in answers if a.status == OK]
     adapter = cell.merge(cell, state.adapter, contributions)
 
     # 5. Put it on the clock.
@@ -131,6 +133,12 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         speeds=speeds_after(_speeds(cell, state), profiles, [a.outcome for a in answers]),
         stacked_bits=sum(u.uplink_bits for u in updates) if rule_of(scenario).restarts else None,
         queues=_queues_after(cell, situation, decision, updates),
+        held=sent if scenario.aggregation.downlink_change_bits else None,
+        held_ranks=held_ranks_after(
+            scenario,
+            {a.assignment.client: a.assignment for a in answers},
+            {a.assignment.client: a.outcome for a in answers},
+        ),
     )
     evaluation = _evaluation(cell, after)
     loss = None if evaluation is None else evaluation.loss
@@ -204,7 +212,8 @@ def _situation(cell: Cell, state: State, profiles: Sequence[DeviceProfile]) -> S
         for k, client in enumerate(cell.federation.clients)
     )
     modes, shape = modes_of(scenario), cell.federation.shape
-    link = link_of(scenario, shape, modes, cell.draw(cell, round), state.stacked_bits)
+    air = cell.draw(cell, round)
+    link = link_of(scenario, shape, modes, air, state.stacked_bits, state.held_ranks)
     problem = problem_of_round(scenario, shape, profiles, loads, modes, link)
     if scenario.planning.fit_kappa:
         problem = _with_fitted_kappa(problem, state, scenario)
@@ -284,10 +293,11 @@ def _status(cell: Cell, outcome: Outcome, assigned: Assignment, server: Adapter)
     return fault_of(outcome.adapter, expected, outcome.train_loss) or OK
 
 
-def _contribution(cell: Cell, server: Adapter, answer: _Answer) -> Contribution:
+def _contribution(cell: Cell, server: Adapter, sent: Adapter, answer: _Answer) -> Contribution:
     update = answer.outcome
     assert isinstance(update, ClientUpdate)
     values, held = scatter_adapter(update.adapter, update.structure, cell.federation.shape)
+    values = onto_server(server, sent, values, held)
     # Where clients restart, their rank is their own; otherwise the server's, zero-padded.
     if not rule_of(cell.scenario).restarts:
         rank = rank_of(server)

@@ -33,6 +33,10 @@ class State:
     """What the last round's updates take together, where clients merge them into their base."""
     queues: tuple[float, ...] = ()
     """What `participation.floor` still owes each client; empty without a floor."""
+    held: Adapter | None = None
+    """The adapter that the last broadcast left at its listeners, where changes of it are sent."""
+    held_ranks: tuple[int, ...] = ()
+    """How many of its ranks each client has: 0 for one that did not hear the round; () before."""
 
     def is_last(self, scenario: Scenario) -> bool:
         """Whether the run ends here: no round, or no time on the virtual clock, is left."""
@@ -46,6 +50,7 @@ def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     arrays = {f"adapter/{name}": value.numpy() for name, value in state.adapter.items()}
     for client, moments in state.optimizer_states.items():
         arrays |= {f"optimizer/{client}/{key}": value.numpy() for key, value in moments.items()}
+    arrays |= {f"held/{name}": value.numpy() for name, value in (state.held or {}).items()}
     return arrays, {
         "elapsed_s": state.elapsed_s,
         "losses": list(state.losses),
@@ -53,6 +58,7 @@ def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "speeds": list(state.speeds),
         "stacked_bits": state.stacked_bits,
         "queues": list(state.queues),
+        "held_ranks": list(state.held_ranks),
     }
 
 
@@ -61,11 +67,12 @@ def restored(checkpoint: Checkpoint | None) -> State | None:
     if checkpoint is None:
         return None
     adapter: Adapter = {}
+    held: Adapter = {}
     moments: dict[int, OptimizerState] = {}
     for key, array in checkpoint.tensors.items():
         kind, _, rest = key.partition("/")
-        if kind == "adapter":
-            adapter[rest] = torch.from_numpy(array.copy())
+        if kind in ("adapter", "held"):
+            (adapter if kind == "adapter" else held)[rest] = torch.from_numpy(array.copy())
         else:
             client, _, entry = rest.partition("/")
             moments.setdefault(int(client), {})[entry] = torch.from_numpy(array.copy())
@@ -85,4 +92,6 @@ def restored(checkpoint: Checkpoint | None) -> State | None:
         tuple(payload["speeds"]),
         payload.get("stacked_bits"),
         tuple(payload.get("queues", ())),
+        held or None,
+        tuple(payload.get("held_ranks", ())),
     )

@@ -222,6 +222,9 @@ class AggregationSection(Section):
     """Given: uplinks carry the adapter's change, rounded at random to this many bits a value, with
     a 32-bit scale for each rank of A and B in each layer. Of the broadcasts, only flora's is
     rounded too."""
+    downlink_change_bits: Literal[2, 4, 8] | None = None
+    """Given: the broadcast carries the adapter's change in this many bits a value to clients that
+    heard the round before, and the whole adapter to those that did not. In simulation only."""
 
     @property
     def uplink_bits_per_value(self) -> int:
