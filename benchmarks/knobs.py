@@ -37,7 +37,7 @@ from airtune.planning.inputs import Situation, situation_of_scenario
 from airtune.planning.knobs import Setting
 from airtune.planning.round_plan import plan_round
 from airtune.scenario import load_scenario
-from planner import cell
+from cells import cell
 
 CORE = Path(__file__).resolve().parents[1] / "experiments" / "core" / "gsm8k.toml"
 STEPS = 4
@@ -151,7 +151,7 @@ def table(
 
 
 def with_modes(problem: PlanningProblem, absent: bool) -> PlanningProblem:
-    """A cell of planner.py with 64 modes a client."""
+    """A cell of cells.py with 64 modes a client."""
     lists = []
     for k in range(problem.clients):
         mine = []

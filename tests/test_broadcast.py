@@ -23,7 +23,8 @@ from airtune.planning import plan
 from airtune.planning.assigning import assignments_of
 from airtune.planning.broadcast import needed_bits
 from airtune.planning.inputs import Situation, situation_of_scenario
-from airtune.planning.round_plan import modes_offered, plan_round, prices_of
+from airtune.planning.knobs import modes_offered
+from airtune.planning.round_plan import plan_round, prices_of
 from airtune.rounds import Cell, Decision
 from airtune.rounds import cell as hooks
 from airtune.rounds.broadcast import onto_server

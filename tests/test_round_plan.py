@@ -17,8 +17,10 @@ from airtune.merging.rules import MERGING, check_deployable
 from airtune.models.workload import affine_coefficients, full_sizes, payload_bits, training_flops
 from airtune.planning.costs import KnobCosts, Measured
 from airtune.planning.inputs import Situation, situation_of_scenario
+from airtune.planning.knobs import modes_offered, name_of
+from airtune.planning.methods import better_than
 from airtune.planning.participation import PARTICIPATION
-from airtune.planning.round_plan import RoundPlan, modes_offered, name_of, plan_round
+from airtune.planning.round_plan import RoundPlan, plan_round
 from airtune.scenario import ParticipationSection, Scenario, load_scenario
 
 SLOW = ["cell.uplink_bandwidth_hz=5e6", "cell.downlink_bandwidth_hz=2e4", "planning.kappa=0.8",
@@ -148,6 +150,30 @@ def test_ranks_bits_and_absence_together_are_the_best_of_all(costs_file: str) ->
             own.append((mode, loss))
         offers.append(own)
     assert made.plan.objective_s == pytest.approx(best_of(scenario, at, offers), rel=1e-5)
+
+
+def test_what_no_broadcast_is_shown_to_beat_bounds_the_plan(
+    costs_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broadcast that is left before its optimum is known leaves its bound, and the tolerance."""
+    asked: list[tuple] = []
+
+    def left(problem, known, *, tolerance):
+        asked.append((known, tolerance))
+        if len(asked) == 1:
+            return better_than(problem, known, tolerance=tolerance)
+        return None, 0.7 * asked[1][0].objective_s
+
+    monkeypatch.setattr("airtune.planning.round_plan.better_than", left)
+    made, _ = planned(tiny("planning.knobs=all", f"planning.costs={costs_file}",
+                           "planning.tolerance=1e-3"))  # fmt: skip
+    assert len(asked) > 1
+    assert {tolerance for _, tolerance in asked} == {1e-3}
+    first = asked[1][0]
+    assert {known.objective_s for known, _ in asked[1:]} == {first.objective_s}
+    assert made.plan.objective_s <= first.objective_s
+    assert made.plan.lower_bound_s == pytest.approx(0.7 * first.objective_s)
+    assert made.plan.gap == pytest.approx(made.plan.objective_s / (0.7 * first.objective_s) - 1)
 
 
 def test_what_is_offered_is_the_product_of_what_is_turned(costs_file: str) -> None:

@@ -33,6 +33,7 @@ from airtune.models.workload import (
 )
 from airtune.planning import Plan, PlanningProblem
 from airtune.planning.broadcast import Link, link_of
+from airtune.planning.floor import first_queues
 from airtune.randomness import generator
 from airtune.scenario import Scenario
 
@@ -246,8 +247,9 @@ def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
     held_ranks = scenario.client_ranks if round > 1 else ()
     link = link_of(scenario, shape, modes, air, held_ranks=held_ranks)
     problem = problem_of_round(scenario, shape, profiles, loads, modes, link)
-    cohort = tuple(range(len(devices)))
-    queues = np.zeros(len(devices))
+    cohort, floor = tuple(range(len(devices))), scenario.participation.floor
+    # A run's first round begins with these; what later ones owe is not known.
+    queues = first_queues(len(devices), floor, generator(scenario.seed, "floor"))
     return Situation(round, shape, cohort, profiles, loads, modes, link, problem, queues)
 
 

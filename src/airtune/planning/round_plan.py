@@ -8,7 +8,6 @@ all knobs that are turned, so that every rival is at the best of its own.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -26,7 +25,6 @@ from airtune.models.workload import (
     training_flops,
 )
 from airtune.planning.broadcast import (
-    SCALE_BITS,
     Broadcast,
     Link,
     Offer,
@@ -35,7 +33,7 @@ from airtune.planning.broadcast import (
     offer_of,
     waits_s,
 )
-from airtune.planning.costs import KnobCosts, read_costs, shipped_costs
+from airtune.planning.costs import KnobCosts, costs_of
 from airtune.planning.floor import check_floor, required, weighed
 from airtune.planning.inputs import (
     BYTES_PER_WEIGHT,
@@ -44,14 +42,12 @@ from airtune.planning.inputs import (
     plan_of_round,
     sizes_ending_at,
 )
+from airtune.planning.knobs import modes_offered, name_of
 from airtune.planning.methods import METHODS, better_than
 from airtune.planning.modes import ClientMode
 from airtune.planning.participation import PARTICIPATION
 from airtune.planning.problem import Plan, PlanningProblem
 from airtune.scenario import Scenario
-
-MOST_STEPS = 4
-"""Numbers of local steps to choose from, where the scenario does not list them."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +101,28 @@ class Prices:
         return 1.0 - work if self.costs is None else self.costs.of_mode(mode, whole)
 
 
-def prices_of(scenario: Scenario) -> Prices:
-    """Return the scenario's prices: a pilot's where knobs are named, else in proportion to work."""
-    if scenario.planning.knobs is None:
+def prices_of(scenario: Scenario, costs: KnobCosts | None = None) -> Prices:
+    """Return the scenario's prices: a pilot's where knobs are named, else in proportion to work.
+
+    Args:
+        scenario: names the knobs and the costs file.
+        costs: of that file, where it has been read.
+    """
+    costs = costs_of(scenario) if costs is None else costs
+    if costs is None:
         return Prices(None, scenario.participation.left_out_cost)
-    path = scenario.planning.costs
-    costs = shipped_costs() if path is None else read_costs(path)
     return Prices(costs, costs.absent.cost)
 
 
-def plan_round(scenario: Scenario, situation: Situation) -> RoundPlan:
+def plan_round(
+    scenario: Scenario, situation: Situation, costs: KnobCosts | None = None
+) -> RoundPlan:
     """Plan one round as the scenario asks: by its method alone, or over every knob it turns.
+
+    Args:
+        scenario: how to plan.
+        situation: the round.
+        costs: of the scenario's knobs, where they have been read (`costs_of`).
 
     Raises:
         InputError: a participation rule and a method that cannot be combined, or costs that cannot
@@ -127,7 +134,7 @@ def plan_round(scenario: Scenario, situation: Situation) -> RoundPlan:
     if turned is None:
         plan = plan_of_round(scenario, problem, round)
         return RoundPlan(plan, tuple(modes), link, problem)
-    prices = prices_of(scenario)
+    prices = prices_of(scenario, costs)
     offers = [
         offer_of(scenario, shape, modes_offered(scenario, mode, turned), link, k)
         for k, mode in enumerate(modes)
@@ -187,42 +194,6 @@ def _at_broadcast(
     made = plan_of_round(scenario, problem, round, method=solver)
     assert made.lower_bound_s is not None
     return made, made.lower_bound_s
-
-
-def modes_offered(scenario: Scenario, whole: Mode, turned: frozenset[str]) -> tuple[Mode, ...]:
-    """Return the modes that a client may be told, its whole one first."""
-    section = scenario.planning
-    steps, ranks = [whole.local_steps], [whole.rank]
-    few_bits: list[int | None] = [None]
-    if "steps" in turned:
-        listed = section.steps_values or _spread(whole.local_steps)
-        steps = sorted(
-            {min(s, whole.local_steps) for s in listed} | {whole.local_steps}, reverse=True
-        )
-    if "rank" in turned:
-        listed = section.rank_values or _halves(whole.rank)
-        ranks = sorted({min(r, whole.rank) for r in listed} | {whole.rank}, reverse=True)
-    if "bits" in turned:
-        few_bits += [bits for bits in section.bits_values if bits < whole.bits_per_value]
-    return tuple(
-        replace(whole, local_steps=s, rank=r)
-        if bits is None
-        else replace(whole, local_steps=s, rank=r, bits_per_value=bits, bits_per_scale=SCALE_BITS)
-        for s, r, bits in itertools.product(steps, ranks, few_bits)
-    )
-
-
-def _halves(value: int) -> list[int]:
-    return [value >> i for i in range(value.bit_length())]
-
-
-def _spread(steps: int) -> list[int]:
-    return sorted({int(np.ceil(steps * i / MOST_STEPS)) for i in range(1, MOST_STEPS + 1)})
-
-
-def name_of(mode: Mode) -> str:
-    """Return a mode's name in plans: its steps, rank and bits."""
-    return f"{mode.local_steps} steps, rank {mode.rank}, {mode.bits_per_value} bits"
 
 
 def _costed(

@@ -25,6 +25,7 @@ from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile, profile_of
 from airtune.planning import METHODS, Plan
 from airtune.planning.assigning import assignments_of
+from airtune.planning.costs import KnobCosts, costs_of
 from airtune.planning.inputs import Situation
 from airtune.planning.round_plan import plan_round
 from airtune.randomness import generator
@@ -60,6 +61,8 @@ class Cell:
     draw: DrawHook
     decide: DecideHook
     merge: MergeHook
+    knob_costs: KnobCosts | None = None
+    """What the knobs cost, read once; None without `planning.knobs`."""
     observer: Observer = field(default_factory=Observer)
     owns_engine: bool = False
     """The engine was made for this cell, and is closed with it."""
@@ -100,7 +103,7 @@ def draw(cell: Cell, round: int) -> ChannelState:
 
 def decide(cell: Cell, situation: Situation) -> Decision:
     """Plan by the scenario's method, or every knob that it turns."""
-    made = plan_round(cell.scenario, situation)
+    made = plan_round(cell.scenario, situation, cell.knob_costs)
     told = assignments_of(made.plan, made.modes, made.link, situation.cohort)
     return Decision(made.plan, told)
 
@@ -140,7 +143,7 @@ def open_cell(
     Raises:
         InputError: the scenario cannot be run.
     """
-    profiles = checked_profiles(scenario)
+    profiles, knob_costs = checked_profiles(scenario), costs_of(scenario)
     placement = channel.place(
         scenario.cell, scenario.client_devices, generator(scenario.seed, "placement")
     )
@@ -163,6 +166,7 @@ def open_cell(
         draw=draw,
         decide=decide,
         merge=merge,
+        knob_costs=knob_costs,
         observer=observer or Observer(),
         owns_engine=callable(engine),
     )

@@ -25,6 +25,7 @@ from airtune.planning.broadcast import SCALE_BITS
 from airtune.planning.costs import KnobCosts, Measured, Pair
 from airtune.planning.inputs import Situation
 from airtune.planning.kappa import learning_curve
+from airtune.planning.knobs import halves
 from airtune.rounds.cell import Cell, Decision, open_cell
 from airtune.rounds.loop import begin, step
 from airtune.scenario import Scenario
@@ -64,8 +65,8 @@ class Trial:
 def trials_of(scenario: Scenario) -> tuple[Trial, ...]:
     """Return the pilot's trials: the whole work first, each knob alone, then three pairs."""
     training, most = scenario.training, scenario.pruning.max_pruning
-    ranks = _halves(training.lora_rank)
-    steps = _halves(training.local_steps)
+    ranks = halves(training.lora_rank)[1:]
+    steps = halves(training.local_steps)[1:]
     rates = [rate for rate in PRUNING_RATES if rate <= most]
     clients = len(scenario.client_devices)
     alone = [
@@ -81,14 +82,6 @@ def trials_of(scenario: Scenario) -> tuple[Trial, ...]:
         Trial(f"{a.name} + {b.name}", **_together(a, b)) for a, b in _pairs_of(ranks, steps, rates)
     ]
     return (Trial(WHOLE), *alone, *pairs)
-
-
-def _halves(value: int) -> list[int]:
-    found = []
-    while value > 1:
-        value = value // 2
-        found.append(value)
-    return found
 
 
 def _pairs_of(
