@@ -31,7 +31,7 @@ from airtune.planning import PlanningProblem, plan
 from airtune.planning.bcd import bandwidth_block
 from airtune.planning.optimum.deadline import solve
 from airtune.planning.optimum.reduced import reduced
-from cells import cell
+from planner_cell import cell
 
 SIZES = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 # A second size shows how the others grow; beyond, they take minutes.

@@ -120,6 +120,8 @@ def test_a_round_has_someone_in_it_however_little_an_absence_costs() -> None:
         made = plan(problem)
         assert sum(mode is not None for mode in made.modes or ()) >= 1
         assert made.objective_s == pytest.approx(best_of_all_assignments(problem), rel=3e-6)
+        assert made.gap is not None
+        assert made.gap <= 1e-6
 
 
 def test_the_energy_of_sending_bounds_the_band_from_below() -> None:
