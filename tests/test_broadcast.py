@@ -267,7 +267,7 @@ def objective(scenario: Scenario, at: Situation, modes: tuple, held: tuple[int, 
         )
 
     first = max((sent(modes[k], 4, 32) for k in listeners if modes[k].rank <= held[k]), default=0.0)
-    fixed, bits, losses = [], [], [0.5] * len(modes)
+    fixed, bits, losses = [], [], [1 - 0.5 * 0.85] * len(modes)
     prices = prices_of(scenario)
     for k in listeners:
         mode = modes[k]

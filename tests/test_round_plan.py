@@ -142,7 +142,8 @@ def test_ranks_bits_and_absence_together_are_the_best_of_all(costs_file: str) ->
     whole = at.modes[0]
     offers: list[list[tuple]] = []
     for _ in at.modes:
-        own: list[tuple] = [(None, 0.9)]
+        # Absence beside the weakest work on offer: rank 1 and 4 bits.
+        own: list[tuple] = [(None, 1 - (1 - 0.9) * 0.9 * 0.98)]
         for rank, bits in itertools.product((4, 1), (16, 4)):
             loss = 1 - (1 - {4: 0.0, 1: 0.1}[rank]) * (1 - {16: 0.0, 4: 0.02}[bits])
             scale = 32 if bits == 4 else 0
@@ -339,3 +340,17 @@ def test_what_is_deployable_is() -> None:
     for name, rule in MERGING.items():
         if not rule.restarts:
             check_deployable(load_scenario("tiny", [f"aggregation.rule={name}"]))
+
+
+def test_absence_is_no_cheaper_than_the_weakest_work_on_offer(costs_file: str) -> None:
+    """Without other knobs it costs what was measured; beside them, what is left multiplies."""
+
+    def absent(knobs: str) -> np.ndarray:
+        made, _ = planned(tiny(f"planning.knobs={knobs}", f"planning.costs={costs_file}"))
+        assert made.problem.absent_cost is not None
+        return made.problem.absent_cost
+
+    np.testing.assert_allclose(absent('["bandwidth","absence"]'), 0.9)
+    np.testing.assert_allclose(absent('["steps","absence"]'), 1 - 0.1 * 0.65)
+    weakest = 0.65 * 0.9 * 0.7 * 0.6  # a step of two, rank 1, 2 bits, pruned by 0.6
+    np.testing.assert_allclose(absent("all"), 1 - 0.1 * weakest)

@@ -114,6 +114,24 @@ def prices_of(scenario: Scenario, costs: KnobCosts | None = None) -> Prices:
     return Prices(costs, costs.absent.cost)
 
 
+def absent_beside(problem: PlanningProblem, measured: float) -> float:
+    """Return what sitting out costs beside the other knobs: 1 − (1 − e_out)·p.
+
+    A pilot measures e_out with all others doing their whole work. The merged change is an average
+    over those present: where their mean progress is p̄ and a share s of the weight sits out, a round
+    is worth p̄(1 − s·e_out). With p the least progress of any mode, pruned as far as it may be, the
+    additive (1 − s)·p̄ + s·p·(1 − e_out) is never more than that: no plan counts on progress that
+    nobody makes.
+
+    Args:
+        problem: with all modes.
+        measured: e_out.
+    """
+    table = problem.table
+    progress = (1.0 - table.cost) * (1.0 - problem.costs_of(table.owner, table.max_pruning))
+    return 1.0 - (1.0 - measured) * float(progress.min(initial=1.0))
+
+
 def plan_round(
     scenario: Scenario, situation: Situation, costs: KnobCosts | None = None
 ) -> RoundPlan:
@@ -151,6 +169,8 @@ def plan_round(
         pruning_cost=_curves(scenario, prices, problem),
         downlink_s=np.zeros(len(modes)),
     )
+    if "absence" in turned and prices.costs is not None:
+        asked = replace(asked, absent_cost=np.full(len(modes), absent_beside(asked, prices.absent)))
     if scenario.participation.floor > 0:
         check_floor(asked, scenario.participation.floor)
         asked = required(weighed(asked, situation.queues), situation.queues)
