@@ -340,6 +340,11 @@ class Scenario(Section):
                     f"devices.{index}.lora_rank = {device.lora_rank} is above "
                     f"training.lora_rank = {self.training.lora_rank}, the server's"
                 )
+            if device.only_labels and self.partition.kind != "dirichlet":
+                raise ValueError(
+                    f"devices.{index}.only_labels is allowed with partition.kind = 'dirichlet' "
+                    f"only, not with '{self.partition.kind}'"
+                )
         if self.planning.fit_kappa and self.planning.kappa == 0:
             raise ValueError("planning.fit_kappa needs planning.kappa above 0 to begin from")
         if self.planning.fit_kappa and self.participation.rule != "all":
