@@ -21,7 +21,7 @@ from airtune.record import Record
 from airtune.rounds import run
 from airtune.scenario import Scenario, load_scenario
 from assigned import mode
-from fake_post import FakePost
+from fake_mailbox import FakeMailbox
 
 KINDS = (
     "devices=[{profile='jetson-orin-nano', distance_m=30.0}, {profile='raspberry-pi-5', "
@@ -64,7 +64,7 @@ def _one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-def as_planned(scenario: Scenario, alone: Record, post: FakePost) -> None:
+def as_planned(scenario: Scenario, alone: Record, mailbox: FakeMailbox) -> None:
     """Have each device say the speed that the scenario names, so that both runs plan alike."""
     for k, name in enumerate(scenario.client_names):
         speed = profile_of(scenario.client_devices[k]).effective_flops
@@ -73,14 +73,14 @@ def as_planned(scenario: Scenario, alone: Record, post: FakePost) -> None:
             own, _ = unpack(body, Introduction)
             return pack(own.model_copy(update={"effective_flops": speed}))
 
-        post.tamper[name, "hello"] = introduced
+        mailbox.tamper[name, "hello"] = introduced
         for record in alone.rounds:
 
             def timed(body: bytes, counted_s: float = record.clients[k].compute_s) -> bytes:
                 fields, arrays = unpack(body, Update)
                 return pack(fields.model_copy(update={"compute_s": counted_s}), arrays)
 
-            post.tamper[name, str(record.round)] = timed
+            mailbox.tamper[name, str(record.round)] = timed
 
 
 def comparable(record: Record) -> list[dict[str, Any]]:
@@ -117,10 +117,10 @@ def test_the_devices_record_is_the_simulated_one(case: str, tmp_path: Path) -> N
     alone = run(scenario, out=tmp_path / "alone")
     names = scenario.client_names
     devices = {name: Device(scenario, name, Unpaced(), tmp_path) for name in names}
-    post = FakePost(devices)
-    as_planned(scenario, alone, post)
+    mailbox = FakeMailbox(devices)
+    as_planned(scenario, alone, mailbox)
     engine = FlowerEngine(
-        scenario, post, Conditions(devices=len(names), wait_s=30.0), run="run-1",
+        scenario, mailbox, Conditions(devices=len(names), wait_s=30.0), run="run-1",
         say=lambda line: None,
     )  # fmt: skip
     on_air = run(scenario, out=tmp_path / "devices", engine=engine)

@@ -170,7 +170,7 @@ def patient(invoker: Any, refused: Callable[[int], None] = lambda status: None) 
 
     Args:
         invoker: changed in place.
-        refused: told HTTP statuses 401 and 412, before they are treated.
+        refused: called with HTTP statuses 401 and 412, before they are treated.
     """
     import httpx
 
@@ -203,8 +203,8 @@ def prepare_supernode(
 
     Args:
         cap_s: the longest wait between two looks for work while a run is going on.
-        contact: told the path of every request that the server has answered.
-        refused: told HTTP statuses 401 and 412.
+        contact: called with the path of every request that the server has answered.
+        refused: called with HTTP statuses 401 and 412.
         forgotten: called when the server answers a sign of life with "unknown".
     """
     import httpx

@@ -51,7 +51,7 @@ class Reply:
     error: str = ""
 
 
-class Post(Protocol):
+class Mailbox(Protocol):
     """How messages reach devices."""
 
     def nodes(self) -> list[Node]:

@@ -1,8 +1,8 @@
-"""Flower's grid as `Post`: one message a device, each with a body of its own.
+"""Flower's grid as `Mailbox`: one message a device, each with a body of its own.
 
 A reply shows in Flower's mailbox before its content has arrived, and pulling it then blocks
 until the last byte is there, however slow the device or dead its link. So each awaited reply has
-a thread of its own, and a device that stalls in the middle of its upload holds up nobody else.
+a thread of its own, and a device that stalls in the middle of its upload delays no other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ERRORS = {
 """Flower's error codes, in the record's words."""
 
 
-class GridPost:
+class GridMailbox:
     """Sends through Flower's grid and reads its mailbox without waiting."""
 
     def __init__(self, grid: Grid) -> None:
