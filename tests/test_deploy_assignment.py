@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,17 @@ from airtune.adapters.few_bits import rounded_change
 from airtune.deploy.codec import layout_of, update_arrays, updated_adapter
 from airtune.deploy.device import Device
 from airtune.deploy.engine import Conditions, FlowerEngine
+from airtune.deploy.introductions import Known, check_introduction
 from airtune.deploy.pacing import Unpaced
-from airtune.deploy.protocol import Introduction, ProtocolError, Update, pack, unpack
+from airtune.deploy.protocol import (
+    Hello,
+    Introduction,
+    ProtocolError,
+    Update,
+    agreement,
+    pack,
+    unpack,
+)
 from airtune.models.devices import profile_of
 from airtune.record import Record
 from airtune.rounds import run
@@ -47,6 +57,7 @@ SETTINGS: dict[str, list[str]] = {
     "two bits, moments kept": [
         EQUAL, "aggregation.uplink_change_bits=2", "training.keep_optimizer=true",
     ],
+    "measured costs of pruning": [KINDS, "pruning.cost=measured"],
     "B alone": [EQUAL, "aggregation.rule=ffa-lora"],
     "fewer steps": [
         EQUAL.replace("'raspberry-pi-5'", "'raspberry-pi-5', utilisation=0.01"),
@@ -132,6 +143,33 @@ def test_the_devices_record_is_the_simulated_one(case: str, tmp_path: Path) -> N
     if case == "fewer steps":
         steps = {client.local_steps for line in on_air.rounds for client in line.clients}
         assert steps > {4}
+
+
+def test_the_largest_cut_that_a_device_announces_is_one_of_the_model(tmp_path: Path) -> None:
+    scenario = load_scenario("tiny", [*SMALL, KINDS, "pruning.cost=measured"])
+    client = scenario.client_names[1]
+    device = Device(scenario, client, Unpaced(), tmp_path)
+    hello = Hello(version="0", run="run-1", scenario=agreement(scenario))
+    own, _ = unpack(device.handle(pack(hello)), Introduction)
+    labels = frozenset(own.labels)
+    known = Known(scenario, device._worker.shape, labels)
+    check_introduction(own, known, 1, waited_s=1e6)
+    assert own.most_pruned is not None
+    (channels, groups), *rest = own.most_pruned
+    whole = [(known.shape.mlp_channels, known.shape.kv_heads)] * known.shape.blocks
+    for bad, said in (
+        (None, "most_pruned is missing"),
+        (rest, "not a submodel"),
+        ([(channels, known.shape.kv_heads + 1), *rest], "not a submodel"),
+        ([(known.shape.mlp_channels + 1, groups), *rest], "not a submodel"),
+        (whole, "leaves out 0.000 of the model; the scenario's largest is 0.5"),
+    ):
+        with pytest.raises(ProtocolError, match=said):
+            check_introduction(own.model_copy(update={"most_pruned": bad}), known, 1, waited_s=1e6)
+    linear = replace(known, scenario=load_scenario("tiny", [*SMALL, KINDS]))
+    plain = own.model_copy(update={"pruning_cost": None})
+    with pytest.raises(ProtocolError, match="most_pruned is given"):
+        check_introduction(plain, linear, 1, waited_s=1e6)
 
 
 def changes(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

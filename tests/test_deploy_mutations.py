@@ -83,8 +83,8 @@ def ground(*overrides: str, private: bool = False) -> Ground:
         "kind": "introduction", "protocol": PROTOCOL, "version": "0.1.0", "client": VICTIM,
         "model_fingerprint": worker.federation.model_fingerprint, "examples": own.examples,
         "labels": {} if private else {str(k): n for k, n in own.labels.items()},
-        "pruning_cost": None, "profile": "jetson-orin-nano", "effective_flops": 1e7,
-        "memory_bytes": 8e9, "next_steps": [] if private else steps,
+        "pruning_cost": None, "most_pruned": None, "profile": "jetson-orin-nano",
+        "effective_flops": 1e7, "memory_bytes": 8e9, "next_steps": [] if private else steps,
         "privacy": None if privacy is None else privacy.model_dump(),
     }  # fmt: skip
     start = worker.initial_adapter()
@@ -180,7 +180,7 @@ def introduction_fits(v: Values, g: Ground, waited_s: float) -> bool:
     return (
         fixed
         and scenario.partition.min_examples <= v["examples"] <= most
-        and v["pruning_cost"] is None
+        and v["pruning_cost"] is v.get("most_pruned") is None
         and 1e5 < v["memory_bytes"] <= 1e15
         # A tenth of the scenario's profile, or what the rehearsal shows, at the least.
         and 1e5 < v["effective_flops"] <= 1e16

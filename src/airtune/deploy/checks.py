@@ -16,9 +16,9 @@ from torch import Tensor
 from airtune.adapters.names import Adapter, leading
 from airtune.adapters.slices import gather_adapter
 from airtune.deploy.codec import arrays_of, on_air, structure_of, trained, updated_adapter
-from airtune.deploy.introductions import TOP_FLOPS, check_steps
+from airtune.deploy.introductions import TOP_FLOPS, check_steps, far_from
 from airtune.deploy.protocol import Arrays, Introduction, Privacy, ProtocolError, Update
-from airtune.models.structure import Structure, check_structure
+from airtune.models.structure import check_structure
 from airtune.models.workload import (
     ModelShape,
     StepTokens,
@@ -79,7 +79,12 @@ def checked_update(
         raise ProtocolError(f"array {unknown[0][:80]!r} is not part of an update")
     structure = structure_of(arrays, shape)
     check_structure(structure, shape)
-    _check_planned(structure, job.assignment.pruning, scenario, shape)
+    asked = job.assignment.pruning
+    if far_from(asked, structure.sizes, scenario, shape):
+        left_out = realised_pruning(shape, structure.sizes)
+        raise ProtocolError(
+            f"it left out {left_out:.3f} of the model, the plan asks for {asked:.3f}"
+        )
     sent = gather_adapter(leading(job.adapter, mode.rank), structure, shape)
     # What the device began with: the trained entries, as they reached it.
     before = on_air(trained(sent, mode), scenario.aggregation.payload_bits_per_value)
@@ -143,27 +148,6 @@ def _check_emulated(fields: Update, own: Introduction, flops: float) -> None:
         raise ProtocolError(
             f"emulated_s is {fields.emulated_s:.3g}: allowed are {least:.3g} to {most:.3g}, at "
             f"the {own.effective_flops:.3g} FLOP/s that it announced"
-        )
-
-
-def _check_planned(
-    structure: Structure, asked: float, scenario: Scenario, shape: ModelShape
-) -> None:
-    """Refuse a submodel that is not the planned one as nearly as units allow.
-
-    A rate is met within half of the largest step in which units are given up; where units run
-    out before it, within 0.01 (see `pruning.choose`).
-    """
-    if scenario.pruning.units == "blocks":
-        step = 1 / shape.blocks
-    else:
-        unit = shape.unit_parameters
-        largest = max(unit["mlp"] * shape.channel_multiple, unit["group"])
-        step = largest / shape.block_parameters
-    realised = realised_pruning(shape, structure.sizes)
-    if abs(realised - asked) > step / 2 + 0.01:
-        raise ProtocolError(
-            f"it left out {realised:.3f} of the model, the plan asks for {asked:.3f}"
         )
 
 

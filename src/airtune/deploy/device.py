@@ -36,6 +36,7 @@ from airtune.deploy.protocol import (
     agreement,
     assignment_of,
     disagreement,
+    kept_pairs,
     kind_of,
     pack,
     plain,
@@ -137,7 +138,7 @@ class Device:
         profile = profile_of(self._scenario.client_devices[self._index])
         if self._emulated is not None:
             profile = self._emulated.profile
-        private = self._privacy is not None
+        private, kept = self._privacy is not None, own.most_pruned
         return Introduction(
             protocol=PROTOCOL,
             version=version("airtune"),
@@ -146,6 +147,7 @@ class Device:
             examples=own.examples,
             labels={} if private else own.labels,
             pruning_cost=None if own.pruning_cost is None else list(own.pruning_cost),
+            most_pruned=None if kept is None else kept_pairs(kept),
             profile=profile.name,
             effective_flops=self._measured_speed(),
             memory_bytes=profile.memory_bytes,
