@@ -54,8 +54,9 @@ def test_the_names_inside_are_used_as_flower_has_them() -> None:
     from flwr.supercore import heartbeat
     from flwr.superlink.grid import http_grid
     from flwr.supernode import fleet_http_connection, start_client_internal
+    from flwr.supernode.runtime import run_clientapp
 
-    changed = (fleet_http_connection, heartbeat, start_client_internal, http_grid)
+    changed = (fleet_http_connection, heartbeat, start_client_internal, http_grid, run_clientapp)
     before = [dict(vars(module)) for module in changed]
     try:
         entry = flower_names.prepare_supernode(0.2, lambda _: None, lambda _: None, lambda: None)
@@ -129,6 +130,21 @@ def test_who_is_not_admitted_is_told_of() -> None:
     assert told == [TURNED_AWAY, UNAUTHORISED]
 
 
+def test_a_part_that_takes_long_is_not_given_up() -> None:
+    from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
+    from flwr.supernode import start_client_internal
+
+    looks = iter(range(700))
+
+    def pull(object_id: str) -> bytes:
+        if next(looks) < 600:
+            raise ObjectUnavailableError(object_id)
+        return b"there"
+
+    often = flower_names._looking_often(start_client_internal.pull_objects, 1e-4)
+    assert often(["a"], pull) == {"a": b"there"}
+
+
 def test_looks_are_rare_only_after_a_long_silence() -> None:
     now = [0.0]
     idle = Idle(0.5, lambda: now[0])
@@ -137,7 +153,7 @@ def test_looks_are_rare_only_after_a_long_silence() -> None:
     now[0] = 9.0
     assert idle.wait_s(3.0) == 0.5
     now[0] = 40.0
-    assert idle.wait_s(3.0) == pytest.approx(2.0)
+    assert idle.wait_s(3.0) == pytest.approx(0.8)
     now[0] = 1e6
     assert idle.wait_s(3.0) == IDLE_POLL_S
     assert idle.wait_s(0.5) == 0.5  # within a message the silence does not matter
