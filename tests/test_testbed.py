@@ -121,8 +121,28 @@ def test_what_a_killed_testbed_left_is_named_by_its_process(
     gone, here = tmp_path / "airtune-999999999-a", tmp_path / f"airtune-{os.getpid()}-a"
     gone.mkdir()
     here.mkdir()
-    assert quota.sweep_quotas() == ["control group airtune-999999999-a"]
+    # Its process ended, and the number now belongs to this one.
+    again = tmp_path / f"airtune-{os.getpid()}-b"
+    again.mkdir()
+    os.utime(again, (1e9, 1e9))
+    assert set(quota.sweep_quotas()) == {f"control group {one.name}" for one in (gone, again)}
     assert here.exists()
+
+
+def test_the_namespaces_of_a_killed_testbed_are_removed(allowed: None) -> None:
+    before, own = spaces(), f"airtune{os.getpid()}s"
+    for space in ("airtune999999999d0", own):
+        subprocess.run(["ip", "netns", "add", space], check=True)
+    try:
+        inside = ["ip", "netns", "exec", "airtune999999999d0", "sleep", "600"]
+        left = subprocess.Popen(inside)
+        while not links._pids("airtune999999999d0"):
+            time.sleep(0.05)
+        assert "namespace airtune999999999d0" in links.sweep_links()
+        assert left.wait(10) == -signal.SIGKILL
+        assert spaces() - before == {own}
+    finally:
+        subprocess.run(["ip", "netns", "delete", own], check=True)
 
 
 def test_links_carry_what_they_are_shaped_to(allowed: None) -> None:
