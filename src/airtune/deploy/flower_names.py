@@ -63,7 +63,7 @@ USED = (
         "make_simple_http_retry_invoker",
         "has a broken TLS handshake tried again in place of giving up for good",
         "find where SuperNode decides to give up on a failed request, and keep transport errors "
-        "out of it; `testbed/faults.py` shows whether devices come back",
+        "out of it; `tests/test_flower_return.py` shows whether devices come back",
     ),
     Name(
         _CONNECTION,

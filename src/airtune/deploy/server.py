@@ -30,6 +30,8 @@ from airtune.deploy.processes import (
 )
 from airtune.errors import InputError, RunError
 
+_START_S = 240.0
+"""How long a part may take to listen; one that ends is noticed at once."""
 _MOST_RESTARTS, _FAILING_S = 10, 60.0
 _WHAT = {"superlink": "Flower's server", "superexec": "Flower's starter", "gateway": "the gateway"}
 _UNHURRIED = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"}
@@ -143,11 +145,11 @@ def _serve(
             "gateway": [*_gateway_command(state, host, port, inner, keys), *metrics],
         }
         held.start("superlink", commands["superlink"])
-        wait_for_port(("127.0.0.1", inner), held, "superlink", 60)
+        wait_for_port(("127.0.0.1", inner), held, "superlink", _START_S)
         held.start("superexec", commands["superexec"])
         held.start("gateway", commands["gateway"])
         reach = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-        wait_for_port((reach, port), held, "gateway", 30)
+        wait_for_port((reach, port), held, "gateway", _START_S)
         folder = None if keys is None else str(keys)
         about = {"port": inner, "keys": folder, "clients": list(clients)}
         state.about.write_text(json.dumps(about))
