@@ -7,6 +7,7 @@ import ssl
 import threading
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -50,18 +51,35 @@ def test_no_other_file_reaches_into_flower() -> None:
                 assert words[1].startswith(public), f"{path}: {line.strip()}"
 
 
-def test_the_names_inside_are_used_as_flower_has_them() -> None:
+def test_the_names_inside_are_used_as_flower_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
+    from flwr.proto.message_pb2 import PushObjectRequest
     from flwr.supercore import heartbeat
+    from flwr.supercore.protobuf.client import ProtobufClient
     from flwr.superlink.grid import http_grid
     from flwr.supernode import fleet_http_connection, start_client_internal
     from flwr.supernode.runtime import run_clientapp
 
+    asked: list[dict[str, Any]] = []
+
+    def ask(self: object, **request: Any) -> Any:
+        asked.append(request)
+        return PullMessagesResponse()
+
+    monkeypatch.setattr(ProtobufClient, "_unary_unary", ask)
     changed = (fleet_http_connection, heartbeat, start_client_internal, http_grid, run_clientapp)
     before = [dict(vars(module)) for module in changed]
     try:
         entry = flower_names.prepare_supernode(0.2, lambda _: None, lambda _: None, lambda: None)
         assert callable(entry)
         assert callable(fleet_http_connection.FleetHttpClient.SendNodeHeartbeat)
+        client = fleet_http_connection.FleetHttpClient("http://127.0.0.1:1")
+        client.PushObject(PushObjectRequest(object_content=b"x"))
+        client.PullMessages(PullMessagesRequest())
+        upload, look = asked
+        assert upload["timeout"].read == flower_names.UPLOAD_S
+        assert upload["timeout"].connect == flower_names.ANSWER_S
+        assert look.get("timeout") is None
         sender = heartbeat.HeartbeatSender(lambda: True)
         waits = sender._retry_invoker.wait_gen_factory()
         assert max(next(waits) for _ in range(9)) <= flower_names.MOST_BACKOFF_S

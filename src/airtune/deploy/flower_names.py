@@ -27,6 +27,10 @@ IDLE_POLL_S = 5.0
 IDLE_SHARE = 0.02
 """A look comes no later than this share of the time since this device last had or sent anything,
 so that a long silence is cheap and a short one costs a round next to nothing."""
+ANSWER_S, UPLOAD_S = 30.0, 3600.0
+"""How long SuperNode waits for an answer, and for that to an upload. With Flower's own 30 s for
+both, an update whose upload takes longer is sent again and again; the relay ends a connection on
+which nothing passes."""
 PART_POLL_S = 0.1
 """Between two looks for a part of a message that is still on its way."""
 TURNED_AWAY = 412
@@ -235,8 +239,10 @@ def prepare_supernode(
 
     class Watched(fleet_http_connection.FleetHttpClient):
         def _unary_unary(self, **request: Any) -> Any:
-            answer = super()._unary_unary(**request)
             path = str(request["path"])
+            if path.endswith("push-object"):
+                request["timeout"] = httpx.Timeout(ANSWER_S, read=UPLOAD_S, write=UPLOAD_S)
+            answer = super()._unary_unary(**request)
             if getattr(answer, "messages_list", None) or path.endswith("push-object"):
                 idle.message()
             contact(path)
