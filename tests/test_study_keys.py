@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from airtune.errors import InputError
+from airtune.planning.costs import shipped_costs
 from airtune.study import Study, study_from
 from airtune.study.jobs import Job, jobs_of, placed
+from airtune.study.loading import load_study
 from airtune.study.running import FINISHED, carry_out, state_of
 
 OLD = "made-before"
@@ -168,3 +170,31 @@ def test_a_newer_versions_run_is_refused_and_an_older_ones_is_passed_over(
     kept(tmp_path, job, "newer", format=99)
     with pytest.raises(InputError, match=r"newer.* is of format 99"):
         placed([job], tmp_path)
+
+
+def test_costs_count_by_their_content_and_only_where_they_are_read(tmp_path: Path) -> None:
+    def key(path: Path, knobs: str) -> str:
+        settings = [f"planning.costs={path}", *([f"planning.knobs={knobs}"] if knobs else [])]
+        (job,) = jobs_of(study_from("tiny", ["exact"], "0", settings))
+        return job.key
+
+    text = shipped_costs().model_dump_json()
+    here, there = tmp_path / "here.json", tmp_path / "there.json"
+    here.write_text(text)
+    there.write_text(text)
+    before = key(here, "all")
+    assert key(there, "all") == before
+    plain = key(here, "")
+    here.write_text(text + "\n")
+    assert key(here, "all") != before
+    assert key(here, "") == plain != before
+
+
+def test_a_study_finds_its_costs_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "costs.json").write_text("{}")
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\nbase = "tiny"\nseeds = [0]\ninclude = ["fedit"]\n'
+        'set.planning.costs = "costs.json"\n'
+    )
+    study = load_study(tmp_path / "mine.toml")
+    assert study.set["planning.costs"] == str((tmp_path / "costs.json").resolve())

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airtune.record.folder import ADAPTER, CHECKPOINTS, CLIENTS
 from airtune.record.reading import RUN
 from airtune.study.apart import performed
 
@@ -46,7 +47,7 @@ def _run(folder: Path, task: Mapping[str, Any]) -> None:
         )
     write_report(folder)
     # What only a resumption needs may be gigabytes.
-    for part in ("checkpoint",) if task["keep_adapter"] else ("checkpoint", "adapter"):
+    for part in (CHECKPOINTS, CLIENTS) if task["keep_adapter"] else (CHECKPOINTS, CLIENTS, ADAPTER):
         shutil.rmtree(folder / part, ignore_errors=True)
 
 

@@ -4,7 +4,8 @@ What has the same key is the same run and is computed once, whichever methods, p
 in this folder ask for it. A key is a hash of:
 
 - every key of the resolved scenario, defaults included, so that a changed default is noticed;
-- the bytes of the plugin files, of device profiles and of traces that the scenario names;
+- the bytes of the plugin files, of device profiles, of traces and of the costs that the scenario
+  names;
 - the format of the record.
 
 A data file is named by its path: its content is not read here.
@@ -49,13 +50,15 @@ def key_of(scenario: Scenario, files: Sequence[str]) -> str:
     values = scenario.model_dump(mode="json")
     # A plugin file counts by its code, wherever it lies.
     values["plugins"] = [name for name in values["plugins"] if not is_path(name)]
+    if scenario.planning.costs is not None:  # by its content, and only where it is read
+        values["planning"]["costs"] = None if scenario.planning.knobs is None else "a file"
     known = {"record": FORMAT, "scenario": values, "files": list(files)}
     text = json.dumps(known, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_hashes(scenario: Scenario) -> tuple[str, ...]:
-    """Return the SHA-256 of each plugin file, device profile and trace that a scenario names.
+    """Return the SHA-256 of each plugin file, profile, trace and costs file of a scenario.
 
     Raises:
         InputError: one cannot be read.
@@ -63,6 +66,8 @@ def file_hashes(scenario: Scenario) -> tuple[str, ...]:
     named = [getattr(device, key) for device in scenario.devices for key in DEVICE_FILES]
     paths = [name for name in scenario.plugins if is_path(name)]
     paths += [path for path in named if path is not None and Path(path).is_file()]
+    if scenario.planning.costs is not None and scenario.planning.knobs is not None:
+        paths.append(scenario.planning.costs)
     return tuple(_file_hash(path) for path in paths)
 
 
