@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from airtune.engines.sharing import (
     SharingEngine,
 )
 from airtune.record.schema import dump_json
-from airtune.scenario import Scenario
+from airtune.scenario import ParticipationSection, Scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
 from airtune.training.worker import Evaluation, Worker
 
@@ -44,9 +44,11 @@ class Counting(LocalEngine):
             self.trained.append((job.round, job.client))
             yield from super().train([job])
 
-    def evaluate(self, adapter: at.Adapter, *, final: bool = False) -> Evaluation:
+    def evaluate(
+        self, adapter: at.Adapter, *, final: bool = False, clients: Sequence[int] | None = None
+    ) -> Evaluation:
         self.evaluated += 1
-        return super().evaluate(adapter, final=final)
+        return super().evaluate(adapter, final=final, clients=clients)
 
 
 def tiny(*changes: str) -> Scenario:
@@ -123,7 +125,7 @@ class Unreadable:
 def test_client_work_reads_nothing_that_its_hash_leaves_out(pruning: float) -> None:
     scenario = tiny()
     # Of these the merging rule and the schedule count in another way.
-    gone = NOT_READ - {"aggregation", "rounds", "plugins"}
+    gone = NOT_READ - {"aggregation", "rounds", "plugins", "participation"}
     devices = tuple(
         device.model_copy(update=dict.fromkeys(NOT_READ_OF_A_DEVICE, Unreadable()))
         for device in scenario.devices
@@ -134,6 +136,8 @@ def test_client_work_reads_nothing_that_its_hash_leaves_out(pruning: float) -> N
         update={
             **dict.fromkeys(gone, Unreadable()),
             "devices": devices,
+            # Its size bounds what is held in memory, and changes no result.
+            "participation": ParticipationSection(rule="in-turn", cohort=1),
             "pruning": section.model_copy(update=dict.fromkeys(unread, Unreadable())),
         }
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
@@ -31,7 +31,7 @@ from airtune.models.structure import Structure
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
-from airtune.training.worker import Evaluation, Federation
+from airtune.training.worker import Evaluation, Federation, MeasuredCosts
 
 NOT_READ = frozenset({
     "name", "description", "time_budget_s", "plugins", "rounds",
@@ -90,6 +90,14 @@ class SharingEngine:
         """Return the size of each local step that a client will do in a round."""
         return self._engine.step_tokens(round, client)
 
+    def present(self) -> frozenset[int] | None:
+        """Return the clients that can be asked now."""
+        return self._engine.present()
+
+    def measured_costs(self, client: int) -> MeasuredCosts:
+        """Return what pruning costs a client, by its own calibration."""
+        return self._engine.measured_costs(client)
+
     def train(self, jobs: Iterable[ClientJob]) -> Iterator[ClientUpdate | ClientFailure]:
         """Do the jobs, or read what they came to; in any order."""
         others: list[ClientJob] = []
@@ -101,14 +109,21 @@ class SharingEngine:
         for job in others:
             yield self._shared(job, timeout_s=-1.0)
 
-    def evaluate(self, adapter: Adapter, *, final: bool) -> Evaluation:
+    def evaluate(
+        self, adapter: Adapter, *, final: bool, clients: Sequence[int] | None = None
+    ) -> Evaluation:
         """Measure the full model with the adapter, or read what was measured."""
-        asked = {"adapter": self._digest(adapter), "final": final, "scenario": self._evaluation}
+        asked = {
+            "adapter": self._digest(adapter),
+            "final": final,
+            "clients": None if clients is None else list(clients),
+            "scenario": self._evaluation,
+        }
         path = self._folder / f"{_hash(asked)}.json"
         with suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(path.read_text(encoding="utf-8"))
             return Evaluation(found["loss"], found["metrics"], tuple(found["client_losses"]))
-        measured = self._engine.evaluate(adapter, final=final)
+        measured = self._engine.evaluate(adapter, final=final, clients=clients)
         with suppress(OSError):
             temporary = path.with_suffix(f".{os.getpid()}")
             temporary.write_text(json.dumps(asdict(measured)), encoding="utf-8")
