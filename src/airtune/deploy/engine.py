@@ -172,7 +172,7 @@ class FlowerEngine:
 
     def present(self) -> frozenset[int]:
         """Return the clients whose devices are connected and were introduced."""
-        online = {node.id for node in self._post.nodes() if node.online}
+        online = {node.id for node in self._mailbox.nodes() if node.online}
         members = self._roster.members
         return frozenset(
             client
