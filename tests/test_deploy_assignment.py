@@ -17,6 +17,7 @@ from airtune.deploy.device import Device
 from airtune.deploy.engine import Conditions, FlowerEngine
 from airtune.deploy.introductions import Known, check_introduction
 from airtune.deploy.pacing import Unpaced
+from airtune.deploy.presence import deciding_among
 from airtune.deploy.protocol import (
     Hello,
     Introduction,
@@ -134,7 +135,8 @@ def test_the_devices_record_is_the_simulated_one(case: str, tmp_path: Path) -> N
         scenario, mailbox, Conditions(devices=len(names), wait_s=30.0), run="run-1",
         say=lambda line: None,
     )  # fmt: skip
-    on_air = run(scenario, out=tmp_path / "devices", engine=engine)
+    decide = deciding_among(engine.present)
+    on_air = run(scenario, out=tmp_path / "devices", engine=engine, decide=decide)
     same(comparable(on_air), comparable(alone))
     statuses = {client.status for line in on_air.rounds for client in line.clients}
     assert statuses <= {"ok", "sat out"}
