@@ -304,7 +304,7 @@ class AssignedModes:
 
 
 def assigned_modes(record: Record) -> AssignedModes | None:
-    """Return the clients' modes by round; None where they never differ and nobody sat out."""
+    """Return the clients' modes by round; None where they never differ and no client sat out."""
     everyone = [client for entry in record.rounds for client in entry.clients]
     modes = {(one.local_steps, one.rank, one.bits_per_value) for one in everyone}
     if len(modes) < 2:
