@@ -59,6 +59,11 @@ SETTINGS: dict[str, list[str]] = {
         EQUAL, "aggregation.uplink_change_bits=2", "training.keep_optimizer=true",
     ],
     "measured costs of pruning": [KINDS, "pruning.cost=measured"],
+    "rank, bits and steps by the plan": [
+        EQUAL.replace("'raspberry-pi-5'", "'raspberry-pi-5', utilisation=0.01"),
+        'planning.knobs=["bandwidth","steps","rank","bits"]', "cell.uplink_bandwidth_hz=1e6",
+        "training.local_steps=4",
+    ],
     "B alone": [EQUAL, "aggregation.rule=ffa-lora"],
     "fewer steps": [
         EQUAL.replace("'raspberry-pi-5'", "'raspberry-pi-5', utilisation=0.01"),
@@ -142,6 +147,11 @@ def test_the_devices_record_is_the_simulated_one(case: str, tmp_path: Path) -> N
     assert statuses <= {"ok", "sat out"}
     if case == "sitting out":
         assert "sat out" in statuses
+    if case == "rank, bits and steps by the plan":
+        work = [c for line in on_air.rounds for c in line.clients if c.status == "ok"]
+        assert min(client.rank for client in work) < scenario.training.lora_rank
+        assert min(client.bits_per_value for client in work) < 32
+        assert min(client.local_steps for client in work) < 4
     if case == "fewer steps":
         steps = {client.local_steps for line in on_air.rounds for client in line.clients}
         assert steps > {4}
