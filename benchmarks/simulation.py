@@ -7,7 +7,7 @@ only), AdamW and bound of the gradient's norm for all:
                     made beforehand; nothing is sent, reset or merged. The limit.
     local, ray-1    airtune's engines: batches drawn, adapters placed, trained, merged
     local-pruned    the same with half of each client's model cut and refitted
-    step            airtune's whole round: channel, plan, training, merge, bills (all 100 clients)
+    step            airtune's whole round: channel, plan, training, merge, bills
     flower          Flower's simulation, FedAvg, one client at a time
     pfl             pfl-research's simulation, FedAvg; name a Python that has it (--pfl-python)
 
@@ -48,13 +48,15 @@ from airtune.training.worker import Worker
 
 OUT = Path(__file__).parent / "results" / "simulation.json"
 CLIENTS, COHORT = 100, 10
+COHORT_SET = f"participation.cohort={COHORT}"
 SYSTEMS = ("bare", "local", "local-pruned", "step", "ray-1", "flower", "pfl")
 WORKLOADS = {
-    "tiny": ("devices.0.count=98", "task.train_examples=2048", "pruning.max_pruning=0"),
+    "tiny": ("devices.0.count=98", "task.train_examples=2048", "pruning.max_pruning=0", COHORT_SET),
     "smollm2": (
         "devices.0.count=98",
         "task.train_examples=2048",
         "pruning.max_pruning=0",
+        COHORT_SET,
         "model.id=smollm2-135m-instruct",
         "training.local_steps=1",
         "training.batch_size=4",
@@ -137,7 +139,7 @@ def engine_round(engine: Any, scenario: Scenario, worker: Worker, pruning: float
 
 
 def step_round(scenario: Scenario) -> Any:
-    """Return a function that does a whole round of airtune, with all clients."""
+    """Return a function that does a whole round of airtune."""
     from airtune.rounds import begin, open_cell, step
 
     cell = open_cell(scenario)
@@ -239,7 +241,7 @@ def one_system(system: str, workload: str, rounds: int, device: str) -> dict[str
     elif system == "bare":
         result = alternating(bare, bare, rounds, COHORT, tree=False)
     elif system == "step":
-        result = alternating(step_round(scenario), bare, rounds, CLIENTS, tree=False)
+        result = alternating(step_round(scenario), bare, rounds, COHORT, tree=False)
     elif system == "ray-1":
         from airtune.engines.ray import RayEngine
 

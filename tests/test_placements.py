@@ -31,7 +31,8 @@ from airtune.training import placements as placements_module
 from airtune.training.client import OptimizerState, Trained, fit, gather_moments, train
 from airtune.training.evaluation import answer_loss
 from airtune.training.placements import MOST_KINDS, Placements
-from airtune.training.worker import Worker, tokens_of
+from airtune.training.sizes import tokens_of
+from airtune.training.worker import Worker
 from small_models import NAMES, small_model, text_batch
 from test_pruning_submodel import some_structure
 

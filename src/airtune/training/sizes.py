@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from airtune.data import IGNORED, Encoded, drawn
+from airtune.data import IGNORED, Batch, Encoded, drawn
 from airtune.models.workload import StepTokens
 from airtune.randomness import generator
 from airtune.scenario import Scenario
@@ -49,4 +50,12 @@ def step_tokens(
             label_tokens=int(sizes.labels[cut].sum()),
         )
         for cut in cuts
+    )
+
+
+def tokens_of(batch: Batch) -> StepTokens:
+    """Count what a step on this batch computes: rows, padded length, answer tokens."""
+    rows, length = batch.input_ids.shape
+    return StepTokens(
+        rows=rows, length=length, label_tokens=int(torch.count_nonzero(batch.labels != -100))
     )

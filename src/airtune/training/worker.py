@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 
 import torch
 from peft import LoraConfig
@@ -56,7 +56,7 @@ from airtune.training.evaluation import (
     label_accuracy,
 )
 from airtune.training.placements import Placements
-from airtune.training.sizes import TextSizes, sizes_of, step_tokens
+from airtune.training.sizes import TextSizes, sizes_of, step_tokens, tokens_of
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class Worker:
         self._rule = rule_of(scenario)
         self._placements = Placements(self._model, self.shape)
         self._load_data()
-        # Of one round, by rank.
-        self._restarts: tuple[int, dict[int, Adapter]] = (-1, {})
+        # A round's new start is the same for all clients of a rank.
+        self._restart = lru_cache(maxsize=4)(self._new_adapter)
         # By client; None: of the server's text, which all are cut by.
         self._statistics: dict[int | None, Statistics] = {}
         self._costs: dict[int | None, MeasuredCosts] = {}
@@ -198,15 +198,6 @@ class Worker:
     def _new_adapter(self, rank: int, seed: int) -> Adapter:
         with adapted(self._model, self._config(rank), seed=seed) as peft_model:
             return values_of(peft_model)
-
-    def _restart(self, rank: int, seed: int) -> Adapter:
-        """Return the round's new start of a rank, the same for all its clients."""
-        if self._restarts[0] != seed:
-            self._restarts = (seed, {})
-        started = self._restarts[1]
-        if rank not in started:
-            started[rank] = self._new_adapter(rank, seed)
-        return started[rank]
 
     def _config(self, rank: int) -> LoraConfig:
         transposed = self.shape.table.transposed
@@ -402,11 +393,3 @@ class Worker:
         return cost_curve(
             self._calibrated(client), self.shape, section.units, max_pruning=section.max_pruning
         )
-
-
-def tokens_of(batch: Batch) -> StepTokens:
-    """Count what a step on this batch computes: rows, padded length, answer tokens."""
-    rows, length = batch.input_ids.shape
-    return StepTokens(
-        rows=rows, length=length, label_tokens=int(torch.count_nonzero(batch.labels != -100))
-    )
