@@ -243,8 +243,10 @@ def one_system(system: str, workload: str, rounds: int, device: str) -> dict[str
     elif system == "step":
         result = alternating(step_round(scenario), bare, rounds, COHORT, tree=False)
     elif system == "ray-1":
+        import simulation_peers
         from airtune.engines.ray import RayEngine
 
+        simulation_peers.start_ray()
         engine: Any = RayEngine(scenario, workers=1, threads=1)
         one = engine_round(engine, scenario, worker, 0.0)
         result = alternating(one, bare, rounds, COHORT, tree=True)

@@ -100,14 +100,28 @@ def _flower(workload: str, worker: Worker, bare: Any, rounds: int) -> dict[str, 
         strategy = Watched(fraction_train=share, fraction_evaluate=0.0)
         strategy.start(grid=grid, initial_arrays=ArrayRecord(start), num_rounds=rounds)
 
-    backend = {
-        "init_args": {"num_cpus": 1, "include_dashboard": False},
-        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-    }
+    start_ray()
+    backend = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     run_simulation(server, client, simulation.CLIENTS, backend_config=backend)
     if len(watch.system) < rounds - 1:
         raise RuntimeError(f"Flower did {len(watch.system)} of {rounds - 1} rounds")
     return simulation.summed(watch.system, watch.alone)
+
+
+def start_ray(attempts: int = 10) -> None:
+    """Start Ray with room for one worker; on a busy machine it may miss its own 30 s."""
+    import ray
+
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    for attempt in range(attempts):
+        try:
+            ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt == attempts - 1:
+                raise
+            print(f"Ray did not start: {error}", file=sys.stderr)
 
 
 _OPEN: dict[str, Any] = {}

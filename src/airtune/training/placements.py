@@ -85,8 +85,6 @@ class Placements:
                 else:
                     bases[f"base_model.model.{shape.table.blocks}.{index}.{name}"] = layer
             trained = placed.refill(config, adapter, bases, freezes_a=freezes_a)
-            if not placed.peft_model.training:
-                placed.peft_model.train()
             yield placed, trained
         finally:
             placed.release()
@@ -105,9 +103,10 @@ class Placements:
         placed = self._known(("whole",))
         if placed is None:
             placed = self._keep(("whole",), PlacedAdapter(_copied(self._model), config))
+            placed.peft_model.eval()
         placed.refill(config, adapter)
         try:
-            yield placed.peft_model.eval()
+            yield placed.peft_model
         finally:
             placed.release()
 
@@ -123,7 +122,9 @@ class Placements:
         for block, what in zip(blocks_of(model, self._shape), kind, strict=True):
             if what == "mlp":
                 block.set_submodule(self._shape.table.attention, NoAttention(None))
-        return self._keep(kind, PlacedAdapter(model, config))
+        placed = PlacedAdapter(model, config)
+        placed.peft_model.train()
+        return self._keep(kind, placed)
 
     def _known(self, kind: tuple[str, ...]) -> PlacedAdapter | None:
         if kind in self._kept:
