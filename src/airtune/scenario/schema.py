@@ -196,7 +196,8 @@ class PlanningSection(Section):
     )
     """Local steps to choose from; default: 1 to training.local_steps, at most 4 evenly spread."""
     costs: str | None = None
-    """The file that `airtune costs` wrote; default: the costs measured for SmolLM2-135M."""
+    """The file that `airtune costs` wrote; default: the costs measured for SmolLM2-135M. Without
+    knobs it is not read, so that a study can give it to all its methods."""
 
     @model_validator(mode="before")
     @classmethod
@@ -295,7 +296,6 @@ class Scenario(Section):
         planning, rule = self.planning, self.participation.rule
         if planning.knobs is None:
             idle = {
-                "planning.costs": planning.costs,
                 "planning.rank_values": planning.rank_values,
                 "planning.steps_values": planning.steps_values,
                 "participation.floor": self.participation.floor or None,
