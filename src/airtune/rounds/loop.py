@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from airtune import planning
-from airtune.adapters.names import Adapter, leading, padded, rank_of
-from airtune.adapters.slices import gather_adapter, scatter_adapter
+from airtune.adapters.names import Adapter, padded, rank_of
+from airtune.adapters.slices import scatter_adapter, submodel_shapes
 from airtune.assignment import Assignment
 from airtune.errors import RunError
 from airtune.merging.functions import Contribution, fault_of
@@ -286,9 +286,8 @@ def _answers(cell: Cell, state: State, situation: Situation, decision: Decision)
 def _status(cell: Cell, outcome: Outcome, assigned: Assignment, server: Adapter) -> str:
     if isinstance(outcome, ClientFailure):
         return f"failed: {outcome.reason}"
-    start = leading(server, assigned.mode.rank)
-    kept = gather_adapter(start, outcome.structure, cell.federation.shape)
-    expected = {name: tuple(value.shape) for name, value in kept.items()}
+    rank = min(assigned.mode.rank, rank_of(server))
+    expected = submodel_shapes(outcome.structure, cell.federation.shape, rank)
     return fault_of(outcome.adapter, expected, outcome.train_loss) or OK
 
 
