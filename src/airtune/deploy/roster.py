@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Protocol
 
 from airtune.deploy.gateway import fingerprint
-from airtune.deploy.introductions import Known, check_introduction
+from airtune.deploy.introductions import Known, check_introduction, most_pruned
 from airtune.deploy.protocol import (
     PROTOCOL,
     Hello,
@@ -49,9 +49,11 @@ class Reply:
     """Of the message that was answered."""
     body: bytes | None
     error: str = ""
+    arrived_s: float | None = None
+    """When it was here, by this machine's clock; None where that was not noted."""
 
 
-class Post(Protocol):
+class Mailbox(Protocol):
     """How messages reach devices."""
 
     def nodes(self) -> list[Node]:
@@ -113,7 +115,7 @@ class Roster:
         except Exception as error:  # a fault of the checks must not end the run either
             reason = f"its introduction cannot be checked: {type(error).__name__}: {error}"
         reason = None if reason is None else plain(reason)
-        # A greeting that was lost refuses nobody: the device is greeted again when it is back.
+        # A lost greeting refuses no device: the device is greeted again when it is back.
         if reason is not None and reply.body is not None:
             self.refused[node.id] = reason
         return reason
@@ -165,6 +167,7 @@ def client_data(own: Introduction) -> ClientData:
         examples=own.examples,
         labels=own.labels,
         pruning_cost=None if cost is None else tuple((rate, value) for rate, value in cost),
+        most_pruned=most_pruned(own),
     )
 
 

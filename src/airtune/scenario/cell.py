@@ -62,6 +62,14 @@ class CellSection(Section):
     subcarrier_spacing_hz: Literal[15000, 30000, 60000] | None = None
     """Given: bandwidth is handed out in whole 5G NR resource blocks of 12 subcarriers."""
 
+    csi_error_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] = 0.0
+    """Standard deviation, in dB, of the uplink's channel during the upload around what the plan
+    knew of it (log-normal): docs/cohorts.md."""
+    csi_margin_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] = 0.0
+    """The plan counts with an uplink channel that is weaker by this than what it knows."""
+    outage_probability: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of each upload, whatever its channel: the update is lost, and what was sent is billed."""
+
     @model_validator(mode="after")
     def _distances(self) -> CellSection:
         if self.min_distance_m >= self.radius_m:
@@ -90,6 +98,9 @@ class DeviceSection(Section):
     """Share of the peak that fine-tuning reaches; default: the profile's."""
     memory_bytes: Annotated[PositiveFloat, bounds.MEMORY_BYTES] | None = None
     """Memory of one device; default: the profile's."""
+    only_labels: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Labels of the training examples, by name, that these clients alone hold (together with
+    other kinds that name them); with partition.kind = "dirichlet"."""
     lora_rank: Annotated[PositiveInt, bounds.RANK] | None = None
     """Rank of its clients' adapters; default: training.lora_rank, which is the largest allowed."""
     power_dbm: Annotated[FiniteFloat, bounds.POWER_DBM] = 23.0

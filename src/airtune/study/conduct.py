@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from airtune.record.files import lock_folder
 from airtune.study.folder import read_search, save_search, save_study
-from airtune.study.jobs import Job, jobs_of, search_jobs
+from airtune.study.jobs import Job, jobs_of, placed, search_jobs
 from airtune.study.pools import Pool
 from airtune.study.results import Result, best_candidate, results_of
-from airtune.study.running import Progress, carry_out
+from airtune.study.running import SHARED, Progress, carry_out
 from airtune.study.schema import Study
 
 
@@ -42,18 +43,21 @@ def conduct(
     save_study(folder, study, plugins)
     lock = lock_folder(folder)
     try:
+        candidates = placed(candidates, folder)
         pool = make_pool()
         try:
             common: dict[str, Any] = {
                 "at_once": at_once, "threads": threads, "watch": watch,
                 "keep_adapter": keep_adapter, "trackers": trackers,
+                "shared_bytes": study.shared_bytes,
             }  # fmt: skip
             tuned = None
             if candidates:
                 carry_out(candidates, folder, pool, **common)
                 tuned = choose(study, candidates, folder)
-            jobs = jobs_of(study, tuned, plugins)
+            jobs = placed(jobs_of(study, tuned, plugins), folder)
             carry_out(jobs, folder, pool, **common)
+            shutil.rmtree(folder / SHARED, ignore_errors=True)
         finally:
             pool.close()
     finally:
@@ -64,9 +68,9 @@ def conduct(
 def known_jobs(study: Study, folder: Path, plugins: Sequence[str] = ()) -> list[Job] | None:
     """Return a study's runs as its folder knows them; None while its search has not ended."""
     if study.search is None:
-        return jobs_of(study, None, plugins)
+        return placed(jobs_of(study, None, plugins), folder)
     tuned = read_search(folder)
-    return None if tuned is None else jobs_of(study, tuned, plugins)
+    return None if tuned is None else placed(jobs_of(study, tuned, plugins), folder)
 
 
 def choose(study: Study, candidates: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:

@@ -17,11 +17,11 @@ from airtune.planning import METHODS
 from airtune.scenario import builtin_scenarios, scenario_from_dict
 from airtune.scenario.overrides import add_plugins, resolve_paths
 from airtune.study.methods import shipped_sets
-from airtune.study.schema import Method, Study
+from airtune.study.schema import Study, StudyMethod
 
 KEYS = (
     "name", "description", "base", "set", "include", "methods", "seeds", "axes", "crossed",
-    "search", "tuned", "budget", "reference",
+    "search", "tuned", "budget", "reference", "shared_bytes",
 )  # fmt: skip
 
 
@@ -69,7 +69,10 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     included = values.pop("include", [])
     values["methods"] = _methods(values.get("methods", {}), included, str(source))
     values["seeds"] = seeds_of(values.get("seeds", []), f"{source}: seeds")
-    values["set"] = {**flat(values.get("set", {})), **overridden(overrides)}
+    changed = values.get("set", {})
+    if folder is not None and isinstance(changed, dict):
+        resolve_paths(changed, folder)
+    values["set"] = {**flat(changed), **overridden(overrides)}
     values["axes"] = {
         name: {"points": _points(name, axis)} for name, axis in values.get("axes", {}).items()
     }
@@ -95,10 +98,10 @@ def study_from(
     """
     shipped = shipped_sets()
     every = {*shipped, *(name for one in shipped.values() for name in one)}
-    found: dict[str, Method] = {}
+    found: dict[str, StudyMethod] = {}
     for name in methods:
         if name not in every and METHODS.has(name):
-            chosen = {name: Method(set={"planning.method": name})}
+            chosen = {name: StudyMethod(set={"planning.method": name})}
         else:
             chosen = chosen_methods([name], "--methods")
         for one, method in chosen.items():
@@ -180,7 +183,7 @@ def seeds_of(given: Any, where: str) -> tuple[int, ...]:
     return tuple(given)
 
 
-def chosen_methods(names: Sequence[str], where: str) -> dict[str, Method]:
+def chosen_methods(names: Sequence[str], where: str) -> dict[str, StudyMethod]:
     """Return methods by name; the name of a shipped set stands for all of its methods.
 
     Raises:
@@ -188,7 +191,7 @@ def chosen_methods(names: Sequence[str], where: str) -> dict[str, Method]:
     """
     sets = shipped_sets()
     every = {name: method for one in sets.values() for name, method in one.items()}
-    found: dict[str, Method] = {}
+    found: dict[str, StudyMethod] = {}
     for name in names:
         if name not in sets and name not in every:
             close = difflib.get_close_matches(name, [*sets, *every], n=1)

@@ -14,7 +14,8 @@ from airtune.errors import InputError
 from airtune.record import Record, RoundRecord, read_record
 from airtune.record.schema import OK
 from airtune.study.jobs import Job, Point
-from airtune.study.running import FINISHED, folder_of, state_of
+from airtune.study.keys import folder_of
+from airtune.study.running import FINISHED, state_of
 from airtune.study.schema import Study
 
 PHASES = ("downlink_s", "compute_s", "upload_s")
@@ -141,7 +142,9 @@ def _budget(rounds: Sequence[RoundRecord]) -> dict[str, float]:
     """Mean seconds a round of one client's phases, and of waiting for the slowest."""
     means = []
     for one in rounds:
-        present = [client for client in one.clients if client.status == OK]
+        # Where every upload of a round was lost, those who sent one stand for it.
+        arrived = [client for client in one.clients if client.status == OK]
+        present = arrived or list(one.clients)
         phases = [float(np.mean([getattr(c, phase) for c in present])) for phase in PHASES]
         means.append([*phases, one.round_latency_s - sum(phases)])
     totals = np.mean(means, axis=0)

@@ -12,10 +12,11 @@ from typing import Any
 from airtune.record.files import write_durably
 from airtune.record.reading import RUN, read_info
 from airtune.study.jobs import Job
+from airtune.study.keys import RUNS, folder_of, sidecar, sidecar_path
 from airtune.study.pools import Pool, free_bytes, needed_bytes
 
-RUNS = "runs"
-"""The folder of all run directories, each named by its key."""
+SHARED = "shared"
+"""The folder of work that several runs need; it is removed once all runs have ended."""
 FINISHED, FAILED, BEGUN, MISSING = "finished", "failed", "begun", "missing"
 
 
@@ -38,11 +39,6 @@ class Progress:
     left_s: float | None
 
 
-def folder_of(study_folder: Path, key: str) -> Path:
-    """Return a run's directory in the study's folder."""
-    return study_folder / RUNS / key
-
-
 def state_of(study_folder: Path, job: Job) -> tuple[str, str | None]:
     """Return a run's state (finished, failed, begun, missing) and, where it failed, why.
 
@@ -51,12 +47,12 @@ def state_of(study_folder: Path, job: Job) -> tuple[str, str | None]:
     """
     folder = folder_of(study_folder, job.key)
     if not (folder / RUN).is_file():
-        error = _sidecar(folder).get("error")
+        error = sidecar(folder).get("error")
         return (FAILED, str(error)) if error else (MISSING, None)
     info = read_info(folder)
     if info["status"] == FINISHED:
         return FINISHED, None
-    error = _sidecar(folder).get("error") or info.get("error")
+    error = sidecar(folder).get("error") or info.get("error")
     return (FAILED, str(error)) if error else (BEGUN, None)
 
 
@@ -69,6 +65,7 @@ def carry_out(
     threads: int,
     keep_adapter: bool = False,
     trackers: Sequence[str] = (),
+    shared_bytes: float = 0.0,
     limit_bytes: float | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
@@ -78,6 +75,8 @@ def carry_out(
     what is free): a run's need is known from its model, or from the peak of one that has ended;
     where neither is known, the first of that model runs alone. A run that fails is written down
     and the others go on. The folder's runs can be resumed after a kill at any moment.
+    With `shared_bytes` above 0, work that several runs have in common is done once and kept on
+    that much disk until all have ended.
     """
     jobs = list({job.key: job for job in jobs}.values())
     waiting = [job for job in jobs if state_of(study_folder, job)[0] != FINISHED]
@@ -91,13 +90,15 @@ def carry_out(
                 break
             job = waiting.pop(0)
             folder = folder_of(study_folder, job.key)
-            _sidecar_path(folder).unlink(missing_ok=True)
+            _note(folder, {"files": job.files})
             task = {
                 "folder": str(folder.resolve()),
                 "values": job.values,
+                "files": list(job.files),
                 "threads": threads,
                 "keep_adapter": keep_adapter,
                 "trackers": list(trackers),
+                "shared": _shared(study_folder, shared_bytes),
             }
             running[job.key] = job
             pool.start(job.key, task)
@@ -105,8 +106,8 @@ def carry_out(
             job = running.pop(key)
             folder = folder_of(study_folder, key)
             if error:  # it died without a word of its own
-                write_durably(_sidecar_path(folder), (json.dumps({"error": error}) + "\n").encode())
-            told = _sidecar(folder)
+                _note(folder, {"files": job.files, "error": error})
+            told = sidecar(folder)
             if told.get("peak_bytes"):
                 model = _model_of(job)
                 peaks[model] = max(peaks.get(model, 0.0), float(told["peak_bytes"]))
@@ -114,6 +115,17 @@ def carry_out(
             left_s = (time.monotonic() - begin) / done * (total - done)
             failed = told.get("error") if error is not None else None
             watch(Progress(done, total, job.where, failed or error, left_s))
+
+
+def _shared(study_folder: Path, limit_bytes: float) -> dict[str, Any] | None:
+    """Say where the runs keep work that others need too; None: nowhere."""
+    if not limit_bytes:
+        return None
+    return {"folder": str((study_folder / SHARED).resolve()), "limit_bytes": limit_bytes}
+
+
+def _note(folder: Path, values: Mapping[str, Any]) -> None:
+    write_durably(sidecar_path(folder), (json.dumps(values) + "\n").encode())
 
 
 def _fits(jobs: Sequence[Job], peaks: Mapping[str, float], limit: float) -> bool:
@@ -129,20 +141,7 @@ def _model_of(job: Job) -> str:
 def _known_peaks(jobs: Iterable[Job], study_folder: Path) -> dict[str, float]:
     peaks: dict[str, float] = {}
     for job in jobs:
-        peak = _sidecar(folder_of(study_folder, job.key)).get("peak_bytes")
+        peak = sidecar(folder_of(study_folder, job.key)).get("peak_bytes")
         if peak:
             peaks[_model_of(job)] = max(peaks.get(_model_of(job), 0.0), float(peak))
     return peaks
-
-
-def _sidecar_path(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.json")
-
-
-def _sidecar(folder: Path) -> dict[str, Any]:
-    """Return what a run's process wrote beside its directory at its end; {} where nothing."""
-    try:
-        found = json.loads(_sidecar_path(folder).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -35,7 +35,7 @@ _FIRST_RATIO = 1.15
 _WIDE = 1.02
 # Choices evaluated at once: some arrays of half a megabyte each.
 _MAX_ROWS = 60_000
-# The search ends after so many rows, whatever it has proved by then; the true gap is reported.
+# The search ends after this many rows, whatever it has proved by then; the true gap is reported.
 MAX_WORK = 2_000_000
 # Relative: a bound equal to the least loss must not be missed by rounding.
 _NO_LOSS = 1e-9
