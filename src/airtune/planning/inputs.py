@@ -35,6 +35,7 @@ from airtune.models.workload import (
     payload_bits,
 )
 from airtune.planning import Plan, PlanningProblem
+from airtune.planning.scheduling import check_has_rounds
 from airtune.randomness import generator
 from airtune.scenario import Scenario
 
@@ -128,6 +129,7 @@ def modes_of(scenario: Scenario) -> tuple[Mode, ...]:
             bits_per_value=section.uplink_bits_per_value,
             bits_per_scale=section.uplink_bits_per_scale,
             freezes_a=freezes_a,
+            control_variates=scenario.training.scaffold,
         )
         for rank in scenario.client_ranks
     )
@@ -300,6 +302,7 @@ def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
     (task.max_tokens), half of their tokens as answers, and the clients as equally large: what
     can be known from the file alone.
     """
+    check_has_rounds(scenario)
     section = scenario.training
     length = scenario.task.max_tokens
     size = StepTokens(

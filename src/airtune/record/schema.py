@@ -94,6 +94,37 @@ class ClientRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TurnRecord:
+    """One client's work that a merge took up, where rounds are not synchronous.
+
+    Attributes:
+        name: the client's name; a client may have several turns in one merge.
+        status: as in `ClientRecord`.
+        turn: its n-th one, counted from 1.
+        start_round: rounds that had ended when it began.
+        staleness: tau, merges between its start and this one.
+        share: what its answer counted: s(tau), or with fedasync alpha s(tau); 0 if left out.
+        started_s: s of the virtual clock at which it began to receive.
+        received_s: s at which it had the adapter.
+        computed_s: s at which it began to send.
+        ended_s: s at which its answer had arrived.
+        uplink_bits: bits that it sent.
+    """
+
+    name: str
+    status: str = OK
+    turn: int
+    start_round: int
+    staleness: int
+    share: float
+    started_s: float
+    received_s: float
+    computed_s: float
+    ended_s: float
+    uplink_bits: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundRecord:
     """One round: one line of rounds.jsonl.
 
@@ -119,6 +150,7 @@ class RoundRecord:
         gap: objective_s / lower_bound_s − 1.
         wall_s: s of real time that simulating the round took.
         clients: in the run's order.
+        turns: in the order of the answers; empty where rounds are synchronous.
     """
 
     round: int
@@ -141,6 +173,7 @@ class RoundRecord:
     gap: float | None = None
     wall_s: float
     clients: tuple[ClientRecord, ...]
+    turns: tuple[TurnRecord, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,11 +239,11 @@ class RunDescription:
     knob_costs: str = ""
 
 
-Value = TypeVar("Value", ClientRecord, RoundRecord, ClientSite, RunDescription)
+Value = TypeVar("Value", ClientRecord, TurnRecord, RoundRecord, ClientSite, RunDescription)
 
 _HINTS: dict[type, dict[str, Any]] = {
     kind: typing.get_type_hints(kind)
-    for kind in (ClientRecord, RoundRecord, ClientSite, RunDescription)
+    for kind in (ClientRecord, TurnRecord, RoundRecord, ClientSite, RunDescription)
 }
 
 

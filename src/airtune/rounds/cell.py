@@ -27,6 +27,7 @@ from airtune.planning import METHODS, Plan
 from airtune.planning.assigning import assignments_of
 from airtune.planning.inputs import Situation
 from airtune.planning.round_plan import plan_round
+from airtune.planning.scheduling import check_parts
 from airtune.randomness import generator
 from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario
@@ -184,4 +185,5 @@ def checked_profiles(scenario: Scenario) -> tuple[DeviceProfile, ...]:
     METHODS.find(scenario.planning.method)
     channel.CHANNEL_MODELS.find(channel.model_name(scenario.cell))
     rule_of(scenario)
+    check_parts(scenario)
     return tuple(profile_of(device) for device in scenario.client_devices)

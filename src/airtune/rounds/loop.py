@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from airtune import planning
-from airtune.adapters.names import Adapter, leading, padded, rank_of
-from airtune.adapters.slices import gather_adapter, scatter_adapter
+from airtune.adapters.names import Adapter
 from airtune.assignment import Assignment
 from airtune.errors import RunError
-from airtune.merging.functions import Contribution, fault_of
 from airtune.merging.rules import rule_of
+from airtune.merging.server import server_step
 from airtune.models.devices import DeviceProfile
 from airtune.planning import METHODS, PlanningProblem, fitted_kappa
 from airtune.planning.floor import first_queues, next_queues
@@ -34,6 +33,7 @@ from airtune.planning.plausible import doubts
 from airtune.randomness import generator
 from airtune.record import RoundRecord, RunDescription
 from airtune.record.schema import OK, ClientRecord
+from airtune.rounds.answers import contribution_of, evaluation_after, status_of
 from airtune.rounds.bills import (
     Outcome,
     bill,
@@ -46,11 +46,11 @@ from airtune.rounds.bills import (
     with_energy,
 )
 from airtune.rounds.cell import Cell, Decision
+from airtune.rounds.control import Controls, controls_after
 from airtune.rounds.description import description_of
 from airtune.rounds.state import State
 from airtune.scenario import Scenario
-from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
-from airtune.training.worker import Evaluation
+from airtune.training.client import ClientJob, ClientUpdate
 
 
 def begin(cell: Cell) -> State:
@@ -110,8 +110,15 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         raise RunError(
             f"round {situation.round}: no client's update could be used; first: {reason}"
         )
-    contributions = [_contribution(cell, state.adapter, a) for a in answers if a.status == OK]
-    adapter = cell.merge(cell, state.adapter, contributions)
+    contributions = [
+        contribution_of(cell, state.adapter, a.outcome, a.assignment.mode.local_steps)
+        for a in answers
+        if a.status == OK and isinstance(a.outcome, ClientUpdate)
+    ]
+    merged = cell.merge(cell, state.adapter, contributions)
+    adapter, moments = server_step(
+        scenario.aggregation, state.adapter, merged, state.server_moments
+    )
 
     # 5. Put it on the clock.
     clients = _bills(cell, situation, decision, answers, profiles)
@@ -131,8 +138,10 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         speeds=speeds_after(_speeds(cell, state), profiles, [a.outcome for a in answers]),
         stacked_bits=sum(u.uplink_bits for u in updates) if rule_of(scenario).restarts else None,
         queues=_queues_after(cell, situation, decision, updates),
+        server_moments=moments,
+        controls=_controls_after(cell, state, updates),
     )
-    evaluation = _evaluation(cell, after)
+    evaluation = evaluation_after(cell, after)
     loss = None if evaluation is None else evaluation.loss
     if evaluation is not None and evaluation.client_losses:
         pairs = zip(clients, evaluation.client_losses, strict=True)
@@ -181,15 +190,6 @@ def _unbudgeted(situation: Situation) -> PlanningProblem:
 
 def _speeds(cell: Cell, state: State) -> tuple[float | None, ...]:
     return state.speeds or (None,) * len(cell.profiles)
-
-
-def _evaluation(cell: Cell, after: State) -> Evaluation | None:
-    """Measure where the scenario asks for it: every n-th round, and the last one."""
-    scenario = cell.scenario
-    last = after.is_last(scenario)
-    if not last and after.round % scenario.evaluation.every_rounds:
-        return None
-    return cell.engine.evaluate(after.adapter, final=last)
 
 
 def _situation(cell: Cell, state: State, profiles: Sequence[DeviceProfile]) -> Situation:
@@ -254,6 +254,13 @@ def _queues_after(
     return tuple(next_queues(situation.queues, contributed, share).tolist())
 
 
+def _controls_after(cell: Cell, state: State, updates: Sequence[ClientUpdate]) -> Controls:
+    if not cell.scenario.training.scaffold:
+        return state.controls
+    examples = [client.examples for client in cell.federation.clients]
+    return controls_after(state.controls, state.adapter, updates, examples, cell.federation.shape)
+
+
 def _answers(cell: Cell, state: State, situation: Situation, decision: Decision) -> list[_Answer]:
     """Have every client do its part; answers in the cohort's order, whichever ends first."""
     assigned = {a.client: a for a in decision.assignments if a is not None}
@@ -266,34 +273,16 @@ def _answers(cell: Cell, state: State, situation: Situation, decision: Decision)
                 assignment=assignment,
                 adapter=state.adapter,
                 optimizer_state=state.optimizer_states.get(client),
+                correction=state.controls.correction(client, state.adapter)
+                if cell.scenario.training.scaffold
+                else None,
             )
 
     outcomes = {outcome.client: outcome for outcome in cell.engine.train(jobs())}
     return [
-        _Answer(one, outcomes[k], _status(cell, outcomes[k], one, state.adapter))
+        _Answer(one, outcomes[k], status_of(cell, outcomes[k], one.mode.rank, state.adapter))
         for k, one in assigned.items()
     ]
-
-
-def _status(cell: Cell, outcome: Outcome, assigned: Assignment, server: Adapter) -> str:
-    if isinstance(outcome, ClientFailure):
-        return f"failed: {outcome.reason}"
-    start = leading(server, assigned.mode.rank)
-    kept = gather_adapter(start, outcome.structure, cell.federation.shape)
-    expected = {name: tuple(value.shape) for name, value in kept.items()}
-    return fault_of(outcome.adapter, expected, outcome.train_loss) or OK
-
-
-def _contribution(cell: Cell, server: Adapter, answer: _Answer) -> Contribution:
-    update = answer.outcome
-    assert isinstance(update, ClientUpdate)
-    values, held = scatter_adapter(update.adapter, update.structure, cell.federation.shape)
-    # Where clients restart, their rank is their own; otherwise the server's, zero-padded.
-    if not rule_of(cell.scenario).restarts:
-        rank = rank_of(server)
-        values, held = padded(values, rank), padded(held, rank)
-    steps = answer.assignment.mode.local_steps
-    return Contribution(values, held, weight=float(update.examples), steps=steps)
 
 
 def _bills(

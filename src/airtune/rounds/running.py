@@ -12,9 +12,10 @@ from airtune.engines.local import LocalEngine
 from airtune.errors import RunError
 from airtune.record import Record, RunDirectory, read_record
 from airtune.rounds.cell import Cell, checked_profiles, open_cell
-from airtune.rounds.loop import opening, step
+from airtune.rounds.loop import opening
 from airtune.rounds.observer import Observer
 from airtune.rounds.state import State, packed, restored
+from airtune.rounds.stepping import step
 from airtune.scenario import Scenario
 
 

@@ -222,14 +222,18 @@ class Worker:
         if job.optimizer_state is not None:
             moments = gather_moments(job.optimizer_state, structure, shape)
         start_values = gather_adapter(job.adapter, structure, shape)
+        correction = None
+        if job.correction is not None:
+            correction = gather_adapter(leading(job.correction, mode.rank), structure, shape)
         trained = train(
             submodel,
             self._config(mode.rank),
             start_values,
             batches,
-            section.in_round(job.round, self.scenario.rounds),
+            section.in_round(job.rate_round or job.round, self.scenario.rounds),
             moments,
             freezes_a=mode.freezes_a,
+            correction=correction,
         )
         if trained.optimizer_state is not None:
             moments = scatter_moments(
@@ -251,6 +255,7 @@ class Worker:
             examples=len(self._train_data[job.client]),
             train_loss=trained.train_loss,
             optimizer_state=moments,
+            control=trained.control,
         )
 
     def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:
