@@ -15,6 +15,7 @@ from airtune.adapters.names import Adapter
 from airtune.engines.local import LocalEngine
 from airtune.errors import RunError
 from airtune.record import RoundRecord
+from airtune.report import write_report
 from airtune.rounds import State, run
 from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario, load_scenario
@@ -182,6 +183,7 @@ def test_a_run_stopped_at_every_merge_has_the_record_of_one_that_was_not(
             run(scenario, out=tmp_path / "cut", resume=resume, observer=Stopping())
     run(scenario, out=tmp_path / "cut", resume=True)
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert 'id="overlaps"' in write_report(tmp_path / "cut").read_text()
 
 
 @pytest.mark.parametrize("kind", list(SCHEDULES))
