@@ -101,6 +101,8 @@ def prepared(name: str, group: Group) -> Path:
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     project = (ROOT / "pyproject.toml").read_text()
     (folder / "pyproject.toml").write_text("\n".join([project, "[tool.mutmut]", *lines, ""]))
+    # Python passes over a folder of PYTHONPATH that is not there when it starts.
+    (folder / "mutants" / "src").mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 PARTS = ("downlink_s", "compute_s", "upload_s")
-MESSAGE_BYTES = {"downlink_s": 455, "upload_s": 1670}
+MESSAGE_BYTES = {"downlink_s": 455, "upload_s": 1710}
 """What a message takes besides its payload: fields, the header of the arrays, Flower's envelope.
-Measured at the gateway, the same in every round of `tiny`."""
-REQUESTS = {"downlink_s": 3, "upload_s": 4}
-HEAD_BYTES = {"downlink_s": 230, "upload_s": 865}
-"""Of an answer's and of a request's HTTP headers, with the device's key and signature, in TLS."""
+Counted at the gateway, the same in every round of `tiny` to 15 bytes."""
 
 
 def comparison(timings: Path, rounds: Path) -> dict[str, Any]:
@@ -21,7 +18,6 @@ def comparison(timings: Path, rounds: Path) -> dict[str, Any]:
     The prediction is the plan's, and what is known of the framework's bytes at the planned rates.
     A row counts unless the device says that its work took longer than the time it emulates; a
     round counts if all its rows do.
-
 
     `realised_s` is the plan's formula at what the client really did: its realised bits and
     FLOPs in place of the planned ones. `round_s` leaves Flower's own time out on both sides;
@@ -87,8 +83,7 @@ def _predicted(planned: dict[str, float]) -> dict[str, float]:
     found = dict(planned)
     for part, rate_bps in rates_bps.items():
         if rate_bps:
-            extra = MESSAGE_BYTES[part] + REQUESTS[part] * HEAD_BYTES[part]
-            found[part] += 8 * extra / rate_bps
+            found[part] += 8 * MESSAGE_BYTES[part] / rate_bps
     return found
 
 

@@ -23,6 +23,9 @@ from airtune.errors import InputError, RunError
 
 # Per full Ethernet frame: 1448 bytes of the stream, 66 of Ethernet, IP and TCP with timestamps.
 FRAME_BYTES, STREAM_BYTES = 1514, 1448
+NAMESPACES = Path("/run/netns")
+_START = 19
+"""When a process began, among the fields of /proc/PID/stat after its name."""
 UPLINK = "radio0"
 """A device's interface towards the server."""
 
@@ -153,7 +156,7 @@ def sweep_links() -> list[str]:
     for line in _ip("netns", "list").stdout.splitlines():
         space = line.split()[0] if line.split() else ""
         found = re.fullmatch(r"airtune(\d+)(?:s|d\d+|try)", space)
-        if found is None or Path(f"/proc/{found[1]}").exists():
+        if found is None or runs_since(int(found[1]), NAMESPACES / space):
             continue
         for pid in _pids(space):
             with suppress(ProcessLookupError):
@@ -161,6 +164,17 @@ def sweep_links() -> list[str]:
         _ip("netns", "delete", space)
         removed.append(f"namespace {space}")
     return removed
+
+
+def runs_since(pid: int, made: Path) -> bool:
+    """Say whether the process that made a path still runs; its number may have been given again."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        up_s = float(Path("/proc/uptime").read_text().split()[0])
+        began_s = time.time() - up_s + int(fields[_START]) / os.sysconf("SC_CLK_TCK")
+        return began_s <= made.stat().st_mtime + 1.0
+    except FileNotFoundError:
+        return False
 
 
 def _qdisc(interface: str, rate_bps: float) -> list[str]:

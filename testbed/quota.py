@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from links import runs_since
+
 ROOT = Path("/sys/fs/cgroup")
 PERIOD_US = 20_000
 """Short, so that a device that has used up its share does not stand still for long."""
@@ -80,7 +82,7 @@ def sweep_quotas() -> list[str]:
     for parent in (ROOT, ROOT / "cpu"):
         for group in parent.glob("airtune-*-*"):
             found = re.match(r"airtune-(\d+)-", group.name)
-            if found is not None and not Path(f"/proc/{found[1]}").exists():
+            if found is not None and not runs_since(int(found[1]), group):
                 with suppress(OSError):
                     group.rmdir()
                     removed.append(f"control group {group.name}")

@@ -100,7 +100,7 @@ class Deployment:
         command = ("deploy", "run", "tiny", *self._settings)
         self._start("run", *command, "--out", "run", *extra)
 
-    def finish(self, name: str = "run", timeout_s: float = 240.0) -> int:
+    def finish(self, name: str = "run", timeout_s: float = 480.0) -> int:
         """Wait for a process to end; return its status."""
         return self._running.pop(name).wait(timeout_s)
 
@@ -108,7 +108,7 @@ class Deployment:
         """Return what a process has printed so far."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
-    def wait_for(self, name: str, text: str, timeout_s: float = 120.0) -> None:
+    def wait_for(self, name: str, text: str, timeout_s: float = 300.0) -> None:
         """Wait until a process has printed something; fails when it ends before."""
         self.wait_until(lambda: text in self.said(name), f"{name}: {text}", timeout_s, watched=name)
 
@@ -116,7 +116,7 @@ class Deployment:
         self,
         condition: Callable[[], bool],
         what: str,
-        timeout_s: float = 120.0,
+        timeout_s: float = 300.0,
         watched: str | None = None,
     ) -> None:
         """Wait for a condition."""

@@ -160,3 +160,35 @@ def test_too_few_examples_are_refused() -> None:
     message = r"10 training examples are too few for 4 clients with at least 3 each"
     with pytest.raises(InputError, match=message):
         split([0] * 10, 4, min_examples=2, held_out=1)
+
+
+def test_a_reserved_label_is_held_by_its_clients_alone_and_equally() -> None:
+    labels = np.repeat(np.arange(10), 100)
+    section = PartitionSection(kind="dirichlet", alpha=0.3, min_examples=1)
+    shares = partition(
+        labels, 8, section, np.random.default_rng(3), reserved={4: {6, 7}, 9: {6, 7}}
+    )
+    counts = np.array([np.bincount(labels[share], minlength=10) for share in shares])
+    assert counts.sum(axis=1).tolist() == [125] * 8
+    assert counts[:6, [4, 9]].sum() == 0
+    assert counts[6:, [4, 9]].tolist() == [[50, 50], [50, 50]]
+    used = np.concatenate(shares)
+    assert len(np.unique(used)) == len(used)
+
+
+def test_more_of_reserved_labels_than_a_client_holds_is_scaled_down() -> None:
+    labels = np.repeat(np.arange(4), 100)
+    section = PartitionSection(kind="dirichlet", alpha=0.3, min_examples=1)
+    shares = partition(labels, 4, section, np.random.default_rng(3), reserved={0: {1}, 2: {1, 3}})
+    counts = np.array([np.bincount(labels[share], minlength=4) for share in shares])
+    assert counts[1, [0, 2]].tolist() == [66, 33]
+    assert counts[3, 2] == 50
+    assert counts[[0, 2]][:, [0, 2]].sum() == 0
+
+
+def test_without_reserved_labels_the_split_is_as_before() -> None:
+    labels = np.random.default_rng(0).integers(0, 10, 400)
+    section = PartitionSection(kind="dirichlet", alpha=0.3, min_examples=1)
+    plain = partition(labels, 8, section, np.random.default_rng(1))
+    empty = partition(labels, 8, section, np.random.default_rng(1), reserved={})
+    assert all(np.array_equal(a, b) for a, b in zip(plain, empty, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,23 @@ from airtune.adapters.few_bits import rounded_change
 from airtune.deploy.codec import layout_of, update_arrays, updated_adapter
 from airtune.deploy.device import Device
 from airtune.deploy.engine import Conditions, FlowerEngine
+from airtune.deploy.introductions import Known, check_introduction
 from airtune.deploy.pacing import Unpaced
-from airtune.deploy.protocol import Introduction, ProtocolError, Update, pack, unpack
+from airtune.deploy.protocol import (
+    Hello,
+    Introduction,
+    ProtocolError,
+    Update,
+    agreement,
+    pack,
+    unpack,
+)
 from airtune.models.devices import profile_of
 from airtune.record import Record
 from airtune.rounds import run
 from airtune.scenario import Scenario, load_scenario
 from assigned import mode
-from fake_post import FakePost
+from fake_mailbox import FakeMailbox
 
 KINDS = (
     "devices=[{profile='jetson-orin-nano', distance_m=30.0}, {profile='raspberry-pi-5', "
@@ -47,6 +57,7 @@ SETTINGS: dict[str, list[str]] = {
     "two bits, moments kept": [
         EQUAL, "aggregation.uplink_change_bits=2", "training.keep_optimizer=true",
     ],
+    "measured costs of pruning": [KINDS, "pruning.cost=measured"],
     "B alone": [EQUAL, "aggregation.rule=ffa-lora"],
     "fewer steps": [
         EQUAL.replace("'raspberry-pi-5'", "'raspberry-pi-5', utilisation=0.01"),
@@ -64,7 +75,7 @@ def _one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-def as_planned(scenario: Scenario, alone: Record, post: FakePost) -> None:
+def as_planned(scenario: Scenario, alone: Record, mailbox: FakeMailbox) -> None:
     """Have each device say the speed that the scenario names, so that both runs plan alike."""
     for k, name in enumerate(scenario.client_names):
         speed = profile_of(scenario.client_devices[k]).effective_flops
@@ -73,14 +84,14 @@ def as_planned(scenario: Scenario, alone: Record, post: FakePost) -> None:
             own, _ = unpack(body, Introduction)
             return pack(own.model_copy(update={"effective_flops": speed}))
 
-        post.tamper[name, "hello"] = introduced
+        mailbox.tamper[name, "hello"] = introduced
         for record in alone.rounds:
 
             def timed(body: bytes, counted_s: float = record.clients[k].compute_s) -> bytes:
                 fields, arrays = unpack(body, Update)
                 return pack(fields.model_copy(update={"compute_s": counted_s}), arrays)
 
-            post.tamper[name, str(record.round)] = timed
+            mailbox.tamper[name, str(record.round)] = timed
 
 
 def comparable(record: Record) -> list[dict[str, Any]]:
@@ -117,10 +128,10 @@ def test_the_devices_record_is_the_simulated_one(case: str, tmp_path: Path) -> N
     alone = run(scenario, out=tmp_path / "alone")
     names = scenario.client_names
     devices = {name: Device(scenario, name, Unpaced(), tmp_path) for name in names}
-    post = FakePost(devices)
-    as_planned(scenario, alone, post)
+    mailbox = FakeMailbox(devices)
+    as_planned(scenario, alone, mailbox)
     engine = FlowerEngine(
-        scenario, post, Conditions(devices=len(names), wait_s=30.0), run="run-1",
+        scenario, mailbox, Conditions(devices=len(names), wait_s=30.0), run="run-1",
         say=lambda line: None,
     )  # fmt: skip
     on_air = run(scenario, out=tmp_path / "devices", engine=engine)
@@ -132,6 +143,33 @@ def test_the_devices_record_is_the_simulated_one(case: str, tmp_path: Path) -> N
     if case == "fewer steps":
         steps = {client.local_steps for line in on_air.rounds for client in line.clients}
         assert steps > {4}
+
+
+def test_the_largest_cut_that_a_device_announces_is_one_of_the_model(tmp_path: Path) -> None:
+    scenario = load_scenario("tiny", [*SMALL, KINDS, "pruning.cost=measured"])
+    client = scenario.client_names[1]
+    device = Device(scenario, client, Unpaced(), tmp_path)
+    hello = Hello(version="0", run="run-1", scenario=agreement(scenario))
+    own, _ = unpack(device.handle(pack(hello)), Introduction)
+    labels = frozenset(own.labels)
+    known = Known(scenario, device._worker.shape, labels)
+    check_introduction(own, known, 1, waited_s=1e6)
+    assert own.most_pruned is not None
+    (channels, groups), *rest = own.most_pruned
+    whole = [(known.shape.mlp_channels, known.shape.kv_heads)] * known.shape.blocks
+    for bad, said in (
+        (None, "most_pruned is missing"),
+        (rest, "not a submodel"),
+        ([(channels, known.shape.kv_heads + 1), *rest], "not a submodel"),
+        ([(known.shape.mlp_channels + 1, groups), *rest], "not a submodel"),
+        (whole, "leaves out 0.000 of the model; the scenario's largest is 0.5"),
+    ):
+        with pytest.raises(ProtocolError, match=said):
+            check_introduction(own.model_copy(update={"most_pruned": bad}), known, 1, waited_s=1e6)
+    linear = replace(known, scenario=load_scenario("tiny", [*SMALL, KINDS]))
+    plain = own.model_copy(update={"pruning_cost": None})
+    with pytest.raises(ProtocolError, match="most_pruned is given"):
+        check_introduction(plain, linear, 1, waited_s=1e6)
 
 
 def changes(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

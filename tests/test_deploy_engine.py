@@ -1,4 +1,4 @@
-"""The round loop on devices without Flower: devices in this process, behind a stand-in post."""
+"""The round loop on devices without Flower: devices in this process, behind a stand-in mailbox."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientJob
 from airtune.training.worker import Worker
 from assigned import assignment, mode
-from fake_post import FakePost, Tamper
+from fake_mailbox import FakeMailbox, Tamper
 
 SMALL = [
     "rounds=2",
@@ -78,12 +78,12 @@ def devices(scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def on_devices(
-    scenario: Scenario, post: FakePost, out: Path, conditions: Conditions | None = None
+    scenario: Scenario, mailbox: FakeMailbox, out: Path, conditions: Conditions | None = None
 ) -> Record:
     engine = FlowerEngine(
         scenario,
-        post,
-        conditions or Conditions(devices=len(post.devices), wait_s=5.0),
+        mailbox,
+        conditions or Conditions(devices=len(mailbox.devices), wait_s=5.0),
         run="run-1",
         timings=out.with_suffix(".timings"),
         say=lambda line: None,
@@ -98,7 +98,7 @@ def statuses(record: Record, round: int) -> dict[str, str]:
 def test_devices_learn_what_the_simulation_learns(
     scenario: Scenario, devices: dict[str, Device], tmp_path: Path
 ) -> None:
-    on_air = on_devices(scenario, FakePost(devices), tmp_path / "devices")
+    on_air = on_devices(scenario, FakeMailbox(devices), tmp_path / "devices")
     alone = run(scenario, out=tmp_path / "alone")
     for real, counted in zip(on_air.rounds, alone.rounds, strict=True):
         # Without pruning the plan does not matter, and 32 bits lose nothing.
@@ -167,10 +167,10 @@ def test_rubbish_is_left_out_and_recorded(
 ) -> None:
     tamper, said = RUBBISH[kind]
     victim = scenario.client_names[0]
-    post = FakePost(devices)
-    post.tamper[(victim, "1")] = tamper
+    mailbox = FakeMailbox(devices)
+    mailbox.tamper[(victim, "1")] = tamper
     one_round = scenario.model_copy(update={"rounds": 1})
-    record = on_devices(one_round, post, tmp_path / "run")
+    record = on_devices(one_round, mailbox, tmp_path / "run")
     found = statuses(record, 1)
     assert said in found.pop(victim)
     assert set(found.values()) == {"ok"}
@@ -180,10 +180,10 @@ def test_a_late_device_is_not_waited_for_and_may_come_back(
     scenario: Scenario, devices: dict[str, Device], tmp_path: Path
 ) -> None:
     victim = scenario.client_names[1]
-    post = FakePost(devices)
-    post.tamper[(victim, "1")] = lambda body: None
+    mailbox = FakeMailbox(devices)
+    mailbox.tamper[(victim, "1")] = lambda body: None
     conditions = Conditions(devices=3, wait_s=5.0, slack=1.0, engine_s=0.2)
-    record = on_devices(scenario, post, tmp_path / "run", conditions)
+    record = on_devices(scenario, mailbox, tmp_path / "run", conditions)
     assert statuses(record, 1)[victim].startswith("failed: late: no answer within")
     assert statuses(record, 2)[victim] == "ok"
 
@@ -192,16 +192,16 @@ def test_a_device_that_goes_and_returns(
     scenario: Scenario, devices: dict[str, Device], tmp_path: Path
 ) -> None:
     victim = scenario.client_names[2]
-    post = FakePost(devices)
-    post.away.add(victim)
+    mailbox = FakeMailbox(devices)
+    mailbox.away.add(victim)
 
     def back(body: bytes) -> bytes:
-        post.away.clear()
+        mailbox.away.clear()
         return body
 
-    post.tamper[(scenario.client_names[0], "1")] = back
+    mailbox.tamper[(scenario.client_names[0], "1")] = back
     conditions = Conditions(devices=2, wait_s=0.2)
-    record = on_devices(scenario, post, tmp_path / "run", conditions)
+    record = on_devices(scenario, mailbox, tmp_path / "run", conditions)
     assert statuses(record, 1)[victim] == "failed: not connected"
     assert statuses(record, 2)[victim] == "ok"
 
@@ -209,14 +209,14 @@ def test_a_device_that_goes_and_returns(
 def test_fewer_devices_than_asked_for(
     scenario: Scenario, devices: dict[str, Device], tmp_path: Path
 ) -> None:
-    post = FakePost(devices)
-    post.away.update(scenario.client_names[1:])
+    mailbox = FakeMailbox(devices)
+    mailbox.away.update(scenario.client_names[1:])
     conditions = Conditions(devices=3, wait_s=0.2)
     with pytest.raises(RunError, match=r"1 of 3 devices ready within 0.2 s; missing: intel"):
-        on_devices(scenario, post, tmp_path / "one", conditions)
-    post.away.update(scenario.client_names)
+        on_devices(scenario, mailbox, tmp_path / "one", conditions)
+    mailbox.away.update(scenario.client_names)
     with pytest.raises(RunError, match="0 of 3 devices ready"):
-        on_devices(scenario, post, tmp_path / "none", conditions)
+        on_devices(scenario, mailbox, tmp_path / "none", conditions)
 
 
 def introduced(**values: Any) -> Tamper:
@@ -243,20 +243,22 @@ def test_who_does_not_belong_is_refused(
     values: dict[str, Any],
     reason: str,
 ) -> None:
-    post = FakePost(devices)
-    post.tamper[(scenario.client_names[0], "hello")] = introduced(**values)
+    mailbox = FakeMailbox(devices)
+    mailbox.tamper[(scenario.client_names[0], "hello")] = introduced(**values)
     with pytest.raises(RunError, match=f"2 of 3 devices ready.*refused: .*{reason}"):
-        on_devices(scenario, post, tmp_path / "run", Conditions(devices=3, wait_s=0.2))
+        on_devices(scenario, mailbox, tmp_path / "run", Conditions(devices=3, wait_s=0.2))
 
 
 def test_one_client_is_not_played_twice(
     scenario: Scenario, devices: dict[str, Device], tmp_path: Path
 ) -> None:
-    post = FakePost(devices)
-    post.registered = False
-    post.tamper[(scenario.client_names[1], "hello")] = introduced(client=scenario.client_names[0])
+    mailbox = FakeMailbox(devices)
+    mailbox.registered = False
+    mailbox.tamper[(scenario.client_names[1], "hello")] = introduced(
+        client=scenario.client_names[0]
+    )
     with pytest.raises(RunError, match="already played by another device"):
-        on_devices(scenario, post, tmp_path / "run", Conditions(devices=3, wait_s=0.2))
+        on_devices(scenario, mailbox, tmp_path / "run", Conditions(devices=3, wait_s=0.2))
 
 
 def asked(device: Device, fields: Fields, arrays: dict[str, np.ndarray] | None = None) -> str:
@@ -296,7 +298,7 @@ def test_private_devices_clip_count_and_stop(tmp_path: Path) -> None:
     devices = {n: Device(scenario, n, Unpaced(), folders[n], privacy) for n in folders}
     conditions = Conditions(devices=3, wait_s=5.0, privacy=privacy)
     with pytest.raises(RunError, match=r"round 3: no client's update.*privacy budget used up"):
-        on_devices(scenario, FakePost(devices), tmp_path / "run", conditions)
+        on_devices(scenario, FakeMailbox(devices), tmp_path / "run", conditions)
     for folder in folders.values():
         assert read_ledger(folder / "privacy.json").noise_multipliers == [2.0, 2.0]
     lines = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()

@@ -118,15 +118,16 @@ def test_a_server_that_is_away_is_tried_again_later(log: Path) -> None:
 def call(name: str, begin: float, **values: Any) -> dict[str, Any]:
     return {
         "device": "d1", "call": name, "status": 200, "begin_s": begin, "uploaded_s": begin,
-        "end_s": begin, "up_bytes": 0, "down_bytes": 0, **values,
+        "answered_s": begin, "end_s": begin, "up_bytes": 0, "down_bytes": 0, **values,
     }  # fmt: skip
 
 
+TIMES = ("begin_s", "uploaded_s", "answered_s", "end_s")
 ROUND = [
     call("pull-messages", 10.0),
     call("pull-object", 10.50, end_s=10.51, down_bytes=100),
     call("pull-object", 10.52, end_s=10.52, down_bytes=2),  # not there yet
-    call("pull-object", 11.53, end_s=11.60, down_bytes=200),
+    call("pull-object", 11.53, answered_s=11.9, end_s=13.0, down_bytes=200),  # read, then sent
     call("confirm-message-received", 13.0),
     call("push-messages", 20.0, uploaded_s=20.01, up_bytes=50),
     call("push-object", 20.02, up_bytes=500, uploaded_s=22.0),
@@ -137,19 +138,16 @@ ROUND = [
 
 def test_a_round_is_read_from_its_requests() -> None:
     times = wire_times(ROUND, since_s=9.0)["d1"]
-    assert times.downlink_s == pytest.approx(0.01 + 1.47)
+    assert times.downlink_s == pytest.approx(0.01 + 1.1)
     assert times.upload_s == pytest.approx(4.0 + 0.1)
     assert (times.downlink_bytes, times.uplink_bytes) == (300, 1155)
 
 
 def test_rounds_before_and_half_rounds_do_not_count() -> None:
-    assert wire_times(ROUND, since_s=11.0)["d1"].downlink_s == pytest.approx(1.47)
+    assert wire_times(ROUND, since_s=11.0)["d1"].downlink_s == pytest.approx(1.1)
     assert wire_times(ROUND, since_s=15.0) == {}
     assert wire_times(ROUND[:6], since_s=9.0) == {}
-    greeting = [
-        {**line, **{key: line[key] - 20 for key in ("begin_s", "uploaded_s", "end_s")}}
-        for line in ROUND
-    ]
+    greeting = [{**line, **{key: line[key] - 20 for key in TIMES}} for line in ROUND]
     assert wire_times(greeting + ROUND, since_s=-20.0) == wire_times(ROUND, since_s=9.0)
     refused = [{**line, "status": 401} for line in ROUND]
     assert wire_times(refused, since_s=0.0) == {}

@@ -30,7 +30,7 @@ from airtune.deploy.protocol import PROTOCOL, Introduction, ProtocolError, Updat
 from airtune.deploy.roster import Node, Reply, Roster
 from airtune.errors import InputError
 from airtune.models.structure import whole
-from airtune.models.workload import StepTokens, realised_pruning
+from airtune.models.workload import StepTokens, full_sizes, realised_pruning, training_flops
 from airtune.planning.inputs import modes_of
 from airtune.randomness import generator
 from airtune.scenario import Scenario, load_scenario
@@ -83,8 +83,8 @@ def ground(*overrides: str, private: bool = False) -> Ground:
         "kind": "introduction", "protocol": PROTOCOL, "version": "0.1.0", "client": VICTIM,
         "model_fingerprint": worker.federation.model_fingerprint, "examples": own.examples,
         "labels": {} if private else {str(k): n for k, n in own.labels.items()},
-        "pruning_cost": None, "profile": "jetson-orin-nano", "effective_flops": 1e7,
-        "memory_bytes": 8e9, "next_steps": [] if private else steps,
+        "pruning_cost": None, "most_pruned": None, "profile": "jetson-orin-nano",
+        "effective_flops": 1e7, "memory_bytes": 8e9, "next_steps": [] if private else steps,
         "privacy": None if privacy is None else privacy.model_dump(),
     }  # fmt: skip
     start = worker.initial_adapter()
@@ -99,10 +99,14 @@ def ground(*overrides: str, private: bool = False) -> Ground:
         moved = privatise(values, moved, clip=privacy.clip, noise_multiplier=noise, rng=rng)
     adapter = {name: torch.from_numpy(np.asarray(v, dtype="f4")) for name, v in moved.items()}
     kept = structure_array(whole(worker.shape), worker.shape)
+    full = full_steps(scenario.training, scenario.task.max_tokens)
+    sizes, counted = full_sizes(worker.shape), full if private else worker.step_tokens(1, index)
+    flops = sum(training_flops(worker.shape, sizes, one, told.mode) for one in counted)
     update = {
         "kind": "update", "run": "run-1", "round": 1, "client": VICTIM, "examples": own.examples,
         "train_loss": None if private else 2.5, "compute_s": 0.4,
         "epsilon": 3.0 if private else None, "next_steps": [] if private else steps,
+        "emulated_s": flops / 1e7,
     }  # fmt: skip
     roster = Roster(known, worker.federation.model_fingerprint, "run-1")
     return Ground(known, roster, introduction, update, adapter_arrays(adapter, 32) | kept, job)
@@ -176,7 +180,7 @@ def introduction_fits(v: Values, g: Ground, waited_s: float) -> bool:
     return (
         fixed
         and scenario.partition.min_examples <= v["examples"] <= most
-        and v["pruning_cost"] is None
+        and v["pruning_cost"] is v.get("most_pruned") is None
         and 1e5 < v["memory_bytes"] <= 1e15
         # A tenth of the scenario's profile, or what the rehearsal shows, at the least.
         and 1e5 < v["effective_flops"] <= 1e16
@@ -196,9 +200,15 @@ def update_fits(v: Values, g: Ground, waited_s: float) -> bool:
         fixed
         and said
         and 1e-12 < v["compute_s"] <= waited_s
+        and emulated_fits(v.get("emulated_s"), honest["emulated_s"], private)
         and steps_fit(v["next_steps"], g.known.scenario, private)
         and set(v) <= set(honest)
     )
+
+
+def emulated_fits(said: float | None, counted_s: float, private: bool) -> bool:
+    ratio = 1.0 if said is None else said / counted_s
+    return 0.0 < ratio < 1 + 2e-6 if private else abs(ratio - 1) < 2e-6
 
 
 def holds(rule: Callable[..., bool], *arguments: Any) -> bool:
@@ -365,7 +375,9 @@ def test_a_submodel_is_the_planned_one(server: Ground) -> None:
     assert taken(server, packed(server.update, arrays)) is None
     asked = replace(server.job.assignment, pruning=realised_pruning(shape, half.sizes))
     planned = replace(server, job=replace(server.job, assignment=asked))
-    assert taken(planned, packed(server.update, arrays)) is not None
+    # A time that was counted for the whole model is not the half one's.
+    assert taken(planned, packed(server.update, arrays)) is None
+    assert taken(planned, packed({**server.update, "emulated_s": None}, arrays)) is not None
 
 
 def test_noise_that_was_announced_has_to_be_there() -> None:

@@ -124,6 +124,42 @@ def test_a_relay_without_a_server_resets_the_connection(monkeypatch: pytest.Monk
         client.recv(1)
 
 
+def test_a_request_that_stands_still_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "STALL_S", 0.3)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,  # accepts, and never answers
+        relay(server.getsockname(), TokenBucket()) as (_, port),
+        socket.create_connection(("127.0.0.1", port), timeout=20) as client,
+    ):
+        client.sendall(b"a request")
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+def test_an_upload_that_goes_on_is_not_ended_and_silence_without_a_request_neither(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pacing, "STALL_S", 1.0)
+    bucket = TokenBucket(BURST)
+    bucket.grant(1e5)  # 40 kB take 2 s and more
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        relay(server.getsockname(), bucket) as (_, port),
+        socket.create_connection(("127.0.0.1", port), timeout=20) as client,
+    ):
+        client.sendall(b"u" * 40_000)
+        connection, _ = server.accept()
+        with connection:
+            received = 0
+            while received < 40_000:
+                received += len(connection.recv(65536))
+            connection.sendall(b"thanks")
+            assert client.recv(6) == b"thanks"
+            time.sleep(2.0)
+            connection.sendall(b"more")
+            assert client.recv(4) == b"more"
+
+
 def test_a_relay_waits_for_a_server_that_is_starting() -> None:
     address = ("127.0.0.1", free_port())
     with (

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import fake_record
-from airtune.cli import deploy_runs
+from airtune.cli import deploy, deploy_runs
 from airtune.cli.ending import Interrupted
-from airtune.deploy import admission, control, runs, server, status
+from airtune.deploy import admission, control, runs, server, status, tryout
 from airtune.deploy.admission import Admitted
 from airtune.deploy.keys import make_device_key
 from airtune.deploy.runs import APP, chosen, listed, submit
@@ -34,16 +34,16 @@ class Flower:
     def __init__(self) -> None:
         self.status: dict[int, str] = {}
 
-    def flwr(self, state: server.State, *arguments: str) -> dict[str, Any]:
+    def flwr(self, state: server.ServerFolder, *arguments: str) -> dict[str, Any]:
         assert arguments[0] == "run"
         number = len(self.status) + 1
         self.status[number] = "running"
         return {"success": True, "run-id": str(number)}
 
-    def stop(self, state: server.State, run: int) -> None:
+    def stop(self, state: server.ServerFolder, run: int) -> None:
         self.status[run] = "finished:stopped"
 
-    def said(self, state: server.State, run: int) -> str:
+    def said(self, state: server.ServerFolder, run: int) -> str:
         return self.status.get(run, "finished:unknown")
 
 
@@ -57,11 +57,11 @@ def flower(monkeypatch: pytest.MonkeyPatch) -> Flower:
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> server.State:
-    return server.State(tmp_path)
+def state(tmp_path: Path) -> server.ServerFolder:
+    return server.ServerFolder(tmp_path)
 
 
-def test_one_run_at_a_time(state: server.State, flower: Flower) -> None:
+def test_one_run_at_a_time(state: server.ServerFolder, flower: Flower) -> None:
     first = submit(state, SETTINGS)
     with pytest.raises(InputError, match=f"run {first.id} is going on \\(tiny\\)"):
         submit(state, SETTINGS)
@@ -70,7 +70,7 @@ def test_one_run_at_a_time(state: server.State, flower: Flower) -> None:
     assert [run.id for run in listed(state)] == sorted([first.id, second.id])
 
 
-def test_two_runs_never_share_an_outcome(state: server.State, flower: Flower) -> None:
+def test_two_runs_never_share_an_outcome(state: server.ServerFolder, flower: Flower) -> None:
     first = submit(state, SETTINGS)
     leave(first.folder / "outcome.json", {"ok": True})
     second = submit(state, SETTINGS)
@@ -81,7 +81,7 @@ def test_two_runs_never_share_an_outcome(state: server.State, flower: Flower) ->
     assert second.outcome() is None
 
 
-def test_a_run_whose_app_was_killed_has_ended(state: server.State, flower: Flower) -> None:
+def test_a_run_whose_app_was_killed_has_ended(state: server.ServerFolder, flower: Flower) -> None:
     first = submit(state, SETTINGS)
     assert first.outcome() is None
     flower.status[1] = "finished:failed"
@@ -91,14 +91,16 @@ def test_a_run_whose_app_was_killed_has_ended(state: server.State, flower: Flowe
     assert "finished:failed" in found["error"]
 
 
-def test_a_run_that_flower_no_longer_knows_has_ended(state: server.State, flower: Flower) -> None:
+def test_a_run_that_flower_no_longer_knows_has_ended(
+    state: server.ServerFolder, flower: Flower
+) -> None:
     submit(state, SETTINGS)
     flower.status.clear()
     submit(state, SETTINGS)
 
 
 def test_a_new_server_says_that_the_last_ones_run_has_ended(
-    state: server.State, flower: Flower
+    state: server.ServerFolder, flower: Flower
 ) -> None:
     done = submit(state, SETTINGS)
     leave(done.folder / "outcome.json", {"ok": True})
@@ -110,7 +112,7 @@ def test_a_new_server_says_that_the_last_ones_run_has_ended(
     assert "--resume" in found["error"]
 
 
-def test_stop_says_how_to_go_on(state: server.State, flower: Flower) -> None:
+def test_stop_says_how_to_go_on(state: server.ServerFolder, flower: Flower) -> None:
     run = submit(state, SETTINGS)
     run.stop()
     found = run.outcome()
@@ -121,7 +123,7 @@ def test_stop_says_how_to_go_on(state: server.State, flower: Flower) -> None:
 
 @pytest.mark.parametrize("rounds", [0, 2])
 def test_ctrl_c_ends_the_run_and_says_what_was_kept(
-    state: server.State, flower: Flower, monkeypatch: pytest.MonkeyPatch, rounds: int
+    state: server.ServerFolder, flower: Flower, monkeypatch: pytest.MonkeyPatch, rounds: int
 ) -> None:
     out = state.folder / "run"
     if rounds:
@@ -146,7 +148,7 @@ def test_ctrl_c_ends_the_run_and_says_what_was_kept(
 
 
 def test_what_flower_refuses_leaves_nothing(
-    state: server.State, monkeypatch: pytest.MonkeyPatch
+    state: server.ServerFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object) -> dict[str, Any]:
         raise RunError("flwr run: no")
@@ -158,7 +160,7 @@ def test_what_flower_refuses_leaves_nothing(
     assert list(state.runs.iterdir()) == []
 
 
-def test_a_run_is_chosen_by_its_id(state: server.State, flower: Flower) -> None:
+def test_a_run_is_chosen_by_its_id(state: server.ServerFolder, flower: Flower) -> None:
     with pytest.raises(InputError, match="no run was ever begun"):
         chosen(state, None)
     first = submit(state, SETTINGS)
@@ -213,7 +215,7 @@ class Control:
 def test_many_keys_are_admitted_rotated_and_revoked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operator, state = Control(), server.State(tmp_path)
+    operator, state = Control(), server.ServerFolder(tmp_path)
     state.about.write_text(json.dumps({"port": 1, "keys": None}))
     monkeypatch.setattr(control, "operator_client", lambda *arguments: operator)
     keys = {make_device_key(tmp_path, name).public_key: name for name in ("a", "b")}
@@ -232,10 +234,51 @@ def test_many_keys_are_admitted_rotated_and_revoked(
         admission.revoke(state, "b")
 
 
+def test_a_client_that_the_server_does_not_expect_is_refused(
+    state: server.ServerFolder, flower: Flower, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    operator = Control()
+    monkeypatch.setattr(control, "operator_client", lambda *arguments: operator)
+    key = make_device_key(tmp_path, "x").public_key
+
+    def register(**options: Any) -> None:
+        deploy.register([key], **options, state=tmp_path)
+
+    about = {"port": 1, "keys": None, "clients": ["a", "b"]}
+    leave(state.about, about)
+    with pytest.raises(InputError, match="client 'x' is not in the server's scenario: a, b"):
+        register()
+    leave(state.about, {**about, "clients": []})
+    started = submit(state, {**SETTINGS, "overrides": runs.as_json(["rounds=2"])})
+    with pytest.raises(InputError, match=f"client 'x' is not in 'tiny', of run {started.id} "):
+        register()
+    with pytest.raises(InputError, match="client 'x' is not in 'demo': "):
+        register(scenario="demo")
+    assert operator.nodes == []
+    register(client="raspberry-pi-5-1")
+    started.stop()
+    register()  # no run goes on: any name
+    assert [node.name for node in operator.nodes] == ["raspberry-pi-5-1", "x"]
+
+
+@pytest.mark.parametrize("command", [deploy_runs.run, deploy_runs.try_here])
+def test_an_out_that_is_taken_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
+) -> None:
+    monkeypatch.setattr(runs, "submit", lambda *asked: pytest.fail("a run was begun"))
+    monkeypatch.setattr(tryout, "run_here", lambda *asked, **more: pytest.fail("it was started"))
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    for name, said in (("file", "is a file: give a folder"), ("full", "is not empty")):
+        with pytest.raises(InputError, match=said):
+            command(scenario="tiny", out=tmp_path / name)
+
+
 def test_a_bad_key_among_many_admits_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operator, state = Control(), server.State(tmp_path)
+    operator, state = Control(), server.ServerFolder(tmp_path)
     state.about.write_text(json.dumps({"port": 1, "keys": None}))
     monkeypatch.setattr(control, "operator_client", lambda *arguments: operator)
     good = make_device_key(tmp_path, "a").public_key
@@ -248,11 +291,11 @@ def test_a_bad_key_among_many_admits_nobody(
 
 def test_without_a_server_there_is_nothing_to_ask(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no server is started"):
-        admission.admitted(server.State(tmp_path))
+        admission.admitted(server.ServerFolder(tmp_path))
 
 
 def test_status_names_run_and_devices(
-    state: server.State, flower: Flower, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    state: server.ServerFolder, flower: Flower, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     state.about.write_text(json.dumps({"port": 1, "keys": None}))
     devices = [Admitted(1, "a", "k1", "online"), Admitted(2, "b", "k2", "offline")]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -33,31 +30,6 @@ def test_links_and_pictures_lead_somewhere(document: Path) -> None:
     local = [target for target in targets if not target.startswith(("http:", "https:", "mailto:"))]
     missing = [target for target in local if not (document.parent / target).exists()]
     assert not missing
-
-
-def module(path: Path) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    assert specification is not None
-    assert specification.loader is not None
-    loaded = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(loaded)
-    return loaded
-
-
-def test_the_tables_hold_what_the_committed_results_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (ROOT / "README.md").read_text()
-    core = ROOT / "experiments" / "core"
-    monkeypatch.syspath_prepend(str(core))
-    rows = json.loads((core / "results.json").read_text())
-    gathering = module(core / "gathering.py")
-    tables = (ROOT / "experiments" / "README.md").read_text()
-    short = gathering.short_table(rows)
-    assert len(short.splitlines()) <= 2 + 6
-    assert f"<!-- results -->\n{short}\n<!-- end -->" in readme
-    for task in dict.fromkeys(row["task"] for row in rows):
-        assert gathering.table(rows, task) in tables
-    other = json.loads((core / "cells.json").read_text())
-    assert module(core / "cells.py").table(other) in tables
 
 
 def test_the_readme_shows_the_plan_commands_true_output() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from airtune.adapters.few_bits import rounded_change
+from airtune.adapters.few_bits import received, rounded_change, rounded_codes, scale_shape
 from airtune.merging.rules import MERGING
 from airtune.models.workload import adapter_size, full_sizes
 from airtune.rounds import run
@@ -128,3 +128,28 @@ def test_every_client_and_round_rounds_by_its_own_draws(
     settings = ["rounds=2", "task.eval_examples=8", "aggregation.uplink_change_bits=4"]
     run(load_scenario("tiny", settings), out=tmp_path / "run")
     assert len(seeds) == len(set(seeds)) == 8
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_code_fits_its_bits_where_the_scale_as_sent_was_rounded_down(sign: float) -> None:
+    # Ten times the smallest float32 over seven levels: the scale is rounded to one of it.
+    smallest = 2.0**-149
+    before = {B: torch.zeros(1, 1)}
+    after = {B: torch.full((1, 1), sign * 10 * smallest)}
+    codes, scales = rounded_codes(before, after, 4, seed=0)
+    assert scales[B].item() == smallest
+    assert codes[B].item() == sign * 7
+
+
+def test_a_receiver_keeps_the_precision_of_what_it_holds() -> None:
+    before, after = adapters()
+    half = {name: value.bfloat16() for name, value in before.items()}
+    codes, scales = rounded_codes(half, after, 4, seed=0)
+    assert {value.dtype for value in received(half, codes, scales).values()} == {torch.bfloat16}
+
+
+def test_a_scale_for_each_rank() -> None:
+    before, after = adapters(rank=3)
+    _, scales = rounded_codes(before, after, 4, seed=0)
+    assert scale_shape(A, (3, 50)) == tuple(scales[A].shape) == (3, 1)
+    assert scale_shape(B, (40, 3)) == tuple(scales[B].shape) == (1, 3)

@@ -7,6 +7,7 @@ import ssl
 import threading
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -50,17 +51,35 @@ def test_no_other_file_reaches_into_flower() -> None:
                 assert words[1].startswith(public), f"{path}: {line.strip()}"
 
 
-def test_the_names_inside_are_used_as_flower_has_them() -> None:
+def test_the_names_inside_are_used_as_flower_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
+    from flwr.proto.message_pb2 import PushObjectRequest
     from flwr.supercore import heartbeat
+    from flwr.supercore.protobuf.client import ProtobufClient
     from flwr.superlink.grid import http_grid
     from flwr.supernode import fleet_http_connection, start_client_internal
+    from flwr.supernode.runtime import run_clientapp
 
-    changed = (fleet_http_connection, heartbeat, start_client_internal, http_grid)
+    asked: list[dict[str, Any]] = []
+
+    def ask(self: object, **request: Any) -> Any:
+        asked.append(request)
+        return PullMessagesResponse()
+
+    monkeypatch.setattr(ProtobufClient, "_unary_unary", ask)
+    changed = (fleet_http_connection, heartbeat, start_client_internal, http_grid, run_clientapp)
     before = [dict(vars(module)) for module in changed]
     try:
         entry = flower_names.prepare_supernode(0.2, lambda _: None, lambda _: None, lambda: None)
         assert callable(entry)
         assert callable(fleet_http_connection.FleetHttpClient.SendNodeHeartbeat)
+        client = fleet_http_connection.FleetHttpClient("http://127.0.0.1:1")
+        client.PushObject(PushObjectRequest(object_content=b"x"))
+        client.PullMessages(PullMessagesRequest())
+        upload, look = asked
+        assert upload["timeout"].read == flower_names.UPLOAD_S
+        assert upload["timeout"].connect == flower_names.ANSWER_S
+        assert look.get("timeout") is None
         sender = heartbeat.HeartbeatSender(lambda: True)
         waits = sender._retry_invoker.wait_gen_factory()
         assert max(next(waits) for _ in range(9)) <= flower_names.MOST_BACKOFF_S
@@ -129,6 +148,21 @@ def test_who_is_not_admitted_is_told_of() -> None:
     assert told == [TURNED_AWAY, UNAUTHORISED]
 
 
+def test_a_part_that_takes_long_is_not_given_up() -> None:
+    from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
+    from flwr.supernode import start_client_internal
+
+    looks = iter(range(700))
+
+    def pull(object_id: str) -> bytes:
+        if next(looks) < 600:
+            raise ObjectUnavailableError(object_id)
+        return b"there"
+
+    often = flower_names._looking_often(start_client_internal.pull_objects, 1e-4)
+    assert often(["a"], pull) == {"a": b"there"}
+
+
 def test_looks_are_rare_only_after_a_long_silence() -> None:
     now = [0.0]
     idle = Idle(0.5, lambda: now[0])
@@ -137,7 +171,7 @@ def test_looks_are_rare_only_after_a_long_silence() -> None:
     now[0] = 9.0
     assert idle.wait_s(3.0) == 0.5
     now[0] = 40.0
-    assert idle.wait_s(3.0) == pytest.approx(2.0)
+    assert idle.wait_s(3.0) == pytest.approx(0.8)
     now[0] = 1e6
     assert idle.wait_s(3.0) == IDLE_POLL_S
     assert idle.wait_s(0.5) == 0.5  # within a message the silence does not matter

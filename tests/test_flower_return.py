@@ -1,7 +1,7 @@
 """Devices come back: restarts, stalls and cuts at random moments, with Flower's real processes.
 
-`AIRTUNE_FAULTS` says how many of each kind (1 by default), `AIRTUNE_FAULTS_TABLE` names a file
-for the table that `docs/deploy.md` shows.
+`AIRTUNE_FAULTS` says how many of each kind, as `8` or `restart=3,stall=6,cut=8` (1 by default);
+`AIRTUNE_FAULTS_TABLE` names a file for the table that `docs/deploy.md` shows.
 """
 
 from __future__ import annotations
@@ -218,6 +218,15 @@ def table(rows: list[dict[str, Any]], resumed: int) -> str:
     return "\n".join([*lines, "", f"run commands started again with --resume: {resumed}"])
 
 
+def asked(text: str) -> dict[str, int]:
+    """Return how many faults of each kind are asked for."""
+    kinds = ("restart", "stall", "cut")
+    if "=" not in text:
+        return dict.fromkeys(kinds, int(text))
+    given = dict(part.split("=") for part in text.split(","))
+    return {kind: int(given.get(kind, "0")) for kind in kinds}
+
+
 @pytest.fixture
 def trial(tmp_path: Path) -> Iterator[Trial]:
     with Deployment(tmp_path, overrides=["rounds=100000"]) as deployment:
@@ -233,7 +242,8 @@ def trial(tmp_path: Path) -> Iterator[Trial]:
 def test_every_device_is_back_within_a_minute(trial: Trial) -> None:
     trial.d.wait_until(lambda: len(trial.rounds()) >= 1, "a round", 300, "run")
     kinds = [("restart", trial.restart), ("stall", trial.stall), ("cut", trial.cut)]
-    faults = [kind for kind in kinds for _ in range(int(os.environ.get("AIRTUNE_FAULTS", "1")))]
+    counts = asked(os.environ.get("AIRTUNE_FAULTS", "1"))
+    faults = [kind for kind in kinds for _ in range(counts[kind[0]])]
     trial.random.shuffle(faults)
     shown = os.environ.get("AIRTUNE_FAULTS_TABLE")
     for kind, act in faults:

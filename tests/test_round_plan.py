@@ -245,7 +245,6 @@ def test_memory_forces_pruning_in_every_mode_or_the_mode_is_not_offered(costs_fi
         (["participation.rule=deadline", "planning.method=uniform"], "bandwidth-only"),
         (["participation.rule=partial", "planning.knobs=all"], "all, in-turn"),
         (['planning.knobs=["colour"]'], "knobs"),
-        (["planning.costs=x.json"], "no effect without planning.knobs"),
         (["participation.floor=0.2"], "no effect without planning.knobs"),
         (["planning.knobs=all", "planning.fit_kappa=true"], "fit_kappa"),
         (["planning.knobs=all", "planning.costs=nowhere.json"], "nowhere.json"),

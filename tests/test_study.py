@@ -80,7 +80,7 @@ def test_a_key_changes_with_all_that_decides_a_record(
     keys = [job.key for job in jobs_of(study)]
     assert len(set(keys)) == len(keys)
     assert [job.key for job in jobs_of(study)] == keys
-    monkeypatch.setattr("airtune.study.jobs.FORMAT", 99)
+    monkeypatch.setattr("airtune.study.keys.FORMAT", 99)
     assert not set(keys) & {job.key for job in jobs_of(study)}
 
 

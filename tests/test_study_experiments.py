@@ -34,4 +34,8 @@ def test_other_cells_and_the_search_are_valid_scenarios() -> None:
         job.point: sum(device["count"] for device in job.values["devices"]) for job in jobs
     }
     assert sorted(clients.values()) == [8, 8, 8, 8, 8, 16]
+    sweeps = jobs_of(load_study(EXPERIMENTS / "sweeps.toml"))
+    assert len(sweeps) == 6 * 3 * (1 + 4 + 2)
+    at = {job.point: sum(d["count"] for d in job.values["devices"]) for job in sweeps}
+    assert sorted(at.values()) == [8, 8, 8, 8, 8, 16, 32]
     assert len(search_jobs(load_study(EXPERIMENTS / "smoke.toml"))) == 2 * 2

@@ -85,14 +85,14 @@ def test_predicted_and_measured_stand_side_by_side(tmp_path: Path) -> None:
     found = comparison(tmp_path / "t", tmp_path / "r")
     (first,) = found["rounds"]
     assert first["measured_s"] == pytest.approx(6.3)
-    # The prediction holds what is known of the framework's bytes: 1670 and four heads of 865.
-    predicted_s = 6.0 + 8 * (1670 + 4 * 865) / 1e6
+    # The prediction holds what is known of the framework's bytes: 1710.
+    predicted_s = 6.0 + 8 * 1710 / 1e6
     assert first["error"] == pytest.approx(6.3 / predicted_s - 1)
     assert first["counts"]
     assert first["engine_s"] == 0.5
     shown = table(found).splitlines()
     assert "1.00 / 1.10" in shown[1]
-    assert "+4.3%" in shown[2]
+    assert "+4.8%" in shown[2]
 
 
 def test_a_device_that_could_not_keep_its_profiles_time_does_not_count(tmp_path: Path) -> None:
@@ -121,8 +121,28 @@ def test_what_a_killed_testbed_left_is_named_by_its_process(
     gone, here = tmp_path / "airtune-999999999-a", tmp_path / f"airtune-{os.getpid()}-a"
     gone.mkdir()
     here.mkdir()
-    assert quota.sweep_quotas() == ["control group airtune-999999999-a"]
+    # Its process ended, and the number now belongs to this one.
+    again = tmp_path / f"airtune-{os.getpid()}-b"
+    again.mkdir()
+    os.utime(again, (1e9, 1e9))
+    assert set(quota.sweep_quotas()) == {f"control group {one.name}" for one in (gone, again)}
     assert here.exists()
+
+
+def test_the_namespaces_of_a_killed_testbed_are_removed(allowed: None) -> None:
+    before, own = spaces(), f"airtune{os.getpid()}s"
+    for space in ("airtune999999999d0", own):
+        subprocess.run(["ip", "netns", "add", space], check=True)
+    try:
+        inside = ["ip", "netns", "exec", "airtune999999999d0", "sleep", "600"]
+        left = subprocess.Popen(inside)
+        while not links._pids("airtune999999999d0"):
+            time.sleep(0.05)
+        assert "namespace airtune999999999d0" in links.sweep_links()
+        assert left.wait(10) == -signal.SIGKILL
+        assert spaces() - before == {own}
+    finally:
+        subprocess.run(["ip", "netns", "delete", own], check=True)
 
 
 def test_links_carry_what_they_are_shaped_to(allowed: None) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from airtune.cli import deploy_runs
+
+if TYPE_CHECKING:
+    from airtune.deploy.server import ServerFolder
 
 app = typer.Typer(
     help="Run on real devices through Flower: keys, server, devices, runs.",
@@ -101,7 +104,11 @@ def register(
         typer.Option("--client", help="The scenario's client that it plays [the file's name]."),
     ] = None,
     scenario: Annotated[
-        str | None, typer.Option("--scenario", help="Refuse clients that this one has not.")
+        str | None,
+        typer.Option(
+            "--scenario",
+            help="Refuse clients that this one has not [the server's, or the running one's].",
+        ),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Revoke the client's other keys.")
@@ -111,18 +118,33 @@ def register(
     """Admit devices to a started server: their keys, and which client each plays."""
     from airtune.deploy import admission, server
     from airtune.errors import InputError
-    from airtune.scenario import load_scenario
 
     if client is not None and len(public_keys) > 1:
         raise InputError(f"--client '{client}': one client for {len(public_keys)} keys; leave it")
     plays = {path: client or path.stem for path in public_keys}
-    if scenario is not None:
-        known = load_scenario(scenario, []).client_names
-        for name in plays.values():
-            if name not in known:
-                raise InputError(f"client '{name}' is not in '{scenario}': {', '.join(known)}")
-    for line in admission.register(server.State(state.resolve()), plays, replace=replace):
+    folder = server.ServerFolder(state.resolve())
+    where, known = _expected(folder, scenario)
+    for name in plays.values():
+        if known and name not in known:
+            raise InputError(f"client '{name}' is not in {where}: {', '.join(known)}")
+    for line in admission.register(folder, plays, replace=replace):
         typer.echo(line)
+
+
+def _expected(folder: ServerFolder, scenario: str | None) -> tuple[str, tuple[str, ...]]:
+    """Return the clients that may be registered, and where they are from; none: any."""
+    from airtune.deploy import runs, server
+    from airtune.scenario import load_scenario
+
+    if scenario is not None:
+        return f"'{scenario}'", load_scenario(scenario, []).client_names
+    if own := server.about(folder).get("clients"):
+        return "the server's scenario", tuple(own)
+    going = runs.current(folder)
+    if going is None:
+        return "", ()
+    where = f"'{going.about['scenario']}', of run {going.id}"
+    return f"{where} (`--scenario` names another)", runs.clients_of(going)
 
 
 @app.command("revoke", epilog="Example: airtune deploy revoke jetson-orin-nano-1")
@@ -134,7 +156,7 @@ def revoke(
     from airtune.deploy import admission, server
 
     for client in clients:
-        for line in admission.revoke(server.State(state.resolve()), client):
+        for line in admission.revoke(server.ServerFolder(state.resolve()), client):
             typer.echo(line)
 
 
@@ -153,11 +175,17 @@ def serve(
             "--metrics", min=1, max=65535, help="Port of 127.0.0.1 for Prometheus [no metrics]."
         ),
     ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option("--scenario", help="`register` refuses clients that it has not."),
+    ] = None,
+    overrides: Overrides = None,
     log_level: LogLevel = "info",
     insecure: Insecure = False,
 ) -> None:
     """Start the server that devices connect to; ends with Ctrl-C."""
     from airtune.deploy import loglevel, server
+    from airtune.scenario import load_scenario
 
     loglevel.set_level(log_level)
 
@@ -168,8 +196,9 @@ def serve(
     folder = None if insecure else keys_folder.resolve()
     host = host or ("127.0.0.1" if insecure else "0.0.0.0")
     with contextlib.suppress(KeyboardInterrupt):  # the way to end it
-        where = server.State(state.resolve())
-        server.serve(where, host, port, folder, ready, metrics_port=metrics_port)
+        where = server.ServerFolder(state.resolve())
+        clients = () if scenario is None else load_scenario(scenario, overrides or []).client_names
+        server.serve(where, host, port, folder, ready, metrics_port=metrics_port, clients=clients)
 
 
 @app.command("device")

@@ -70,7 +70,7 @@ def run(
 
     if allow_privacy is not None:
         parse_privacy(allow_privacy, "--allow-privacy")
-    where = server.State(state.resolve())
+    where = server.ServerFolder(state.resolve())
     conditions = (devices, wait_s, slack, engine_s)
     settings = _settings(scenario, overrides, out, conditions, resume=resume, replace=replace)
     settings["longest-s"] = float(longest_s)
@@ -86,7 +86,7 @@ def attach(run_id: RunId = None, state: State = Path("deployment")) -> None:
     """Show a run from its beginning and wait for its end; Ctrl-C leaves it alone."""
     from airtune.deploy import runs, server
 
-    _follow(runs.chosen(server.State(state.resolve()), run_id), stop=False)
+    _follow(runs.chosen(server.ServerFolder(state.resolve()), run_id), stop=False)
 
 
 def stop(run_id: RunId = None, state: State = Path("deployment")) -> None:
@@ -94,7 +94,7 @@ def stop(run_id: RunId = None, state: State = Path("deployment")) -> None:
     from airtune.deploy import runs, server
     from airtune.errors import InputError
 
-    chosen = runs.chosen(server.State(state.resolve()), run_id)
+    chosen = runs.chosen(server.ServerFolder(state.resolve()), run_id)
     if chosen.outcome(ask_now=True) is not None:
         raise InputError(f"run {chosen.id} has ended already")
     chosen.stop()
@@ -111,7 +111,7 @@ def status(
     from airtune.deploy import server
     from airtune.deploy import status as shown
 
-    found = shown.status(server.State(state.resolve()))
+    found = shown.status(server.ServerFolder(state.resolve()))
     typer.echo(json.dumps(found, indent=1) if as_json else shown.text(found))
 
 
@@ -155,10 +155,14 @@ def _settings(
     replace: bool = False,
 ) -> dict[str, str | int | float | bool]:
     from airtune.deploy import runs
+    from airtune.record.folder import make_folder, require_unused
     from airtune.scenario import load_scenario
 
     loaded = load_scenario(scenario, overrides or [])
     folder = (out or Path("runs") / f"{loaded.name}-devices").resolve()
+    if folder.exists() and not resume and not replace:
+        make_folder(folder)  # refuses a file
+        require_unused(folder)
     devices, wait_s, slack, engine_s = conditions
     return {
         "scenario": str(Path(scenario).resolve()) if Path(scenario).is_file() else scenario,

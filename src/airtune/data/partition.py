@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +19,7 @@ def partition(
     rng: np.random.Generator,
     *,
     held_out: int = 0,
+    reserved: Mapping[int, Collection[int]] | None = None,
 ) -> tuple[Array, ...]:
     """Return each client's examples as indices into `labels`, every example in at most one.
 
@@ -44,6 +45,8 @@ def partition(
         rng: the generator of this partition.
         held_out: examples that each client will put aside for evaluation; they come on top
             of `min_examples`.
+        reserved: for `dirichlet`, the clients that alone hold a label. Each gets an equal part of
+            it, as far as its size goes, and draws the rest from the labels that all may hold.
 
     Returns:
         K index arrays, each in random order: the first `held_out` of a client's indices are a
@@ -65,7 +68,7 @@ def partition(
         sizes = np.full(clients, len(values) // clients)
         sizes[rng.permutation(clients)[: len(values) % clients]] += 1
     if section.kind == "dirichlet":
-        return _by_label(values, sizes, section.alpha, rng)
+        return _by_label(values, sizes, section.alpha, rng, reserved or {})
     cuts = np.cumsum(sizes)[:-1]
     return tuple(np.split(rng.permutation(len(values)), cuts))
 
@@ -83,19 +86,40 @@ def _uneven_sizes(
 
 
 def _by_label(
-    labels: Array, sizes: Array, alpha: float, rng: np.random.Generator
+    labels: Array,
+    sizes: Array,
+    alpha: float,
+    rng: np.random.Generator,
+    reserved: Mapping[int, Collection[int]],
 ) -> tuple[Array, ...]:
     classes, members, counts = np.unique(labels, return_inverse=True, return_counts=True)
     pools = [rng.permutation(np.flatnonzero(members == c)) for c in range(len(classes))]
     left = counts.copy()
     shares: list[Array] = [np.empty(0, dtype=int)] * len(sizes)
+    # (clients, labels): what a client gets of the labels that few may hold, before it draws.
+    own = np.zeros((len(sizes), len(classes)), dtype=int)
+    shared = np.ones(len(classes), dtype=bool)
+    for label, holders in reserved.items():
+        column = int(np.flatnonzero(classes == label)[0])
+        shared[column] = False
+        own[sorted(holders), column] = counts[column] // len(holders)
     for client in rng.permutation(len(sizes)):
-        mixture = rng.dirichlet(alpha * counts / counts.sum())
-        taken = _draw_counts(int(sizes[client]), mixture, left, rng)
+        mixture = np.zeros(len(classes))
+        mixture[shared] = rng.dirichlet(alpha * counts[shared] / counts[shared].sum())
+        taken = _capped(own[client], int(sizes[client]))
+        drawable = np.where(shared, left, 0)
+        need = min(int(sizes[client] - taken.sum()), int(drawable.sum()))
+        taken += _draw_counts(need, mixture, drawable, rng)
         parts = [pools[c][left[c] - taken[c] : left[c]] for c in range(len(classes))]
         left -= taken
         shares[client] = rng.permutation(np.concatenate(parts))
     return tuple(shares)
+
+
+def _capped(counts: Array, size: int) -> Array:
+    """Return the counts, scaled down where they are more than `size` together."""
+    total = int(counts.sum())
+    return counts.copy() if total <= size else counts * size // total
 
 
 def _draw_counts(need: int, mixture: Array, left: Array, rng: np.random.Generator) -> Array:

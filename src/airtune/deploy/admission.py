@@ -31,7 +31,7 @@ class Admitted:
     status: str
 
 
-def admitted(state: server.State) -> list[Admitted]:
+def admitted(state: server.ServerFolder) -> list[Admitted]:
     """Return the registered devices, by client.
 
     Raises:
@@ -42,7 +42,9 @@ def admitted(state: server.State) -> list[Admitted]:
         return _admitted(client)
 
 
-def register(state: server.State, keys: Mapping[Path, str], *, replace: bool = False) -> list[str]:
+def register(
+    state: server.ServerFolder, keys: Mapping[Path, str], *, replace: bool = False
+) -> list[str]:
     """Admit devices: public key file to the client of the scenario that it plays.
 
     Args:
@@ -79,7 +81,7 @@ def register(state: server.State, keys: Mapping[Path, str], *, replace: bool = F
     return done
 
 
-def revoke(state: server.State, name: str) -> list[str]:
+def revoke(state: server.ServerFolder, name: str) -> list[str]:
     """Take a client's keys off the server; its device is turned away at its next request.
 
     Raises:

@@ -12,7 +12,7 @@ from airtune.deploy.bands import SocketBands
 from airtune.deploy.engine import Conditions, FlowerEngine
 from airtune.deploy.privacy import parse_privacy
 from airtune.deploy.protocol import plain
-from airtune.deploy.roster import Post
+from airtune.deploy.roster import Mailbox
 from airtune.errors import InputError, RunError
 from airtune.merging.rules import check_deployable
 from airtune.record import RoundRecord
@@ -21,8 +21,8 @@ from airtune.rounds.observer import Observer
 from airtune.scenario import load_scenario
 
 
-class Told(Observer):
-    """Tells a run's progress, line by line, in a file that the waiting command prints."""
+class ProgressLog(Observer):
+    """Writes a run's progress, line by line, to a file that the waiting command prints."""
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
@@ -55,7 +55,7 @@ class Told(Observer):
         )
 
 
-def run_on_devices(post: Post, config: Mapping[str, Any], run_id: str) -> None:
+def run_on_devices(mailbox: Mailbox, config: Mapping[str, Any], run_id: str) -> None:
     """Run a scenario on the connected devices, as the app's configuration says.
 
     Whether it went well is left in the file `outcome`, for the command that waits.
@@ -65,7 +65,7 @@ def run_on_devices(post: Post, config: Mapping[str, Any], run_id: str) -> None:
     """
     outcome = Path(str(config["outcome"])) if config["outcome"] else None
     try:
-        _run(post, config, run_id)
+        _run(mailbox, config, run_id)
     except (InputError, RunError) as error:
         exit_status = 2 if isinstance(error, InputError) else 1
         _leave(outcome, {"ok": False, "exit": exit_status, "error": str(error)})
@@ -76,7 +76,7 @@ def run_on_devices(post: Post, config: Mapping[str, Any], run_id: str) -> None:
     _leave(outcome, {"ok": True})
 
 
-def _run(post: Post, config: Mapping[str, Any], run_id: str) -> None:
+def _run(mailbox: Mailbox, config: Mapping[str, Any], run_id: str) -> None:
     scenario = load_scenario(str(config["scenario"]), json.loads(str(config["overrides"])))
     check_deployable(scenario)
     out = Path(str(config["out"]) or f"runs/{scenario.name}-devices")
@@ -91,11 +91,11 @@ def _run(post: Post, config: Mapping[str, Any], run_id: str) -> None:
         timings.unlink(missing_ok=True)
     timings.parent.mkdir(parents=True, exist_ok=True)
     allowed = str(config["allow-privacy"])
-    told = Told(Path(str(config["progress"])) if config["progress"] else None)
-    told.say("loading model and data")
+    progress = ProgressLog(Path(str(config["progress"])) if config["progress"] else None)
+    progress.say("loading model and data")
     engine = FlowerEngine(
         scenario,
-        post,
+        mailbox,
         Conditions(
             devices=devices,
             wait_s=float(config["wait-s"]),
@@ -108,7 +108,7 @@ def _run(post: Post, config: Mapping[str, Any], run_id: str) -> None:
         wire_log=Path(str(config["wire"])) if config["wire"] else None,
         bands=SocketBands(Path(str(config["bands"]))) if config["bands"] else None,
         timings=timings,
-        say=told.say,
+        say=progress.say,
     )
     begin = time.perf_counter()
     try:
@@ -121,11 +121,11 @@ def _run(post: Post, config: Mapping[str, Any], run_id: str) -> None:
             engine=engine,
             resume=bool(config["resume"]),
             replace=bool(config["replace"]),
-            observer=told,
+            observer=progress,
         )
     finally:
         engine.close()
-    told.say(f"done in {time.perf_counter() - begin:.1f} s")
+    progress.say(f"done in {time.perf_counter() - begin:.1f} s")
 
 
 def _leave(path: Path | None, outcome: Mapping[str, Any]) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 from airtune.adapters.names import Adapter, leading
 from airtune.adapters.slices import gather_adapter
 from airtune.deploy.codec import arrays_of, on_air, structure_of, trained, updated_adapter
-from airtune.deploy.introductions import TOP_FLOPS, check_steps
+from airtune.deploy.introductions import TOP_FLOPS, check_steps, far_from
 from airtune.deploy.protocol import Arrays, Introduction, Privacy, ProtocolError, Update
-from airtune.models.structure import Structure, check_structure
+from airtune.models.structure import check_structure
 from airtune.models.workload import (
     ModelShape,
     StepTokens,
@@ -31,6 +31,8 @@ from airtune.training.client import ClientJob, ClientUpdate
 
 _MOST_LOSS = 1e4
 """Per answer token; guessing among 10^6 tokens is 13.8."""
+_EMULATED = 1e-6
+"""Both ends count the same FLOPs: this is for rounding alone."""
 _DEVIATIONS = 8.0
 """How far one noised value may be from its mean: beyond it once in 10^15 values."""
 
@@ -77,10 +79,15 @@ def checked_update(
         raise ProtocolError(f"array {unknown[0][:80]!r} is not part of an update")
     structure = structure_of(arrays, shape)
     check_structure(structure, shape)
-    _check_planned(structure, job.assignment.pruning, scenario, shape)
-    told = gather_adapter(leading(job.adapter, mode.rank), structure, shape)
+    asked = job.assignment.pruning
+    if far_from(asked, structure.sizes, scenario, shape):
+        left_out = realised_pruning(shape, structure.sizes)
+        raise ProtocolError(
+            f"it left out {left_out:.3f} of the model, the plan asks for {asked:.3f}"
+        )
+    sent = gather_adapter(leading(job.adapter, mode.rank), structure, shape)
     # What the device began with: the trained entries, as they reached it.
-    before = on_air(trained(told, mode), scenario.aggregation.payload_bits_per_value)
+    before = on_air(trained(sent, mode), scenario.aggregation.payload_bits_per_value)
     adapter = updated_adapter(arrays, before, mode)
     training = scenario.training.in_round(job.round, scenario.rounds)
     if own.privacy is None:
@@ -90,10 +97,11 @@ def checked_update(
     done = steps[: mode.local_steps]
     flops = sum(training_flops(shape, structure.sizes, step, mode) for step in done)
     _check_time(fields.compute_s, flops, waited_s)
+    _check_emulated(fields, own, flops)
     return ClientUpdate(
         round=job.round,
         client=job.client,
-        adapter=told | adapter,
+        adapter=sent | adapter,
         structure=structure,
         pruning=realised_pruning(shape, structure.sizes),
         flops=flops,
@@ -127,24 +135,19 @@ def _check_time(compute_s: float, flops: float, waited_s: float) -> None:
         )
 
 
-def _check_planned(
-    structure: Structure, asked: float, scenario: Scenario, shape: ModelShape
-) -> None:
-    """Refuse a submodel that is not the planned one as nearly as units allow.
+def _check_emulated(fields: Update, own: Introduction, flops: float) -> None:
+    """Hold an emulated time against the speed that was announced: flops / effective_flops.
 
-    A rate is met within half of the largest step in which units are given up; where units run
-    out before it, within 0.01 (see `pruning.choose`).
+    A private device's batches are counted as full ones, so its time may be shorter.
     """
-    if scenario.pruning.units == "blocks":
-        step = 1 / shape.blocks
-    else:
-        unit = shape.unit_parameters
-        largest = max(unit["mlp"] * shape.channel_multiple, unit["group"])
-        step = largest / shape.block_parameters
-    realised = realised_pruning(shape, structure.sizes)
-    if abs(realised - asked) > step / 2 + 0.01:
+    if fields.emulated_s is None:
+        return
+    most = flops / own.effective_flops * (1 + _EMULATED)
+    least = 0.0 if own.privacy is not None else flops / own.effective_flops * (1 - _EMULATED)
+    if not least <= fields.emulated_s <= most:
         raise ProtocolError(
-            f"it left out {realised:.3f} of the model, the plan asks for {asked:.3f}"
+            f"emulated_s is {fields.emulated_s:.3g}: allowed are {least:.3g} to {most:.3g}, at "
+            f"the {own.effective_flops:.3g} FLOP/s that it announced"
         )
 
 
@@ -204,7 +207,7 @@ def _check_noised(before: Adapter, after: Adapter, privacy: Privacy) -> None:
         raise ProtocolError("values that are not finite")
     largest = max(float(change.abs().max()) for change in changes if change.numel())
     least, most, each = noise_range(privacy, sum(change.numel() for change in changes))
-    # Half a step of float16 on the way there and back, relative to the values that travel.
+    # Half a step of float16 on the way there and back, relative to the values that are sent.
     sent = math.sqrt(sum(_squared(value) for value in after.values()))
     peak = max(float(value.abs().max()) for value in after.values() if value.numel())
     slack, each = 2**-10 * sent, each + 2**-10 * peak

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from airtune.deploy.flower_names import operator_client
-from airtune.deploy.server import State, about
+from airtune.deploy.server import ServerFolder, about
 from airtune.errors import RunError
 
 _UNKNOWN = 404
 
 
 @contextlib.contextmanager
-def control(state: State) -> Iterator[Any]:
+def control(state: ServerFolder) -> Iterator[Any]:
     """Yield a client of the started server.
 
     Raises:
@@ -24,10 +24,10 @@ def control(state: State) -> Iterator[Any]:
     """
     import httpx
 
-    told = about(state)
-    keys = told.get("keys")
+    known = about(state)
+    keys = known.get("keys")
     authority = None if keys is None else (Path(keys) / "ca.crt").read_bytes()
-    client = operator_client(f"127.0.0.1:{told['port']}", authority)
+    client = operator_client(f"127.0.0.1:{known['port']}", authority)
     try:
         with contextlib.closing(client):
             yield client
@@ -38,7 +38,7 @@ def control(state: State) -> Iterator[Any]:
         raise RunError(f"the server does not answer: {error}") from None
 
 
-def run_status(state: State, run: int) -> str:
+def run_status(state: ServerFolder, run: int) -> str:
     """Return how a run stands: pending, starting, running, or finished:… ; unknown is finished.
 
     Raises:
@@ -56,11 +56,11 @@ def run_status(state: State, run: int) -> str:
             found = {}
     if not found:
         return "finished:unknown"
-    (told,) = found.values()
-    return f"{told.status.status}:{told.status.sub_status}".rstrip(":")
+    (entry,) = found.values()
+    return f"{entry.status.status}:{entry.status.sub_status}".rstrip(":")
 
 
-def stop_run(state: State, run: int) -> None:
+def stop_run(state: ServerFolder, run: int) -> None:
     """End a run.
 
     Raises:

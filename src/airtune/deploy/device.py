@@ -36,6 +36,7 @@ from airtune.deploy.protocol import (
     agreement,
     assignment_of,
     disagreement,
+    kept_pairs,
     kind_of,
     pack,
     plain,
@@ -137,7 +138,7 @@ class Device:
         profile = profile_of(self._scenario.client_devices[self._index])
         if self._emulated is not None:
             profile = self._emulated.profile
-        private = self._privacy is not None
+        private, kept = self._privacy is not None, own.most_pruned
         return Introduction(
             protocol=PROTOCOL,
             version=version("airtune"),
@@ -146,6 +147,7 @@ class Device:
             examples=own.examples,
             labels={} if private else own.labels,
             pruning_cost=None if own.pruning_cost is None else list(own.pruning_cost),
+            most_pruned=None if kept is None else kept_pairs(kept),
             profile=profile.name,
             effective_flops=self._measured_speed(),
             memory_bytes=profile.memory_bytes,
@@ -200,10 +202,10 @@ class Device:
     def _train(self, job: Job, arrays: Arrays, begin_s: float) -> bytes:
         if job.run != self._run:
             return _refusal(f"run {job.run} has not introduced itself to this device")
-        told = assignment_of(job, self._index)
-        known = leading(self._initial, told.mode.rank)
+        assigned = assignment_of(job, self._index)
+        known = leading(self._initial, assigned.mode.rank)
         # What does not travel is as it began at both ends.
-        adapter = known | adapter_of(arrays, layout_of(trained(known, told.mode)))
+        adapter = known | adapter_of(arrays, layout_of(trained(known, assigned.mode)))
         if self._privacy is not None and job.pruning > 0:
             return _refusal("privacy needs pruning = 0: the choice of units tells of the text")
         spent = None if self._privacy is None else dp.spend(self._ledger, self._privacy)
@@ -211,15 +213,17 @@ class Device:
             ClientJob(
                 round=job.round,
                 # The change is rounded on its way, below.
-                assignment=replace(told, mode=replace(told.mode, bits_per_scale=0)),
+                assignment=replace(assigned, mode=replace(assigned.mode, bits_per_scale=0)),
                 adapter=adapter,
                 optimizer_state=self._moments,
             )
         )
-        before = trained(gather_adapter(adapter, update.structure, self._worker.shape), told.mode)
-        after = self._protected(before, trained(update.adapter, told.mode))
+        before = trained(
+            gather_adapter(adapter, update.structure, self._worker.shape), assigned.mode
+        )
+        after = self._protected(before, trained(update.adapter, assigned.mode))
         seed = derived_seed(self._scenario.seed, "rounding", round=job.round, client=self._index)
-        values = update_arrays(before, after, told.mode, seed=seed)
+        values = update_arrays(before, after, assigned.mode, seed=seed)
         self._moments = update.optimizer_state
         next_steps = self._steps(job.round + 1)
         held = self._emulated

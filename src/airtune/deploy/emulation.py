@@ -39,7 +39,7 @@ class Emulated:
         self._clock, self._sleep = clock, sleep
 
     def hold(self, begin_s: float, flops: float) -> float:
-        """Wait until the counted time of so many FLOPs has passed since `begin_s`; return it, s."""
+        """Wait until the time of `flops` has passed since `begin_s`; return that time, s."""
         counted_s = compute_s(flops, self.profile)
         if (left_s := begin_s + counted_s - self._clock()) > 0:
             self._sleep(left_s)

@@ -32,8 +32,8 @@ from airtune.deploy.protocol import (
     unpack,
 )
 from airtune.deploy.roster import (
+    Mailbox,
     Member,
-    Post,
     Reply,
     Roster,
     client_data,
@@ -90,19 +90,19 @@ class FlowerEngine:
 
     Args:
         scenario: what to run.
-        post: how messages reach devices.
+        mailbox: how messages reach devices.
         conditions: deadlines and the fewest devices.
         run: names this run to the devices.
         wire_log: the gateway's log of transfers; without it, transfer times are not known.
-        bands: told each round's band shares, where the network can enforce them.
+        bands: is given each round's band shares, where the network can enforce them.
         timings: where planned and measured times are written, one JSON object a client and round.
-        say: told who is ready and who was refused.
+        say: called with a line for each device that is ready or was refused.
     """
 
     def __init__(
         self,
         scenario: Scenario,
-        post: Post,
+        mailbox: Mailbox,
         conditions: Conditions,
         *,
         run: str,
@@ -111,7 +111,7 @@ class FlowerEngine:
         timings: Path | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self._scenario, self._post, self._conditions = scenario, post, conditions
+        self._scenario, self._mailbox, self._conditions = scenario, mailbox, conditions
         # The server's own copy: evaluation, the first adapter, the adapter's final form.
         self._worker = Worker(scenario)
         federation = self._worker.federation
@@ -119,7 +119,7 @@ class FlowerEngine:
         known = Known(scenario, self._worker.shape, labels, conditions.privacy)
         self._roster = Roster(known, federation.model_fingerprint, run)
         self._greetings = Greetings(
-            post, self._roster, patience_s=conditions.wait_s, welcome=self._welcome, say=say
+            mailbox, self._roster, patience_s=conditions.wait_s, welcome=self._welcome, say=say
         )
         # By client: for which round, and the sizes of its steps.
         self._steps: dict[int, tuple[int, tuple[StepTokens, ...]]] = {}
@@ -190,7 +190,7 @@ class FlowerEngine:
         self._collect([])
         if not self._roster.members and self._greetings.pending:
             self._await_one()
-        online = {node.id for node in self._post.nodes() if node.online}
+        online = {node.id for node in self._mailbox.nodes() if node.online}
         present: list[tuple[ClientJob, Member]] = []
         for job in jobs:
             member = self._roster.members.get(names[job.client])
@@ -210,7 +210,7 @@ class FlowerEngine:
             self._wire_from = end_of_log(self._wire_log)
         by_node = {member.node.id: (job, member) for job, member in present}
         sent_s = time.time()
-        posted = self._post.send(bodies, group=str(present[0][0].round))
+        posted = self._mailbox.send(bodies, group=str(present[0][0].round))
         pending = {message: _Dispatch(*by_node[node], sent_s) for message, node in posted.items()}
         for node in by_node.keys() - set(posted.values()):
             yield ClientFailure(by_node[node][0].client, "not sent: Flower took no message")
@@ -322,7 +322,7 @@ class FlowerEngine:
 
     def _collect(self, messages: Iterable[str]) -> list[Reply]:
         """Return the answers to these messages; those to greetings are taken on the way."""
-        replies = self._post.collect([*messages, *self._greetings.pending])
+        replies = self._mailbox.collect([*messages, *self._greetings.pending])
         return [reply for reply in replies if not self._greetings.answered(reply)]
 
     def _welcome(self, node_id: int) -> None:

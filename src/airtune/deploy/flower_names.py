@@ -24,9 +24,15 @@ MOST_BACKOFF_S = 5.0
 """Longest pause before a failed request is tried again; Flower's own is 20 s."""
 IDLE_POLL_S = 5.0
 """Longest pause between two looks for work while nothing runs."""
-IDLE_SHARE = 0.05
-"""A look comes no later than this share of the time since the last message, so that a long
-silence is cheap and a short one costs a round next to nothing."""
+IDLE_SHARE = 0.02
+"""A look comes no later than this share of the time since this device last had or sent anything,
+so that a long silence is cheap and a short one costs a round next to nothing."""
+ANSWER_S, UPLOAD_S = 30.0, 3600.0
+"""How long SuperNode waits for an answer, and for that to an upload. With Flower's own 30 s for
+both, an update whose upload takes longer is sent again and again; the relay ends a connection on
+which nothing passes."""
+PART_POLL_S = 0.1
+"""Between two looks for a part of a message that is still on its way."""
 TURNED_AWAY = 412
 """HTTP status with which Flower's server refuses to activate a key: unknown, or in use."""
 UNAUTHORISED = 401
@@ -61,7 +67,7 @@ USED = (
         "make_simple_http_retry_invoker",
         "has a broken TLS handshake tried again in place of giving up for good",
         "find where SuperNode decides to give up on a failed request, and keep transport errors "
-        "out of it; `testbed/faults.py` shows whether devices come back",
+        "out of it; `tests/test_flower_return.py` shows whether devices come back",
     ),
     Name(
         _CONNECTION,
@@ -134,6 +140,13 @@ USED = (
         "the client process, forked from a warm parent",
         "leave `forkserver.py` out of `node.py`: 1 to 4 s more a message",
     ),
+    Name(
+        "flwr.supernode.runtime.run_clientapp",
+        "pull_and_inflate_object_from_tree",
+        "the client process begins while SuperNode still receives the message, and looks for it "
+        "every 0.1 s; Flower's own looks come after 1, 3 and 7 s",
+        _WAITS,
+    ),
 )
 
 
@@ -150,7 +163,7 @@ class Idle:
         self._message_s = clock()
 
     def message(self) -> None:
-        """Note that a message came."""
+        """Note that a message came, or that a part of one was sent."""
         self._message_s = self._clock()
 
     def wait_s(self, wanted_s: float) -> float:
@@ -170,7 +183,7 @@ def patient(invoker: Any, refused: Callable[[int], None] = lambda status: None) 
 
     Args:
         invoker: changed in place.
-        refused: told HTTP statuses 401 and 412, before they are treated.
+        refused: called with HTTP statuses 401 and 412, before they are treated.
     """
     import httpx
 
@@ -193,6 +206,16 @@ def patient(invoker: Any, refused: Callable[[int], None] = lambda status: None) 
     return invoker
 
 
+def _looking_often(pull: Callable[..., Any], cap_s: float) -> Callable[..., Any]:
+    """Have Flower look for a part that is on its way at least every `cap_s`.
+
+    Flower gives up after 500 looks, which would then be over before a slow link has carried the
+    part; the time for it stays Flower's: two hours.
+    """
+    first_s = min(cap_s, PART_POLL_S)
+    return partial(pull, initial_backoff=first_s, backoff_cap=cap_s, max_tries_per_object=None)
+
+
 def prepare_supernode(
     cap_s: float,
     contact: Callable[[str], None],
@@ -203,8 +226,8 @@ def prepare_supernode(
 
     Args:
         cap_s: the longest wait between two looks for work while a run is going on.
-        contact: told the path of every request that the server has answered.
-        refused: told HTTP statuses 401 and 412.
+        contact: called with the path of every request that the server has answered.
+        refused: called with HTTP statuses 401 and 412.
         forgotten: called when the server answers a sign of life with "unknown".
     """
     import httpx
@@ -216,10 +239,13 @@ def prepare_supernode(
 
     class Watched(fleet_http_connection.FleetHttpClient):
         def _unary_unary(self, **request: Any) -> Any:
+            path = str(request["path"])
+            if path.endswith("push-object"):
+                request["timeout"] = httpx.Timeout(ANSWER_S, read=UPLOAD_S, write=UPLOAD_S)
             answer = super()._unary_unary(**request)
-            if getattr(answer, "messages_list", None):
+            if getattr(answer, "messages_list", None) or path.endswith("push-object"):
                 idle.message()
-            contact(str(request["path"]))
+            contact(path)
             return answer
 
         def SendNodeHeartbeat(self, request: Any) -> Any:
@@ -248,9 +274,7 @@ def prepare_supernode(
     )
     vars(start_client_internal).update(
         time=SimpleNamespace(sleep=lambda wanted_s: time.sleep(idle.wait_s(wanted_s))),
-        pull_objects=partial(
-            start_client_internal.pull_objects, initial_backoff=min(cap_s, 0.1), backoff_cap=cap_s
-        ),
+        pull_objects=_looking_often(start_client_internal.pull_objects, cap_s),
     )
     return flower_supernode
 
@@ -260,9 +284,7 @@ def prepare_grid(grid: Any, poll_s: float) -> None:
     from flwr.superlink.grid import http_grid
 
     # Unchanged, a second and more between two looks for a part that is still on its way.
-    vars(http_grid)["pull_objects"] = partial(
-        http_grid.pull_objects, initial_backoff=poll_s, backoff_cap=poll_s
-    )
+    vars(http_grid)["pull_objects"] = _looking_often(http_grid.pull_objects, poll_s)
     invoker = getattr(grid, "_retry_invoker", None)
     if invoker is not None:
         patient(invoker)
@@ -306,7 +328,12 @@ def superexec_started_by(start: Callable[..., Any]) -> Callable[[], None]:
 
 
 def client_process() -> Callable[[], None]:
-    """Return the entry of Flower's client process, with its imports done."""
+    """Return the entry of Flower's client process, with its imports done and its waits short."""
     from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+    from flwr.supernode.runtime import run_clientapp
+
+    vars(run_clientapp)["pull_and_inflate_object_from_tree"] = _looking_often(
+        run_clientapp.pull_and_inflate_object_from_tree, PART_POLL_S
+    )
 
     return flwr_clientapp

@@ -65,7 +65,7 @@ class Transfer:
 
     def __init__(self, call: str, key: str | None, holder: str, address: str | None) -> None:
         self.call, self.key, self.holder, self.address = call, key, holder, address
-        self.begin_s = self.uploaded_s = time.time()
+        self.begin_s = self.uploaded_s = self.answered_s = time.time()
         self.up_bytes = self.down_bytes = 0
         self.status = 0
         self.answering = False
@@ -210,7 +210,7 @@ class Gateway:
     async def _answer(self, transfer: Transfer, response: httpx.Response, send: Send) -> None:
         kept = [(k.lower(), v) for k, v in response.headers.raw if k.lower() not in _HOP_BY_HOP]
         start = {"type": "http.response.start", "status": transfer.status, "headers": kept}
-        transfer.answering = True
+        transfer.answering, transfer.answered_s = True, time.time()
         await send(start)
         stall_s = self.limits.stall_s
         async for chunk in response.aiter_raw():
@@ -230,6 +230,7 @@ class Gateway:
             "status": transfer.status,
             "begin_s": transfer.begin_s,
             "uploaded_s": transfer.uploaded_s,
+            "answered_s": transfer.answered_s,
             "end_s": time.time(),
             "up_bytes": transfer.up_bytes,
             "down_bytes": transfer.down_bytes,

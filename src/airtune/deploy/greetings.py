@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from airtune.deploy.protocol import pack
-from airtune.deploy.roster import Node, Post, Reply, Roster
+from airtune.deploy.roster import Mailbox, Node, Reply, Roster
 
 AGAIN_S = 60.0
 """A device that was refused, or that did not answer, is greeted again after this."""
@@ -20,23 +20,23 @@ class Greetings:
     """Greetings under way.
 
     Args:
-        post: how messages reach devices.
+        mailbox: how messages reach devices.
         roster: decides who takes part.
         patience_s: how long an answer is awaited before the device is greeted again.
-        welcome: told of each device that takes part from now on.
-        say: told who was refused, and why.
+        welcome: called with the node of each device that takes part from now on.
+        say: called with a line for each device that was refused, and why.
     """
 
     def __init__(
         self,
-        post: Post,
+        mailbox: Mailbox,
         roster: Roster,
         *,
         patience_s: float,
         welcome: Callable[[int], None],
         say: Callable[[str], None],
     ) -> None:
-        self._post, self._roster, self._patience_s = post, roster, max(patience_s, AGAIN_S)
+        self._mailbox, self._roster, self._patience_s = mailbox, roster, max(patience_s, AGAIN_S)
         self._welcome, self._say = welcome, say
         self._pending: dict[str, tuple[Node, float]] = {}
         self._first_s: dict[int, float] = {}
@@ -50,7 +50,7 @@ class Greetings:
 
     def send(self) -> None:
         """Greet the connected devices that take no part yet."""
-        nodes, now_s = self._post.nodes(), time.time()
+        nodes, now_s = self._mailbox.nodes(), time.time()
         self._forget({node.id for node in nodes if node.online}, now_s)
         waiting = {node.id for node, _ in self._pending.values()}
         strangers = [node for node in self._roster.strangers(nodes) if node.id not in waiting]
@@ -60,7 +60,7 @@ class Greetings:
         by_id = {node.id: node for node in strangers}
         for node in strangers:
             self._first_s.setdefault(node.id, now_s)
-        posted = self._post.send({node.id: body for node in strangers}, group="hello")
+        posted = self._mailbox.send({node.id: body for node in strangers}, group="hello")
         self._pending |= {message: (by_id[node], now_s) for message, node in posted.items()}
 
     def answered(self, reply: Reply) -> bool:

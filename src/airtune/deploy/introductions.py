@@ -14,14 +14,21 @@ from airtune.deploy.protocol import Introduction, Privacy, ProtocolError, Step
 from airtune.errors import InputError
 from airtune.models.devices import profile_of
 from airtune.models.workload import (
+    KeptSizes,
     ModelShape,
     StepTokens,
     affine_coefficients,
+    realised_pruning,
     training_flops,
     uniform_sizes,
 )
 from airtune.planning.curves import checked_curve
-from airtune.planning.inputs import BYTES_PER_WEIGHT, NOMINAL_LABEL_SHARE, modes_of
+from airtune.planning.inputs import (
+    BYTES_PER_WEIGHT,
+    NOMINAL_LABEL_SHARE,
+    modes_of,
+    sizes_ending_at,
+)
 from airtune.scenario import Scenario, TrainingSection
 
 TOP_FLOPS = 1e16
@@ -59,6 +66,7 @@ def check_introduction(own: Introduction, known: Known, client: int, *, waited_s
     _check_privacy(own, known.privacy)
     _check_examples(own, known)
     _check_curve(own, known.scenario)
+    _check_most_pruned(own, known)
     if not 0 < own.memory_bytes <= TOP_MEMORY_BYTES:
         raise ProtocolError(
             f"memory_bytes is {own.memory_bytes:g}: allowed are up to {TOP_MEMORY_BYTES:g}"
@@ -169,6 +177,50 @@ def _check_curve(own: Introduction, scenario: Scenario) -> None:
         raise ProtocolError("pruning_cost is above the linear cost of pruning")
 
 
+def most_pruned(own: Introduction) -> KeptSizes | None:
+    """Return the sizes that a device announced for its submodel at pruning.max_pruning."""
+    if own.most_pruned is None:
+        return None
+    return KeptSizes(tuple(c for c, _ in own.most_pruned), tuple(g for _, g in own.most_pruned))
+
+
+def far_from(rate: float, sizes: KeptSizes, scenario: Scenario, shape: ModelShape) -> bool:
+    """Say whether a submodel is further from a pruning rate than units explain.
+
+    A rate is met within half of the largest step in which units are given up; where units run
+    out before it, within 0.01 (see `pruning.choose`).
+    """
+    if scenario.pruning.units == "blocks":
+        step = 1 / shape.blocks
+    else:
+        unit = shape.unit_parameters
+        largest = max(unit["mlp"] * shape.channel_multiple, unit["group"])
+        step = largest / shape.block_parameters
+    return abs(realised_pruning(shape, sizes) - rate) > step / 2 + 0.01
+
+
+def _check_most_pruned(own: Introduction, known: Known) -> None:
+    sizes, section, shape = most_pruned(own), known.scenario.pruning, known.shape
+    wanted = section.cost == "measured" and section.max_pruning > 0
+    if sizes is None:
+        if wanted:
+            raise ProtocolError("most_pruned is missing: the scenario asks for a measured curve")
+        return
+    if not wanted or own.privacy is not None:
+        raise ProtocolError("most_pruned is given, and the scenario does not ask for it")
+    if (
+        len(sizes.mlp_channels) != shape.blocks
+        or max(sizes.mlp_channels) > shape.mlp_channels
+        or max(sizes.kv_groups) > shape.kv_heads
+    ):
+        raise ProtocolError("most_pruned is not a submodel of this model")
+    if far_from(section.max_pruning, sizes, known.scenario, shape):
+        raise ProtocolError(
+            f"most_pruned leaves out {realised_pruning(shape, sizes):.3f} of the model; the "
+            f"scenario's largest is {section.max_pruning:g}"
+        )
+
+
 def _check_memory(
     own: Introduction, known: Known, client: int, steps: tuple[StepTokens, ...]
 ) -> None:
@@ -180,6 +232,7 @@ def _check_memory(
         modes_of(scenario)[client],
         bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
         max_pruning=most,
+        sizes_at=sizes_ending_at(most_pruned(own)),
     )
     if costs.min_pruning(own.memory_bytes) > most:
         raise ProtocolError(

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import resource
+import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +28,7 @@ from airtune.errors import InputError
 _KEEP_ALIVE_S = 600
 """Longer than local training takes: a new TLS handshake would cost each upload some round trips
 and about 3 kB."""
+_UNSENT_BYTES = 65536
 _LOOPBACK_NAMES = ("localhost",)
 
 
@@ -39,6 +41,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Begin to count and to wait for headers."""
         super().connection_made(transport)
+        _hold_little(transport)
         self._address = self.client[0] if self.client else ""
         self._timer: asyncio.TimerHandle | None = None
         self.addresses[self._address] += 1
@@ -77,6 +80,19 @@ class Connection(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _hold_little(transport: Any) -> None:
+    """Keep little of an answer in buffers, so that it is written when it leaves.
+
+    The end of an answer is then known to what 128 KiB take on the device's link. How much may be
+    on the way, which a long link needs, is not limited.
+    """
+    transport.set_write_buffer_limits(high=_UNSENT_BYTES)
+    connection = transport.get_extra_info("socket")
+    if connection is not None and (option := getattr(socket, "TCP_NOTSENT_LOWAT", None)):
+        with contextlib.suppress(OSError):  # a Unix socket
+            connection.setsockopt(socket.IPPROTO_TCP, option, _UNSENT_BYTES)
 
 
 def check_host(host: str) -> None:

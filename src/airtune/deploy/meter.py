@@ -3,9 +3,11 @@
 A device's round is visible in its requests: it pulls the message's objects, confirms that it
 has them, works in silence, announces its reply and pushes it. All times are the gateway's.
 
-Flower adds waits of its own inside these: it looks again after a second for an object that the
-server has not finished storing, and after some tenths for one that its app process has not
-finished handing over. Nothing moves meanwhile, so pauses above `PAUSE_S` are not transfer.
+A download is counted while its answers are written, from their first byte to their last: what
+Flower's server needs before it answers is Flower's own time. Flower adds waits inside these: it
+looks again after a second for an object that the server has not finished storing, and after some
+tenths for one that its app process has not finished handing over. Nothing is sent meanwhile, so
+pauses above `PAUSE_S` are not transfer.
 """
 
 from __future__ import annotations
@@ -146,10 +148,8 @@ def _of_device(calls: list[Mapping[str, Any]]) -> WireTimes | None:
     ]
     if not pulls:
         return None
-    # What the gateway has written may still stand in a buffer: the last object is there when
-    # the device says so.
-    down = [(call["begin_s"], call["end_s"]) for call in pulls]
-    down[-1] = (down[-1][0], received["begin_s"])
+    # What Flower's server needs before it answers is not transfer.
+    down = [(call["answered_s"], call["end_s"]) for call in pulls]
     return WireTimes(
         downlink_s=_busy_s(down),
         upload_s=_busy_s([(call["begin_s"], call["uploaded_s"]) for call in (pushing, *content)]),

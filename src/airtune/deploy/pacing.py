@@ -34,6 +34,12 @@ REACH_S = 20.0
 """How long a new connection waits for a server that is starting; SuperNode waits 30 s."""
 
 
+STALL_S = 45.0
+"""A request without an answer, and nothing that passes for so long: the connection is dead."""
+UNSENT_BYTES = 16384
+"""What waits in the kernel to be sent: more would be counted as passed long before it is."""
+
+
 class Pacer(Protocol):
     """What holds a device's uplink to a rate: the relay, the kernel, or an operator's network."""
 
@@ -152,6 +158,48 @@ def _run_tc(arguments: Sequence[str]) -> None:
         raise RunError(f"tc {' '.join(arguments)}: {done.stderr.strip() or 'failed'}")
 
 
+class Passed:
+    """When something last passed on one connection, and whether it waits for an answer.
+
+    SuperNode cannot know how long an upload takes, and waits for its answer for an hour. Here it is
+    seen whether the upload goes on.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._at_s, self._waits = clock(), False
+
+    def up(self) -> None:
+        """Note bytes of a request."""
+        self._at_s, self._waits = self._clock(), True
+
+    def down(self) -> None:
+        """Note bytes of an answer."""
+        self._at_s, self._waits = self._clock(), False
+
+    def dead(self) -> bool:
+        """Say whether a request has stood still for too long."""
+        return self._waits and self._clock() > self._at_s + STALL_S
+
+
+async def _end_when_dead(passed: Passed, *ends: asyncio.StreamWriter) -> None:
+    while not passed.dead():
+        await asyncio.sleep(STALL_S / 10)
+    for end in ends:
+        _reset(end)
+
+
+def _hold_little(writer: asyncio.StreamWriter) -> None:
+    """Keep little in the kernel, and notice a server that no longer acknowledges."""
+    connection = writer.transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    wanted = {"TCP_NOTSENT_LOWAT": UNSENT_BYTES, "TCP_USER_TIMEOUT": round(1000 * STALL_S)}
+    for name, value in wanted.items():
+        if (option := getattr(socket, name, None)) is not None:
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 class Relay:
     """Forwards TCP connections to the server, upload through a token bucket.
 
@@ -178,11 +226,16 @@ class Relay:
         if upstream is None:
             _reset(writer)
             return
+        passed = Passed()
+        guard = asyncio.create_task(_end_when_dead(passed, writer, upstream[1]))
         try:
-            await asyncio.gather(self._up(reader, upstream[1]), self._down(upstream[0], writer))
+            await asyncio.gather(
+                self._up(reader, upstream[1], passed), self._down(upstream[0], writer, passed)
+            )
         except (OSError, asyncio.CancelledError):
             pass  # either end went away and the caller reconnects, or the relay ends
         finally:
+            guard.cancel()
             for end in (writer, upstream[1]):
                 end.close()
                 with contextlib.suppress(OSError, asyncio.CancelledError):
@@ -198,11 +251,15 @@ class Relay:
         while time.monotonic() < deadline_s:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(5):
-                    return await asyncio.open_connection(*self.server)
+                    found = await asyncio.open_connection(*self.server)
+                _hold_little(found[1])
+                return found
             await asyncio.sleep(0.3)
         return None
 
-    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _up(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passed: Passed
+    ) -> None:
         # A deep socket buffer would swallow the update at once and let the pacing leak.
         writer.transport.set_write_buffer_limits(high=CHUNK_BYTES)
         urgent = Urgent()
@@ -212,12 +269,16 @@ class Relay:
                 await asyncio.sleep(wait_s)
             writer.write(chunk)
             await writer.drain()
+            passed.up()
             self.uplink_bytes += len(chunk)
         with contextlib.suppress(OSError):
             writer.write_eof()
 
-    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _down(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passed: Passed
+    ) -> None:
         while chunk := await reader.read(65536):
+            passed.down()
             writer.write(chunk)
             await writer.drain()
             self.downlink_bytes += len(chunk)

@@ -155,7 +155,7 @@ def require_private_scenario(scenario: Scenario) -> None:
     if scenario.pruning.max_pruning > 0:
         raise InputError(
             f"privacy needs pruning.max_pruning = 0, not {scenario.pruning.max_pruning:g}: which "
-            "units a device keeps is chosen on its own text and travels in the clear"
+            "units a device keeps is chosen on its own text and is sent unprotected"
         )
     if scenario.pruning.cost == "measured":
         raise InputError(

@@ -212,10 +212,10 @@ def clock_offset_s(
         with contextlib.closing(connection):
             connection.request("GET", "/")
             date = connection.getresponse().getheader("date")
-            told_s = None if date is None else parsedate_to_datetime(date).timestamp()
+            server_s = None if date is None else parsedate_to_datetime(date).timestamp()
     except (OSError, ValueError, http.client.HTTPException):
         return None
-    return None if told_s is None else time.time() - told_s
+    return None if server_s is None else time.time() - server_s
 
 
 def check_clock(address: tuple[str, int], authority: Path | None) -> None:

@@ -19,9 +19,10 @@ import safetensors.numpy
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from airtune.assignment import Assignment, Mode
+from airtune.models.workload import KeptSizes
 from airtune.scenario import Scenario
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised with every change that an older device would misread."""
 MAX_HEADER_BYTES = 16 * 2**20
 MOST_ENTRIES = 4096
@@ -115,6 +116,9 @@ class Introduction(Fields):
     labels: Annotated[dict[Line, Count], Field(max_length=MOST_ENTRIES)]
     """Examples by label; empty with privacy."""
     pruning_cost: Annotated[list[tuple[Share, Finite]], Field(max_length=MOST_ENTRIES)] | None
+    most_pruned: Annotated[list[tuple[Count, Count]], Field(max_length=MOST_ENTRIES)] | None = None
+    """Channels and groups that each block keeps at pruning.max_pruning, where costs are measured:
+    the end of the plan's cost line."""
     profile: Line
     """Its kind of device."""
     effective_flops: Positive
@@ -315,6 +319,11 @@ def to_air(values: np.ndarray, bits_per_value: int) -> np.ndarray:
         return np.ascontiguousarray(values, dtype=np.float32)
     most = float(np.finfo(np.float16).max)
     return np.clip(values, -most, most).astype(np.float16)
+
+
+def kept_pairs(sizes: KeptSizes) -> list[tuple[int, int]]:
+    """Return a submodel's sizes as a message has them: channels and groups, a block each."""
+    return list(zip(sizes.mlp_channels, sizes.kv_groups, strict=True))
 
 
 def norm(arrays: Mapping[str, np.ndarray]) -> float:

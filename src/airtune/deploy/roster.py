@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Protocol
 
 from airtune.deploy.gateway import fingerprint
-from airtune.deploy.introductions import Known, check_introduction
+from airtune.deploy.introductions import Known, check_introduction, most_pruned
 from airtune.deploy.protocol import (
     PROTOCOL,
     Hello,
@@ -51,7 +51,7 @@ class Reply:
     error: str = ""
 
 
-class Post(Protocol):
+class Mailbox(Protocol):
     """How messages reach devices."""
 
     def nodes(self) -> list[Node]:
@@ -165,6 +165,7 @@ def client_data(own: Introduction) -> ClientData:
         examples=own.examples,
         labels=own.labels,
         pruning_cost=None if cost is None else tuple((rate, value) for rate, value in cost),
+        most_pruned=most_pruned(own),
     )
 
 

@@ -6,6 +6,7 @@ import datetime
 import json
 import secrets
 import time
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 from filelock import FileLock
 
 from airtune.deploy.control import run_status, stop_run
-from airtune.deploy.server import CONNECTION, State, flwr, leave
+from airtune.deploy.server import CONNECTION, ServerFolder, flwr, leave
 from airtune.errors import InputError, RunError
+from airtune.scenario import load_scenario
 
 APP = Path(__file__).parent / "flower_app"
 """The Flower app, as it ships with the package."""
@@ -31,7 +33,7 @@ class Run:
         id: the run's name, e.g. `20261127-101500-3f`.
     """
 
-    state: State
+    state: ServerFolder
     id: str
     _asked_s: float = 0.0
 
@@ -89,7 +91,9 @@ class Run:
         return found if isinstance(found, dict) else None
 
 
-def submit(state: State, settings: Mapping[str, str | int | float | bool], app: Path = APP) -> Run:
+def submit(
+    state: ServerFolder, settings: Mapping[str, str | int | float | bool], app: Path = APP
+) -> Run:
     """Start a run.
 
     One goes on at a time: devices train for one run, and the band is one.
@@ -135,19 +139,19 @@ def submit(state: State, settings: Mapping[str, str | int | float | bool], app: 
     return run
 
 
-def listed(state: State) -> list[Run]:
+def listed(state: ServerFolder) -> list[Run]:
     """Return the runs of this server, the newest last."""
     found = sorted(path.parent.name for path in state.runs.glob("*/about.json"))
     return [Run(state, name) for name in found]
 
 
-def current(state: State) -> Run | None:
+def current(state: ServerFolder) -> Run | None:
     """Return the run that is going on, or None."""
     runs = listed(state)
     return runs[-1] if runs and runs[-1].outcome(ask_now=True) is None else None
 
 
-def chosen(state: State, name: str | None) -> Run:
+def chosen(state: ServerFolder, name: str | None) -> Run:
     """Return a run by its id, or the newest.
 
     Raises:
@@ -164,6 +168,15 @@ def chosen(state: State, name: str | None) -> Run:
 def as_json(value: object) -> str:
     """Return a value as JSON, as the app's configuration carries it."""
     return json.dumps(value)
+
+
+def clients_of(run: Run) -> tuple[str, ...]:
+    """Return the clients of a run's scenario; none where what was asked cannot be read again."""
+    try:
+        asked = tomllib.loads((run.folder / "run.toml").read_text())
+        return load_scenario(asked["scenario"], json.loads(asked["overrides"])).client_names
+    except (OSError, ValueError, KeyError, InputError):
+        return ()
 
 
 def _toml(value: str | int | float | bool) -> str:

@@ -8,7 +8,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,8 @@ from airtune.deploy.processes import (
 )
 from airtune.errors import InputError, RunError
 
+_START_S = 240.0
+"""How long a part may take to listen; one that ends is noticed at once."""
 _MOST_RESTARTS, _FAILING_S = 10, 60.0
 _WHAT = {"superlink": "Flower's server", "superexec": "Flower's starter", "gateway": "the gateway"}
 _UNHURRIED = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"}
@@ -40,7 +42,7 @@ CONNECTION = "airtune"
 
 
 @dataclass(frozen=True)
-class State:
+class ServerFolder:
     """Where a server keeps what must outlive it: registered devices, logs, the wire log."""
 
     folder: Path
@@ -72,13 +74,14 @@ class State:
 
 
 def serve(
-    state: State,
+    state: ServerFolder,
     host: str,
     port: int,
     keys: Path | None,
     ready: Callable[[], None],
     *,
     metrics_port: int | None = None,
+    clients: Sequence[str] = (),
 ) -> None:
     """Run the server until it is interrupted.
 
@@ -95,6 +98,7 @@ def serve(
             device authentication.
         ready: called once everything listens.
         metrics_port: where the gateway answers Prometheus, on loopback; None: nowhere.
+        clients: those of the scenario that this server is for; none: it is for any.
 
     Raises:
         InputError: the keys are missing, or another server runs on this folder.
@@ -119,16 +123,17 @@ def serve(
         if swept:
             print(f"ended {swept} processes that an earlier server had left", flush=True)
         _end_runs(state)
-        _serve(state, host, port, keys, ready, metrics_port)
+        _serve(state, host, port, keys, ready, metrics_port, clients)
 
 
 def _serve(
-    state: State,
+    state: ServerFolder,
     host: str,
     port: int,
     keys: Path | None,
     ready: Callable[[], None],
     metrics_port: int | None,
+    clients: Sequence[str],
 ) -> None:
     metrics = [] if metrics_port is None else [str(metrics_port)]
     inner = free_port()
@@ -140,12 +145,13 @@ def _serve(
             "gateway": [*_gateway_command(state, host, port, inner, keys), *metrics],
         }
         held.start("superlink", commands["superlink"])
-        wait_for_port(("127.0.0.1", inner), held, "superlink", 60)
+        wait_for_port(("127.0.0.1", inner), held, "superlink", _START_S)
         held.start("superexec", commands["superexec"])
         held.start("gateway", commands["gateway"])
         reach = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-        wait_for_port((reach, port), held, "gateway", 30)
-        about = {"port": inner, "keys": None if keys is None else str(keys)}
+        wait_for_port((reach, port), held, "gateway", _START_S)
+        folder = None if keys is None else str(keys)
+        about = {"port": inner, "keys": folder, "clients": list(clients)}
         state.about.write_text(json.dumps(about))
         ready()
         try:
@@ -161,7 +167,7 @@ def leave(path: Path, values: Mapping[str, Any]) -> None:
     written.replace(path)
 
 
-def _end_runs(state: State) -> None:
+def _end_runs(state: ServerFolder) -> None:
     """Say of each run that was going on under an earlier server that it has ended."""
     for about in state.runs.glob("*/about.json"):
         if not (outcome := about.with_name("outcome.json")).exists():
@@ -170,7 +176,7 @@ def _end_runs(state: State) -> None:
 
 
 @contextmanager
-def _alone(state: State) -> Iterator[None]:
+def _alone(state: ServerFolder) -> Iterator[None]:
     """Hold the state folder, so that no second server works on the same database."""
     lock = FileLock(state.folder / "server.lock")
     try:
@@ -201,7 +207,7 @@ def _keep_running(held: Children, commands: Mapping[str, list[str]]) -> None:
             held.start(name, commands[name])
 
 
-def _superlink_command(state: State, port: int, keys: Path | None) -> list[str]:
+def _superlink_command(state: ServerFolder, port: int, keys: Path | None) -> list[str]:
     command = [
         *guarded("superlink"),
         *("--host", "127.0.0.1", "--port", str(port)),
@@ -219,7 +225,7 @@ def _superlink_command(state: State, port: int, keys: Path | None) -> list[str]:
     return command
 
 
-def _superexec_command(state: State, port: int, keys: Path | None) -> list[str]:
+def _superexec_command(state: ServerFolder, port: int, keys: Path | None) -> list[str]:
     trust = ["--insecure"] if keys is None else ["--root-certificates", str(keys / "ca.crt")]
     return [
         *guarded("superexec"),
@@ -230,7 +236,7 @@ def _superexec_command(state: State, port: int, keys: Path | None) -> list[str]:
 
 
 def _gateway_command(
-    state: State, host: str, port: int, inner: int, keys: Path | None
+    state: ServerFolder, host: str, port: int, inner: int, keys: Path | None
 ) -> list[str]:
     command = [sys.executable, "-m", "airtune.deploy.gateway", host, str(port), str(inner)]
     return [*command, str(state.wire_log), "" if keys is None else str(keys)]
@@ -242,7 +248,7 @@ def guarded(program: str) -> list[str]:
     return [sys.executable, "-m", "airtune.deploy.guarded", program]
 
 
-def _secret(state: State) -> Path:
+def _secret(state: ServerFolder) -> Path:
     path = state.folder / "superexec.secret"
     if not path.exists():
         path.touch(mode=0o600)
@@ -250,7 +256,7 @@ def _secret(state: State) -> Path:
     return path
 
 
-def _write_connection(state: State, port: int, keys: Path | None) -> None:
+def _write_connection(state: ServerFolder, port: int, keys: Path | None) -> None:
     trust = "insecure = true" if keys is None else f'root-certificates = "{keys / "ca.crt"}"'
     (state.home / "config.toml").write_text(
         f'[superlink]\ndefault = "{CONNECTION}"\n\n'
@@ -259,8 +265,8 @@ def _write_connection(state: State, port: int, keys: Path | None) -> None:
     )
 
 
-def about(state: State) -> dict[str, Any]:
-    """Return what a started server left for its operator: `port` and `keys`.
+def about(state: ServerFolder) -> dict[str, Any]:
+    """Return what a started server left for its operator: `port`, `keys` and `clients`.
 
     Raises:
         InputError: no server is started with this state folder.
@@ -276,7 +282,7 @@ def about(state: State) -> dict[str, Any]:
     return found
 
 
-def flwr(state: State, *arguments: str, timeout_s: float = 180.0) -> dict[str, Any]:
+def flwr(state: ServerFolder, *arguments: str, timeout_s: float = 180.0) -> dict[str, Any]:
     """Run one of Flower's operator commands on the started server; return its JSON answer.
 
     Raises:

@@ -12,13 +12,13 @@ from typing import Any
 from airtune.deploy.admission import Admitted, admitted
 from airtune.deploy.keys import expiry_warnings
 from airtune.deploy.runs import Run, listed
-from airtune.deploy.server import State, about
+from airtune.deploy.server import ServerFolder, about
 
 WIRE_BYTES = 8 * 2**20
 """How much of the wire log's end is read."""
 
 
-def status(state: State) -> dict[str, Any]:
+def status(state: ServerFolder) -> dict[str, Any]:
     """Return the server, its newest run and its devices, as JSON's types.
 
     Speeds and rounds are the record's: a device's FLOPs over its measured seconds in the last

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from airtune.deploy import admission, runs
 from airtune.deploy.keys import make_device_key, make_server_keys
 from airtune.deploy.processes import Children, children, free_port, last_words
-from airtune.deploy.server import State
+from airtune.deploy.server import ServerFolder
 from airtune.errors import RunError
 from airtune.scenario import Scenario
 
@@ -39,7 +39,7 @@ def run_here(
         overrides: changes to it.
         settings: the app's configuration, as for `runs.submit`.
         emulate: each device takes the time of its profile.
-        say: told what goes on.
+        say: called with a line at each step.
         follow: shows a run until it ends; raises where it failed.
 
     Raises:
@@ -47,7 +47,7 @@ def run_here(
     """
     with TemporaryDirectory(prefix="airtune-try-") as short:
         folder = Path(short)
-        keys, state = folder / "keys", State(folder / "deployment")
+        keys, state = folder / "keys", ServerFolder(folder / "deployment")
         port = free_port()
         make_server_keys(keys, ["127.0.0.1"])
         names = scenario.client_names
@@ -74,7 +74,7 @@ def run_here(
             follow(run)
 
 
-def _server(port: int, keys: Path, state: State) -> list[str]:
+def _server(port: int, keys: Path, state: ServerFolder) -> list[str]:
     where = ("--host", "127.0.0.1", "--port", str(port), "--keys", str(keys))
     return ["deploy", "server", *where, "--state", str(state.folder)]
 

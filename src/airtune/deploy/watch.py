@@ -49,7 +49,7 @@ class Watch:
         client: the device's name in messages.
         parts: what is watched.
         ready: called once, when the server has admitted the device.
-        say: told when the connection is lost and when it is back.
+        say: called with a line when the connection is lost and when it is back.
         clock: tests replace it.
     """
 

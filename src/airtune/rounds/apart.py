@@ -29,7 +29,7 @@ def _run(folder: Path, task: Mapping[str, Any]) -> None:
     torch.set_num_threads(task["threads"])
     scenario = scenario_from_dict(task["values"])
     begun = (folder / RUN).is_file()
-    other = begun and _other_version(folder)
+    other = begun and _cannot_go_on(folder, scenario.model_dump(mode="json"))
     with tracked(task.get("trackers", []), scenario, folder, Observer()) as watch:
         run(scenario, out=folder, resume=begun and not other, replace=other, observer=watch)
     write_report(folder)
@@ -38,12 +38,13 @@ def _run(folder: Path, task: Mapping[str, Any]) -> None:
         shutil.rmtree(folder / part, ignore_errors=True)
 
 
-def _other_version(folder: Path) -> bool:
-    """Whether a run was begun by another version of airtune, which cannot go on with it."""
+def _cannot_go_on(folder: Path, values: Mapping[str, Any]) -> bool:
+    """Whether a run was begun by another version, or before the scenario had all of its keys."""
     from importlib import metadata
 
     try:
-        versions = json.loads((folder / RUN).read_bytes())["versions"]
-        return bool(versions.get("airtune") != metadata.version("airtune"))
+        info = json.loads((folder / RUN).read_bytes())
+        version = info["versions"].get("airtune")
+        return bool(version != metadata.version("airtune") or info["scenario"] != values)
     except (ValueError, KeyError, AttributeError, metadata.PackageNotFoundError):
         return False

@@ -90,6 +90,9 @@ class DeviceSection(Section):
     """Share of the peak that fine-tuning reaches; default: the profile's."""
     memory_bytes: Annotated[PositiveFloat, bounds.MEMORY_BYTES] | None = None
     """Memory of one device; default: the profile's."""
+    only_labels: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Labels of the training examples, by name, that these clients alone hold (together with
+    other kinds that name them); with partition.kind = "dirichlet"."""
     lora_rank: Annotated[PositiveInt, bounds.RANK] | None = None
     """Rank of its clients' adapters; default: training.lora_rank, which is the largest allowed."""
     power_dbm: Annotated[FiniteFloat, bounds.POWER_DBM] = 23.0

@@ -204,7 +204,8 @@ class PlanningSection(Section):
     )
     """Local steps to choose from; default: 1 to training.local_steps, at most 4 evenly spread."""
     costs: str | None = None
-    """The file that `airtune costs` wrote; default: the costs measured for SmolLM2-135M."""
+    """The file that `airtune costs` wrote; default: the costs measured for SmolLM2-135M. Without
+    knobs it is not read, so that a study can give it to all its methods."""
 
     @model_validator(mode="before")
     @classmethod
@@ -281,7 +282,6 @@ class Scenario(Section):
         planning, rule = self.planning, self.participation.rule
         if planning.knobs is None:
             idle = {
-                "planning.costs": planning.costs,
                 "planning.rank_values": planning.rank_values,
                 "planning.steps_values": planning.steps_values,
                 "participation.floor": self.participation.floor or None,
@@ -325,6 +325,11 @@ class Scenario(Section):
                 raise ValueError(
                     f"devices.{index}.lora_rank = {device.lora_rank} is above "
                     f"training.lora_rank = {self.training.lora_rank}, the server's"
+                )
+            if device.only_labels and self.partition.kind != "dirichlet":
+                raise ValueError(
+                    f"devices.{index}.only_labels is allowed with partition.kind = 'dirichlet' "
+                    f"only, not with '{self.partition.kind}'"
                 )
         if self.planning.fit_kappa and self.planning.kappa == 0:
             raise ValueError("planning.fit_kappa needs planning.kappa above 0 to begin from")

@@ -20,6 +20,7 @@ from typing import Any
 
 from airtune.errors import InputError, RunError
 from airtune.record.files import write_durably
+from airtune.study.keys import sidecar_path
 
 Task = Mapping[str, Any]
 
@@ -28,13 +29,14 @@ def performed(run: Callable[[Path, Task], None], task: Task) -> str | None:
     """Do one run; return None where it finished, else the line that says why not.
 
     What lies beside the run directory afterwards, `<folder>.json`: `error` (null where the run
-    finished), `peak_bytes` (the most memory that this process held) and `wall_s`. The process ends
-    with the one that started it.
+    finished), `peak_bytes` (the most memory that this process held), `wall_s`, and the task's
+    `files`. The process ends with the one that started it.
 
     Args:
         run: does the run, given its folder and the task.
-        task: `folder`, `values` (the resolved scenario), `threads`, `trackers`
-            (names) and `keep_adapter`; plain values, so that any process can be given them.
+        task: `folder`, `values` (the resolved scenario), `files` (hashes of what it names),
+            `threads`, `trackers` (names) and `keep_adapter`; plain values, so that any process
+            can be given them.
     """
     _end_with_parent()
     folder, begin = Path(task["folder"]), time.perf_counter()
@@ -49,14 +51,15 @@ def performed(run: Callable[[Path, Task], None], task: Task) -> str | None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.with_name(f"{folder.name}.traceback.txt").write_text(traceback.format_exc())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    told = {
+    ended = {
+        "files": task.get("files", []),
         "error": error,
         # Linux counts in kB, macOS in bytes.
         "peak_bytes": peak if sys.platform == "darwin" else 1024 * peak,
         "wall_s": time.perf_counter() - begin,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(folder.with_name(f"{folder.name}.json"), (json.dumps(told) + "\n").encode())
+    write_durably(sidecar_path(folder), (json.dumps(ended) + "\n").encode())
     return error
 
 

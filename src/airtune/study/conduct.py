@@ -8,7 +8,7 @@ from typing import Any
 
 from airtune.record.files import lock_folder
 from airtune.study.folder import read_search, save_search, save_study
-from airtune.study.jobs import Job, jobs_of, search_jobs
+from airtune.study.jobs import Job, jobs_of, placed, search_jobs
 from airtune.study.pools import Pool
 from airtune.study.results import Result, best_candidate, results_of
 from airtune.study.running import Progress, carry_out
@@ -42,6 +42,7 @@ def conduct(
     save_study(folder, study, plugins)
     lock = lock_folder(folder)
     try:
+        candidates = placed(candidates, folder)
         pool = make_pool()
         try:
             common: dict[str, Any] = {
@@ -52,7 +53,7 @@ def conduct(
             if candidates:
                 carry_out(candidates, folder, pool, **common)
                 tuned = choose(study, candidates, folder)
-            jobs = jobs_of(study, tuned, plugins)
+            jobs = placed(jobs_of(study, tuned, plugins), folder)
             carry_out(jobs, folder, pool, **common)
         finally:
             pool.close()
@@ -64,9 +65,9 @@ def conduct(
 def known_jobs(study: Study, folder: Path, plugins: Sequence[str] = ()) -> list[Job] | None:
     """Return a study's runs as its folder knows them; None while its search has not ended."""
     if study.search is None:
-        return jobs_of(study, None, plugins)
+        return placed(jobs_of(study, None, plugins), folder)
     tuned = read_search(folder)
-    return None if tuned is None else jobs_of(study, tuned, plugins)
+    return None if tuned is None else placed(jobs_of(study, tuned, plugins), folder)
 
 
 def choose(study: Study, candidates: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,35 +1,22 @@
-"""From a study to its runs: every method at every point of the axes on every seed.
-
-A run has a key: a hash of all that decides its record. What has the same key is the same run and
-is computed once, whichever methods, points or studies in this folder ask for it. These are:
-
-- every key of the resolved scenario, defaults included, so that a changed default is noticed;
-- the bytes of the plugin files, of device profiles and of traces that the scenario names;
-- the format of the record.
-
-A data file is named by its path: its content is not read here.
-"""
+"""From a study to its runs: every method at every point of the axes on every seed."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from airtune.errors import InputError
 from airtune.plugins.loading import is_path
-from airtune.record.reading import FORMAT
 from airtune.scenario import Scenario, scenario_from_dict
 from airtune.scenario.overrides import add_plugins
+from airtune.study.keys import file_hashes, key_of, made_before
 from airtune.study.methods import rank_settings, shipped_sets
 from airtune.study.schema import Method, Study
 
-DEVICE_FILES = ("profile", "uplink_trace", "downlink_trace")
 Point = tuple[tuple[str, str], ...]
 """Which point of which axis: (axis, label) pairs; () is the scenario as it is."""
 
@@ -43,7 +30,8 @@ class Job:
         seed: the scenario's seed.
         point: where on the axes.
         values: the resolved scenario, every key.
-        key: names the run; equal keys are equal runs.
+        key: names the run and its directory; equal keys are equal runs.
+        files: SHA-256 of each plugin, profile and trace that it names.
         candidate: the searched values, where the run is a candidate of the search.
     """
 
@@ -52,6 +40,7 @@ class Job:
     point: Point
     values: dict[str, Any]
     key: str
+    files: tuple[str, ...] = ()
     candidate: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -122,6 +111,18 @@ def search_jobs(study: Study, plugins: Sequence[str] = ()) -> list[Job]:
             )
             jobs.append(_job(name, search.seed, (), scenario, candidate))
     return jobs
+
+
+def placed(jobs: Sequence[Job], folder: Path) -> list[Job]:
+    """Return runs with the keys that they have in a study's folder.
+
+    A run that was made before the scenario got a further key lies there under another key.
+
+    Raises:
+        InputError: a newer version made a run in this folder.
+    """
+    names = made_before(folder, {job.key for job in jobs})
+    return [replace(job, key=names.get(job.key, job.key)) for job in jobs]
 
 
 def _check_held_out(study: Study) -> None:
@@ -214,26 +215,16 @@ def _job(
     scenario: Scenario,
     candidate: tuple[tuple[str, Any], ...] = (),
 ) -> Job:
-    values = scenario.model_dump(mode="json")
-    plugins = values.get("plugins") or []
-    named = [getattr(device, key) for device in scenario.devices for key in DEVICE_FILES]
-    files = [path for path in (*plugins, *named) if path is not None and Path(path).is_file()]
-    known = {
-        "record": FORMAT,
-        # A plugin file counts by its code, wherever it lies.
-        "scenario": {**values, "plugins": [one for one in plugins if one not in files]},
-        "files": [_file_hash(Path(path), path) for path in files],
-    }
-    text = json.dumps(known, sort_keys=True, allow_nan=False)
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return Job(name, seed, point, values, key, candidate)
-
-
-def _file_hash(path: Path, where: str) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"{where}: cannot be read: {error.strerror}") from None
+    files = file_hashes(scenario)
+    return Job(
+        method=name,
+        seed=seed,
+        point=point,
+        values=scenario.model_dump(mode="json"),
+        key=key_of(scenario, files),
+        files=files,
+        candidate=candidate,
+    )
 
 
 def _with_alpha(values: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, Any]:

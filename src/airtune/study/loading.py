@@ -69,7 +69,10 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     included = values.pop("include", [])
     values["methods"] = _methods(values.get("methods", {}), included, str(source))
     values["seeds"] = seeds_of(values.get("seeds", []), f"{source}: seeds")
-    values["set"] = {**flat(values.get("set", {})), **overridden(overrides)}
+    changed = values.get("set", {})
+    if folder is not None and isinstance(changed, dict):
+        resolve_paths(changed, folder)
+    values["set"] = {**flat(changed), **overridden(overrides)}
     values["axes"] = {
         name: {"points": _points(name, axis)} for name, axis in values.get("axes", {}).items()
     }

@@ -18,8 +18,8 @@ from airtune.record.files import write_durably
 from airtune.study.charts import charts_of
 from airtune.study.comparison import RULE, Comparison, taken
 from airtune.study.console import DASH, claims, estimate_text, number, point_text
+from airtune.study.keys import RUNS
 from airtune.study.results import Result
-from airtune.study.running import RUNS
 from airtune.study.schema import Study
 
 PAGE = "report.html"

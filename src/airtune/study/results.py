@@ -14,7 +14,8 @@ from airtune.errors import InputError
 from airtune.record import Record, RoundRecord, read_record
 from airtune.record.schema import OK
 from airtune.study.jobs import Job, Point
-from airtune.study.running import FINISHED, folder_of, state_of
+from airtune.study.keys import folder_of
+from airtune.study.running import FINISHED, state_of
 from airtune.study.schema import Study
 
 PHASES = ("downlink_s", "compute_s", "upload_s")

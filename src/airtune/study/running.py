@@ -12,10 +12,9 @@ from typing import Any
 from airtune.record.files import write_durably
 from airtune.record.reading import RUN, read_info
 from airtune.study.jobs import Job
+from airtune.study.keys import RUNS, folder_of, sidecar, sidecar_path
 from airtune.study.pools import Pool, free_bytes, needed_bytes
 
-RUNS = "runs"
-"""The folder of all run directories, each named by its key."""
 FINISHED, FAILED, BEGUN, MISSING = "finished", "failed", "begun", "missing"
 
 
@@ -38,11 +37,6 @@ class Progress:
     left_s: float | None
 
 
-def folder_of(study_folder: Path, key: str) -> Path:
-    """Return a run's directory in the study's folder."""
-    return study_folder / RUNS / key
-
-
 def state_of(study_folder: Path, job: Job) -> tuple[str, str | None]:
     """Return a run's state (finished, failed, begun, missing) and, where it failed, why.
 
@@ -51,12 +45,12 @@ def state_of(study_folder: Path, job: Job) -> tuple[str, str | None]:
     """
     folder = folder_of(study_folder, job.key)
     if not (folder / RUN).is_file():
-        error = _sidecar(folder).get("error")
+        error = sidecar(folder).get("error")
         return (FAILED, str(error)) if error else (MISSING, None)
     info = read_info(folder)
     if info["status"] == FINISHED:
         return FINISHED, None
-    error = _sidecar(folder).get("error") or info.get("error")
+    error = sidecar(folder).get("error") or info.get("error")
     return (FAILED, str(error)) if error else (BEGUN, None)
 
 
@@ -91,10 +85,11 @@ def carry_out(
                 break
             job = waiting.pop(0)
             folder = folder_of(study_folder, job.key)
-            _sidecar_path(folder).unlink(missing_ok=True)
+            _note(folder, {"files": job.files})
             task = {
                 "folder": str(folder.resolve()),
                 "values": job.values,
+                "files": list(job.files),
                 "threads": threads,
                 "keep_adapter": keep_adapter,
                 "trackers": list(trackers),
@@ -105,8 +100,8 @@ def carry_out(
             job = running.pop(key)
             folder = folder_of(study_folder, key)
             if error:  # it died without a word of its own
-                write_durably(_sidecar_path(folder), (json.dumps({"error": error}) + "\n").encode())
-            told = _sidecar(folder)
+                _note(folder, {"files": job.files, "error": error})
+            told = sidecar(folder)
             if told.get("peak_bytes"):
                 model = _model_of(job)
                 peaks[model] = max(peaks.get(model, 0.0), float(told["peak_bytes"]))
@@ -114,6 +109,10 @@ def carry_out(
             left_s = (time.monotonic() - begin) / done * (total - done)
             failed = told.get("error") if error is not None else None
             watch(Progress(done, total, job.where, failed or error, left_s))
+
+
+def _note(folder: Path, values: Mapping[str, Any]) -> None:
+    write_durably(sidecar_path(folder), (json.dumps(values) + "\n").encode())
 
 
 def _fits(jobs: Sequence[Job], peaks: Mapping[str, float], limit: float) -> bool:
@@ -129,20 +128,7 @@ def _model_of(job: Job) -> str:
 def _known_peaks(jobs: Iterable[Job], study_folder: Path) -> dict[str, float]:
     peaks: dict[str, float] = {}
     for job in jobs:
-        peak = _sidecar(folder_of(study_folder, job.key)).get("peak_bytes")
+        peak = sidecar(folder_of(study_folder, job.key)).get("peak_bytes")
         if peak:
             peaks[_model_of(job)] = max(peaks.get(_model_of(job), 0.0), float(peak))
     return peaks
-
-
-def _sidecar_path(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.json")
-
-
-def _sidecar(folder: Path) -> dict[str, Any]:
-    """Return what a run's process wrote beside its directory at its end; {} where nothing."""
-    try:
-        found = json.loads(_sidecar_path(folder).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""The server's end: the round loop, with Flower's grid as its post."""
+"""The server's end: the round loop, with Flower's grid as its mailbox."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario that the configuration names on the connected devices."""
     from airtune.deploy.app import run_on_devices
-    from airtune.deploy.post import GridPost
+    from airtune.deploy.mailbox import GridMailbox
 
-    run_on_devices(GridPost(grid), context.run_config, run_id=f"run-{context.run_id}")
+    run_on_devices(GridMailbox(grid), context.run_config, run_id=f"run-{context.run_id}")

@@ -1,141 +1,36 @@
-"""From run directories to results.json: what each method took to reach the target."""
+"""The tables of README.md and experiments/README.md, from the rows of runs that are committed.
+
+    python experiments/tables.py        # writes them between their marks
+
+The rows in core/ are of an experiment that was run before `airtune study`: one run a row, with the
+target and what reaching it took.
+"""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from methods import METHODS
 
-from airtune.record import Record, RoundRecord, read_record
-from airtune.record.files import write_durably
-from airtune.record.schema import OK
+from airtune.study.methods import shipped_sets
 
-PHASES = ("downlink_s", "compute_s", "upload_s")
+CORE = Path(__file__).parent / "core"
 TITLES = {"gsm8k": "GSM8K", "yahoo": "Yahoo Answers"}
+ORDER = ("joint", "published", "rivals", "ablations")
+KINDS = {name: one.kind for key in ORDER for name, one in shipped_sets()[key].items()}
+"""Each method's kind, in the order of the tables."""
+Shares = dict[str, Any]
+DOCUMENTS = (Path(__file__).parents[1] / "README.md", Path(__file__).parent / "README.md")
 
 
-def summary_of(folder: Path, task: str, method: str, settings: Sequence[str]) -> dict[str, Any]:
-    """Return what results.json needs of one finished run; nothing of the data itself."""
-    record = read_record(folder)
-    rounds = record.rounds
-    last = rounds[-1]
-    cell = record.description
-    start = cell.initial_eval_loss if cell else None
-    setup_flops = cell.setup_flops if cell else 0.0
-    return {
-        "task": task,
-        "method": method,
-        "seed": record.seed,
-        "settings": list(settings),
-        "commit": commit(),
-        "final_loss": last.eval_loss,
-        "worst_client_loss": last.metrics.get("worst_client_loss"),
-        "exact_match": last.metrics.get("exact_match"),
-        "accuracy": last.metrics.get("accuracy"),
-        "rounds": len(rounds),
-        "wall_s": sum(one.wall_s for one in rounds),
-        "curve": {
-            "loss": [start, *(one.eval_loss for one in rounds)],
-            "elapsed_s": [0.0, *(one.elapsed_s for one in rounds)],
-            "uplink_bits": _running([one.uplink_bits for one in rounds]),
-            "downlink_bits": _running([one.downlink_bits for one in rounds]),
-            "flops": [0.0, *(f + setup_flops for f in _running([o.flops for o in rounds])[1:])],
-        },
-        "predicted_latency_s": [one.predicted_latency_s for one in rounds],
-        "round_latency_s": [one.round_latency_s for one in rounds],
-        "budget_s": _budget(record),
-    }
-
-
-def _running(values: Sequence[float]) -> list[float]:
-    return [0.0, *(float(total) for total in np.cumsum(values))]
-
-
-def _budget(record: Record) -> dict[str, float]:
-    """Mean seconds a round of one client's phases, and of waiting for the slowest."""
-
-    def of(one: RoundRecord) -> list[float]:
-        present = [client for client in one.clients if client.status == OK]
-        phases = [float(np.mean([getattr(c, phase) for c in present])) for phase in PHASES]
-        return [*phases, one.round_latency_s - sum(phases)]
-
-    means = np.mean([of(one) for one in record.rounds], axis=0)
-    return dict(zip((*PHASES, "waiting_s"), (float(value) for value in means), strict=True))
-
-
-def collect(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add to each run the target and what reaching it took.
-
-    The target, a task and seed each: the final loss, on that seed, of the task's best baseline.
-    It is reached with the first round whose loss is not above it; None where no round is, and on
-    seeds that the best baseline is not compared on.
-    """
-    targets = {
-        (row["task"], seed): row["final_loss"]
-        for task in dict.fromkeys(run["task"] for run in runs)
-        for seed, row in _best_baseline(_of_task(runs, task)).items()
-    }
-    rows = []
-    for run in sorted(runs, key=lambda r: (r["task"], list(METHODS).index(r["method"]), r["seed"])):
-        target = targets.get((run["task"], run["seed"]))
-        curve = run["curve"]
-        reached = None if target is None else _first_at(run, target)
-        taken = {
-            f"{key}_to_target" if key != "elapsed_s" else "time_to_target_s": None
-            if reached is None
-            else curve[key][reached]
-            for key in ("elapsed_s", "uplink_bits", "downlink_bits", "flops")
-        }
-        # Paths of the machine that ran it are left out.
-        settings = [text for text in run["settings"] if not text.startswith("task.source=")]
-        rows.append({**run, "settings": settings, "target_loss": target, **taken})
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """Return the committed rows: `results` or `cells`."""
+    rows: list[dict[str, Any]] = json.loads((CORE / f"{name}.json").read_text())
     return rows
-
-
-def loss_curve(row: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Return a run's seconds and losses, of the rounds that were evaluated."""
-    curve = row["curve"]
-    known = [
-        (t, x) for t, x in zip(curve["elapsed_s"], curve["loss"], strict=True) if x is not None
-    ]
-    return [time for time, _ in known], [loss for _, loss in known]
-
-
-def best_candidate(found: dict[Any, dict[str, Any]]) -> Any:
-    """Return the candidate with the lowest held-out loss in the second half of a common time.
-
-    A mean over time, because clients of few labels make the loss swing from round to round.
-    """
-    common = min(row["curve"]["elapsed_s"][-1] for row in found.values())
-    times = np.linspace(common / 2, common, 101)
-
-    def loss(pair: Any) -> float:
-        return float(np.interp(times, *loss_curve(found[pair])).mean())
-
-    return min(found, key=loss)
-
-
-def write_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write results.json, one run a line."""
-    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
-    write_durably(path, f"[\n{lines}\n]\n".encode())
-
-
-def commit() -> str:
-    """Return the commit of the working tree, with `+changes` where it has any."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        ran = subprocess.run(("git", *arguments), cwd=here, capture_output=True, text=True)
-        return ran.stdout.strip()
-
-    return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
 
 
 def table(rows: Sequence[dict[str, Any]], task: str) -> str:
@@ -209,16 +104,6 @@ def short_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _first_at(row: dict[str, Any], loss: float) -> int | None:
-    """Return the first round whose loss is not above this; None if none is.
-
-    From 1 on: the loss before training took nothing to reach. Rounds that were not evaluated are
-    passed over.
-    """
-    losses = row["curve"]["loss"]
-    return next((i for i, own in enumerate(losses) if i and own is not None and own <= loss), None)
-
-
 def _reached(
     groups: dict[str, dict[int, dict[str, Any]]], name: str, key: str = "time_to_target_s"
 ) -> list[float]:
@@ -230,9 +115,9 @@ def _reached(
 
 
 def _of_task(rows: Sequence[dict[str, Any]], task: str) -> dict[str, dict[int, dict[str, Any]]]:
-    """Return a task's rows by method and seed, methods in the order of `METHODS`."""
+    """Return a task's rows by method and seed, methods in the order of `KINDS`."""
     groups: dict[str, dict[int, dict[str, Any]]] = {}
-    for name in METHODS:
+    for name in KINDS:
         own = {r["seed"]: r for r in rows if (r["task"], r["method"]) == (task, name)}
         if own:
             groups[name] = own
@@ -246,7 +131,7 @@ def _best_baseline(groups: dict[str, dict[int, dict[str, Any]]]) -> dict[int, di
     Compared on the seeds that most baselines have, of those with all of them: another set of seeds
     is another set of cells, and a single run of a new seed must not choose.
     """
-    baselines = [own for name, own in groups.items() if METHODS[name].kind == "baseline"]
+    baselines = [own for name, own in groups.items() if KINDS[name] == "baseline"]
     sets = Counter(frozenset(own) for own in baselines)
     if not sets:
         return {}
@@ -254,7 +139,7 @@ def _best_baseline(groups: dict[str, dict[int, dict[str, Any]]]) -> dict[int, di
     seeds = max(sets, key=lambda one: (sets[one], sum(one <= own.keys() for own in baselines)))
 
     def end(own: dict[int, dict[str, Any]]) -> tuple[float, float]:
-        # Of equal losses the sooner: bands change the time and not the training.
+        # Of equal losses the one in less time: bands change the time and not the training.
         return (
             float(np.mean([own[seed]["final_loss"] for seed in seeds])),
             float(np.mean([at_end(own[seed], "elapsed_s") for seed in seeds])),
@@ -279,3 +164,61 @@ def _spread(values: Sequence[float]) -> str:
     if len(values) < 2:
         return "".join(f"{value:+.3f}" for value in values) or "–"
     return f"{np.mean(values):+.3f} ({min(values):+.3f} to {max(values):+.3f})"
+
+
+def compared(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[Shares]]:
+    """Return each cell and method with, a seed each, what it took as shares of what FedIT took.
+
+    `loss`: its final loss above FedIT's; `time`: of all its rounds; `time_to`, `uplink_to`: to
+    FedIT's final loss, None where it did not get there.
+    """
+    fedit = {(row["cell"], row["seed"]): row for row in rows if row["method"] == "fedit"}
+    found: dict[tuple[str, str], list[Shares]] = {}
+    for row in rows:
+        if row["method"] == "fedit":
+            continue
+        other = fedit[row["cell"], row["seed"]]
+        found.setdefault((row["cell"], row["method"]), []).append(
+            {
+                "loss": row["final_loss"] - other["final_loss"],
+                "time": at_end(row, "elapsed_s") / at_end(other, "elapsed_s"),
+                "time_to": _share(row, other, "time_to_target_s"),
+                "uplink_to": _share(row, other, "uplink_bits_to_target"),
+            }
+        )
+    return found
+
+
+def _share(row: dict[str, Any], other: dict[str, Any], key: str) -> float | None:
+    return None if row[key] is None else row[key] / other[key]
+
+
+def cells_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the comparison as a Markdown table, means over seeds."""
+    heads = ("cell", "method", "loss above FedIT's", "time", "time to its loss", "uplink to it")
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    for (cell, method), own in compared(rows).items():
+        shares = (mean_text([one[key] for one in own]) for key in ("time", "time_to", "uplink_to"))
+        loss = np.mean([one["loss"] for one in own])
+        lines.append(f"| {cell} | `{method}` | {loss:+.3f} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def with_tables(document: str) -> str:
+    """Return a document with the tables for which it has marks, `<!-- NAME -->`."""
+    results = rows_of("results")
+    made = {
+        "results": short_table(results),
+        **{task: table(results, task) for task in TITLES},
+        "cells": cells_table(rows_of("cells")),
+    }
+    for name, text in made.items():
+        before, mark, rest = document.partition(f"<!-- {name} -->\n")
+        if mark:
+            document = f"{before}{mark}{text}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    return document
+
+
+if __name__ == "__main__":
+    for path in DOCUMENTS:
+        path.write_text(with_tables(path.read_text()))

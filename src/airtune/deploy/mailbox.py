@@ -1,8 +1,8 @@
-"""Flower's grid as `Post`: one message a device, each with a body of its own.
+"""Flower's grid as `Mailbox`: one message a device, each with a body of its own.
 
 A reply shows in Flower's mailbox before its content has arrived, and pulling it then blocks
 until the last byte is there, however slow the device or dead its link. So each awaited reply has
-a thread of its own, and a device that stalls in the middle of its upload holds up nobody else.
+a thread of its own, and a device that stalls in the middle of its upload delays no other.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from airtune.deploy.flower_names import prepare_grid
 from airtune.deploy.roster import Node, Reply
 
 RECORD, BODY = "airtune", "body"
-POLL_S = 0.2
-"""Between two looks for a reply, on this machine."""
+POLL_S, PART_POLL_S = 0.2, 0.4
+"""Between two looks for a reply, and for a part of one that is on its way, on this machine."""
+WAITED_SHARE, MOST_POLL_S = 0.02, 0.5
+"""After long work a look comes later: this share of the time waited, and at most so much. Each
+look costs Flower's server a request, and there is a thread for every reply."""
 
 _ERRORS = {
     1: "load error: the device's app raised while it was loaded",
@@ -32,7 +35,7 @@ _ERRORS = {
 """Flower's error codes, in the record's words."""
 
 
-class GridPost:
+class GridMailbox:
     """Sends through Flower's grid and reads its mailbox without waiting."""
 
     def __init__(self, grid: Grid) -> None:
@@ -40,7 +43,7 @@ class GridPost:
         self._awaited: set[str] = set()
         self._fetching: set[str] = set()
         self._arrived: queue.SimpleQueue[Reply] = queue.SimpleQueue()
-        prepare_grid(grid, POLL_S)
+        prepare_grid(grid, PART_POLL_S)
 
     def nodes(self) -> list[Node]:
         """Return the devices that Flower counts as connected."""
@@ -78,6 +81,7 @@ class GridPost:
         return found
 
     def _fetch(self, message: str) -> None:
+        began_s = time.monotonic()
         while message in self._awaited:
             try:
                 replies = [self._reply(reply) for reply in self._grid.pull_messages([message])]
@@ -88,7 +92,8 @@ class GridPost:
                 self._arrived.put(reply)
             if replies:
                 return
-            time.sleep(POLL_S)
+            waited_s = time.monotonic() - began_s
+            time.sleep(min(max(POLL_S, WAITED_SHARE * waited_s), MOST_POLL_S))
 
     def _reply(self, message: Message) -> Reply:
         answered = message.metadata.reply_to_message_id

@@ -1,4 +1,4 @@
-"""Devices in the process of a test, behind a stand-in for Flower's post."""
+"""Devices in the process of a test, behind a stand-in for Flower's mailbox."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from airtune.deploy.roster import Node, Reply
 Tamper = Callable[[bytes], bytes | None]
 
 
-class FakePost:
+class FakeMailbox:
     """Devices in this process; `tamper` changes or swallows what one of them answers."""
 
     def __init__(self, devices: Mapping[str, Device]) -> None:

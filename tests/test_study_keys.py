@@ -1,0 +1,200 @@
+"""Runs are found again after the scenario's schema has grown, and only those that are the same."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airtune.errors import InputError
+from airtune.planning.costs import shipped_costs
+from airtune.study import Study, study_from
+from airtune.study.jobs import Job, jobs_of, placed
+from airtune.study.loading import load_study
+from airtune.study.running import FINISHED, carry_out, state_of
+
+OLD = "made-before"
+
+
+@pytest.fixture
+def study() -> Study:
+    return study_from("tiny", ["fedit"], "0")
+
+
+def kept(
+    folder: Path,
+    job: Job,
+    name: str = OLD,
+    change: Callable[[dict[str, Any]], object] = lambda values: None,
+    status: str = FINISHED,
+    format: int = 1,
+) -> Path:
+    """Write a run directory as a version with another schema would have left it."""
+    values = copy.deepcopy(job.values)
+    change(values)
+    run = folder / "runs" / name
+    run.mkdir(parents=True)
+    info = {"format": format, "status": status, "method": "none", "seed": 0, "scenario": values,
+            "versions": {}, "started_at": ""}  # fmt: skip
+    (run / "run.json").write_text(json.dumps(info))
+    return run
+
+
+def without(*keys: str) -> Callable[[dict[str, Any]], object]:
+    """Leave dotted keys out: what a schema writes that does not have them."""
+
+    def change(values: dict[str, Any]) -> None:
+        for key in keys:
+            *path, last = key.split(".")
+            table: Any = values
+            for part in path:
+                table = table[int(part) if part.isdecimal() else part]
+            del table[last]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        ("time_budget_s",),
+        ("training.weight_decay",),
+        ("participation",),
+        ("devices.0.lora_rank", "planning.knobs", "evaluation.metrics_every_round"),
+    ],
+)
+def test_a_run_is_found_after_the_scenario_got_further_keys(
+    study: Study, tmp_path: Path, new: tuple[str, ...]
+) -> None:
+    (job,) = jobs_of(study)
+    kept(tmp_path, job, change=without(*new))
+    (found,) = placed([job], tmp_path)
+    assert found == replace(job, key=OLD)
+    assert state_of(tmp_path, found) == (FINISHED, None)
+
+
+def test_a_run_is_another_where_the_further_key_is_not_at_its_default(tmp_path: Path) -> None:
+    study = study_from("tiny", ["fedit"], "0", ["training.weight_decay=0.1"])
+    (job,) = jobs_of(study)
+    kept(tmp_path, job, change=without("training.weight_decay"))
+    assert placed([job], tmp_path) == [job]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values["training"].update(weight_decay=0.1),
+        lambda values: values["devices"][0].update(count=values["devices"][0]["count"] + 1),
+        lambda values: values["training"].update(momentum=0.9),
+        lambda values: values.update(devices=3),
+    ],
+    ids=["default since changed", "of a device", "key that is gone", "no scenario"],
+)
+def test_a_run_with_other_values_is_another(
+    study: Study, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    (job,) = jobs_of(study)
+    kept(tmp_path, job, change=change)
+    assert placed([job], tmp_path) == [job]
+
+
+def test_a_key_that_came_with_another_default_is_listed(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = jobs_of(study)
+    kept(tmp_path, job, change=without("training.weight_decay"))
+    # Before the key there was a decay of 0.1; the default is 0.
+    monkeypatch.setattr("airtune.study.keys.BEFORE", {"training.weight_decay": 0.1})
+    assert placed([job], tmp_path) == [job]
+    (decayed,) = jobs_of(study_from("tiny", ["fedit"], "0", ["training.weight_decay=0.1"]))
+    assert placed([decayed], tmp_path)[0].key == OLD
+
+
+def test_plugin_code_still_counts(study: Study, tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("# one")
+    (job,) = jobs_of(study, plugins=[str(plugin)])
+    run = kept(tmp_path, job, change=without("time_budget_s"))
+    assert placed([job], tmp_path) == [job]  # nothing says which code it was
+    run.with_name(f"{OLD}.json").write_text(json.dumps({"files": job.files}))
+    assert placed([job], tmp_path)[0].key == OLD
+    plugin.write_text("# two")
+    changed = jobs_of(study, plugins=[str(plugin)])
+    assert placed(changed, tmp_path) == changed
+
+
+def test_what_a_run_read_is_noted_before_it_starts(study: Study, tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("# one")
+    (job,) = jobs_of(study, plugins=[str(plugin)])
+    beside = tmp_path / "runs" / f"{job.key}.json"
+
+    class Killed:
+        def start(self, key: str, task: Any) -> None:
+            assert json.loads(beside.read_text()) == {"files": list(job.files)}
+            assert task["files"] == list(job.files)
+
+        def ended(self, timeout_s: float) -> dict[str, str | None]:
+            return {job.key: "its process ended with status -9"}
+
+        def close(self) -> None: ...
+
+    carry_out([job], tmp_path, Killed(), at_once=1, threads=1)
+    assert json.loads(beside.read_text())["files"] == list(job.files)
+
+
+def test_its_own_directory_comes_first_and_then_a_finished_one(
+    study: Study, tmp_path: Path
+) -> None:
+    (job,) = jobs_of(study)
+    kept(tmp_path, job, "a-begun", without("time_budget_s"), status="running")
+    assert placed([job], tmp_path)[0].key == "a-begun"
+    kept(tmp_path, job, "b-finished", without("time_budget_s"))
+    kept(tmp_path, job, "c-begun", without("time_budget_s"), status="running")
+    assert placed([job], tmp_path)[0].key == "b-finished"
+    kept(tmp_path, job, job.key)
+    assert placed([job], tmp_path) == [job]
+
+
+def test_a_newer_versions_run_is_refused_and_an_older_ones_is_passed_over(
+    study: Study, tmp_path: Path
+) -> None:
+    (job,) = jobs_of(study)
+    kept(tmp_path, job, "older", format=0)
+    assert placed([job], tmp_path) == [job]
+    kept(tmp_path, job, "newer", format=99)
+    with pytest.raises(InputError, match=r"newer.* is of format 99"):
+        placed([job], tmp_path)
+
+
+def test_costs_count_by_their_content_and_only_where_they_are_read(tmp_path: Path) -> None:
+    def key(path: Path, knobs: str) -> str:
+        settings = [f"planning.costs={path}", *([f"planning.knobs={knobs}"] if knobs else [])]
+        (job,) = jobs_of(study_from("tiny", ["exact"], "0", settings))
+        return job.key
+
+    text = shipped_costs().model_dump_json()
+    here, there = tmp_path / "here.json", tmp_path / "there.json"
+    here.write_text(text)
+    there.write_text(text)
+    before = key(here, "all")
+    assert key(there, "all") == before
+    plain = key(here, "")
+    here.write_text(text + "\n")
+    assert key(here, "all") != before
+    assert key(here, "") == plain != before
+
+
+def test_a_study_finds_its_costs_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "costs.json").write_text("{}")
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\nbase = "tiny"\nseeds = [0]\ninclude = ["fedit"]\n'
+        'set.planning.costs = "costs.json"\n'
+    )
+    study = load_study(tmp_path / "mine.toml")
+    assert study.set["planning.costs"] == str((tmp_path / "costs.json").resolve())
