@@ -49,6 +49,9 @@ def record(tmp_path: Path) -> Record:
 def test_turns_come_back_from_the_line_that_they_are_written_as(record: Record) -> None:
     for r in record.rounds:
         assert from_json(RoundRecord, json.loads(json_line(r)), "line") == r
+        plain = replace(r, turns=())
+        assert "turns" not in json.loads(json_line(plain))
+        assert from_json(RoundRecord, json.loads(json_line(plain)), "line") == plain
 
 
 def test_every_turn_is_drawn_where_it_was_and_every_merge_is_a_line(record: Record) -> None:

@@ -129,6 +129,10 @@ REFUSED = [
     (["schedule.kind=tiers", "devices.0.energy_budget_j=5.0"], "devices.energy_budget_j"),
     (["schedule.kind=tiers", "cell.subcarrier_spacing_hz=15000"], "cell.subcarrier_spacing_hz"),
     (["schedule.kind=tiers", "planning.knobs=all"], "planning.knobs"),
+    (["schedule.kind=fedbuff", "participation.cohort=2"], "participation.cohort = 2"),
+    (["schedule.kind=fedbuff", "cell.csi_error_db=3.0"], "cell.csi_error_db"),
+    (["schedule.kind=fedbuff", "cell.outage_probability=0.1"], "cell.outage_probability"),
+    (["schedule.kind=fedbuff", "participation.deadline_slack=2.0"], "deadline_slack"),
 ]
 
 

@@ -7,7 +7,7 @@ clock beside the planned one, deadlines, and the checks that an update from outs
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,7 +45,7 @@ from airtune.errors import InputError, RunError
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario
 from airtune.training.client import ClientJob, ClientUpdate, Measured
-from airtune.training.worker import Evaluation, Federation, Worker
+from airtune.training.worker import Evaluation, Federation, MeasuredCosts, Worker
 
 Outcome = ClientUpdate | ClientFailure
 
@@ -170,9 +170,25 @@ class FlowerEngine:
         announced_for, steps = self._steps.get(client, (0, ()))
         return steps if announced_for == round else self._worker.step_tokens(round, client)
 
-    def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:
+    def present(self) -> frozenset[int]:
+        """Return the clients whose devices are connected and were introduced."""
+        online = {node.id for node in self._mailbox.nodes() if node.online}
+        members = self._roster.members
+        return frozenset(
+            client
+            for client, name in enumerate(self._scenario.client_names)
+            if name in members and members[name].node.id in online
+        )
+
+    def measured_costs(self, client: int) -> MeasuredCosts:
+        """Return what pruning costs a client whose device has not told, by the server's data."""
+        return self._worker.measured_costs(client)
+
+    def evaluate(
+        self, adapter: Adapter, *, final: bool = False, clients: Sequence[int] | None = None
+    ) -> Evaluation:
         """Measure the full model with the adapter."""
-        return self._worker.evaluate(adapter, final=final)
+        return self._worker.evaluate(adapter, final=final, clients=clients)
 
     def save_adapter(self, adapter: Adapter, folder: str) -> None:
         """Write the adapter in PEFT's format."""

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from airtune.errors import InputError, RunError
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario, scenario_from_dict
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate, failure_of
-from airtune.training.worker import Evaluation, Federation, Worker
+from airtune.training.worker import Evaluation, Federation, MeasuredCosts, Worker
 
 ANSWER_S = 5.0
 """How long an address may take to answer."""
@@ -56,6 +56,10 @@ class _RemoteWorker:
     def federation(self) -> Federation:
         return self._worker.federation
 
+    def close(self) -> None:
+        if "_worker" in self.__dict__:
+            self._worker.close()
+
     def process_id(self) -> int:
         return os.getpid()
 
@@ -65,7 +69,7 @@ class RayEngine:
 
     Args:
         scenario: whose clients to work for.
-        workers: processes; default: one a core, and no more than there are clients.
+        workers: processes; default: one a core, and no more than clients in a round.
         address: of a running cluster; None starts Ray on this machine.
         gpus_per_worker: share of a GPU that each worker takes, e.g. 0.25.
         threads: of each worker; default: this machine's cores over the workers. The last
@@ -84,7 +88,7 @@ class RayEngine:
         gpus_per_worker: float = 0.0,
         threads: int | None = None,
     ) -> None:
-        clients = len(scenario.client_devices)
+        clients = scenario.cohort_size
         cores = os.cpu_count() or 1
         count = workers if workers is not None else min(cores, clients)
         if count < 1:
@@ -123,9 +127,22 @@ class RayEngine:
         steps: tuple[StepTokens, ...] = self._ask("call", "step_tokens", round, client)
         return steps
 
-    def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:
+    def present(self) -> frozenset[int] | None:
+        """Return None: every client can be asked."""
+        return None
+
+    def measured_costs(self, client: int) -> MeasuredCosts:
+        """Return what pruning costs a client, by its own calibration."""
+        costs: MeasuredCosts = self._ask("call", "measured_costs", client)
+        return costs
+
+    def evaluate(
+        self, adapter: Adapter, *, final: bool = False, clients: Sequence[int] | None = None
+    ) -> Evaluation:
         """Measure the full model with the adapter."""
-        evaluation: Evaluation = self._ask("call", "evaluate", adapter, final=final)
+        evaluation: Evaluation = self._ask(
+            "call", "evaluate", adapter, final=final, clients=clients
+        )
         return evaluation
 
     def save_adapter(self, adapter: Adapter, folder: str) -> None:
@@ -175,6 +192,9 @@ class RayEngine:
 
     def close(self) -> None:
         """Stop the workers, and Ray where this engine started it."""
+        closing = [worker.close.remote() for worker in self._workers]
+        if closing:  # a killed process removes no temporary files
+            self._ray.wait(closing, num_returns=len(closing), timeout=ANSWER_S)
         for worker in self._workers:
             self._ray.kill(worker)
         self._workers = []

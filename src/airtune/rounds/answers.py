@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from airtune.adapters.names import Adapter, leading, padded, rank_of
 from airtune.adapters.slices import gather_adapter, scatter_adapter
 from airtune.merging.functions import Contribution, fault_of
@@ -30,7 +32,9 @@ def status_of(cell: Cell, outcome: Outcome, rank: int, start: Adapter) -> str:
     return fault_of(outcome.adapter, expected, outcome.train_loss) or OK
 
 
-def contribution_of(cell: Cell, server: Adapter, update: ClientUpdate, steps: int) -> Contribution:
+def contribution_of(
+    cell: Cell, server: Adapter, update: ClientUpdate, steps: int, weight: float
+) -> Contribution:
     """Return an update in the server's shapes.
 
     Args:
@@ -38,19 +42,27 @@ def contribution_of(cell: Cell, server: Adapter, update: ClientUpdate, steps: in
         server: the adapter whose rank it is brought to.
         update: a sound one.
         steps: local steps done.
+        weight: what it weighs in the average.
     """
     values, held = scatter_adapter(update.adapter, update.structure, cell.federation.shape)
     # Where clients restart, their rank is their own; otherwise the server's, zero-padded.
     if not rule_of(cell.scenario).restarts:
         rank = rank_of(server)
         values, held = padded(values, rank), padded(held, rank)
-    return Contribution(values, held, weight=float(update.examples), steps=steps)
+    return Contribution(values, held, weight=weight, steps=steps)
 
 
-def evaluation_after(cell: Cell, after: State) -> Evaluation | None:
+def evaluation_after(cell: Cell, after: State, cohort: Sequence[int]) -> Evaluation | None:
     """Measure where the scenario asks for it: every n-th round, and the last one."""
     scenario = cell.scenario
     last = after.is_last(scenario)
     if not last and after.round % scenario.evaluation.every_rounds:
         return None
-    return cell.engine.evaluate(after.adapter, final=last)
+    return measured(cell, after.adapter, cohort, final=last)
+
+
+def measured(cell: Cell, adapter: Adapter, cohort: Sequence[int], *, final: bool) -> Evaluation:
+    """Measure; of the clients' own text that of the cohort, where not everyone takes part."""
+    if not cell.scenario.participation.draws:
+        return cell.engine.evaluate(adapter, final=final)
+    return cell.engine.evaluate(adapter, final=final, clients=cohort)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from airtune.record.folder import ADAPTER, CHECKPOINTS, CLIENTS
 from airtune.record.reading import RUN
 from airtune.study.apart import performed
 
@@ -34,7 +35,7 @@ def _run(folder: Path, task: Mapping[str, Any]) -> None:
         run(scenario, out=folder, resume=begun and not other, replace=other, observer=watch)
     write_report(folder)
     # What only a resumption needs may be gigabytes.
-    for part in ("checkpoint",) if task["keep_adapter"] else ("checkpoint", "adapter"):
+    for part in (CHECKPOINTS, CLIENTS) if task["keep_adapter"] else (CHECKPOINTS, CLIENTS, ADAPTER):
         shutil.rmtree(folder / part, ignore_errors=True)
 
 

@@ -177,7 +177,8 @@ def _merged_adapter(
         if one.status != OK or not isinstance(one.outcome, ClientUpdate):
             continue
         steps = one.task.mode.local_steps
-        contribution = contribution_of(cell, state.adapter, one.outcome, steps)
+        weight = float(one.outcome.examples)
+        contribution = contribution_of(cell, state.adapter, one.outcome, steps, weight)
         contributions.append(
             brought_up(
                 cell.scenario.schedule,
@@ -212,7 +213,7 @@ def _measured(
     """Bill, evaluate and record the merge."""
     scenario = cell.scenario
     rows, turns = _rows(cell, before, after, answers)
-    evaluation = evaluation_after(cell, after)
+    evaluation = evaluation_after(cell, after, ())
     loss = None if evaluation is None else evaluation.loss
     if evaluation is not None and evaluation.client_losses:
         pairs = zip(rows, evaluation.client_losses, strict=True)

@@ -11,6 +11,7 @@ from airtune.engines import Engine
 from airtune.engines.local import LocalEngine
 from airtune.errors import RunError
 from airtune.record import Record, RunDirectory, read_record
+from airtune.record.folder import CLIENTS
 from airtune.rounds.cell import Cell, checked_profiles, open_cell
 from airtune.rounds.loop import opening
 from airtune.rounds.observer import Observer
@@ -60,13 +61,14 @@ def run(
                 observer.noticed(notice)
         else:
             observer.preparing("loading model and data")
-            with open_cell(scenario, engine=engine, observer=observer) as cell:
+            kept = directory.path / CLIENTS
+            with open_cell(scenario, engine=engine, observer=observer, folder=kept) as cell:
                 _run_rounds(cell, directory)
     return read_record(out)
 
 
 def _run_rounds(cell: Cell, directory: RunDirectory) -> None:
-    state = restored(directory.load_checkpoint())
+    state = restored(directory.load_checkpoint(), cell)
     if state is None:
         state, described = opening(cell)
         directory.describe(described)

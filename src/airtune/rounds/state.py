@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ import torch
 from airtune.adapters.names import Adapter
 from airtune.errors import InputError
 from airtune.merging.server import ServerMoments
+from airtune.planning.cohorts import DrawMemory
 from airtune.record import Checkpoint
+from airtune.rounds.cell import Cell
 from airtune.rounds.control import Controls
 from airtune.rounds.flight import Flight, flight_payload, restored_flight
+from airtune.rounds.moments import StoredMoments
 from airtune.scenario import Scenario
 from airtune.training.client import OptimizerState
 
@@ -25,7 +29,8 @@ class State:
     round: int
     elapsed_s: float
     adapter: Adapter
-    optimizer_states: dict[int, OptimizerState]
+    optimizer_states: Mapping[int, OptimizerState]
+    """By client; on disk where not every client takes part in every round."""
     losses: tuple[float | None, ...] = ()
     """Test loss before training and after each round; None where it was not measured."""
     pruning_losses: tuple[float, ...] = ()
@@ -36,6 +41,8 @@ class State:
     """What the last round's updates take together, where clients merge them into their base."""
     queues: tuple[float, ...] = ()
     """What `participation.floor` still owes each client; empty without a floor."""
+    draws: DrawMemory = field(default_factory=DrawMemory)
+    """What the rule that draws cohorts remembers."""
     server_moments: ServerMoments = field(default_factory=dict)
     """Of `aggregation.server_optimizer`; empty without one."""
     controls: Controls = field(default_factory=Controls)
@@ -53,8 +60,13 @@ class State:
 def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Flatten the state into arrays and JSON for a checkpoint."""
     arrays = {f"adapter/{name}": value.numpy() for name, value in state.adapter.items()}
-    for client, moments in state.optimizer_states.items():
-        arrays |= {f"optimizer/{client}/{key}": value.numpy() for key, value in moments.items()}
+    stored: dict[str, Any] = {}
+    if isinstance(state.optimizer_states, StoredMoments):
+        stored["moments"] = {str(k): n for k, n in state.optimizer_states.written.items()}
+        stored["draws"] = asdict(state.draws)
+    else:
+        for client, moments in state.optimizer_states.items():
+            arrays |= {f"optimizer/{client}/{key}": value.numpy() for key, value in moments.items()}
     for prefix, adapter in _adapters_beside(state).items():
         arrays |= {f"{prefix}/{name}": value.numpy() for name, value in adapter.items()}
     return arrays, {
@@ -65,6 +77,7 @@ def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "stacked_bits": state.stacked_bits,
         "queues": list(state.queues),
         "flight": flight_payload(state.flight),
+        **stored,
     }
 
 
@@ -77,7 +90,7 @@ def _adapters_beside(state: State) -> dict[str, Adapter]:
     return found
 
 
-def restored(checkpoint: Checkpoint | None) -> State | None:
+def restored(checkpoint: Checkpoint | None, cell: Cell) -> State | None:
     """Return the state that `packed` flattened; None where there is no checkpoint."""
     if checkpoint is None:
         return None
@@ -102,17 +115,29 @@ def restored(checkpoint: Checkpoint | None) -> State | None:
             f"the checkpoint of round {checkpoint.round} is an earlier version's: it cannot be "
             "resumed; begin anew with --replace or another --out"
         )
+    stored = no_moments(cell)
+    if isinstance(stored, StoredMoments):
+        stored = replace(stored, written={int(k): n for k, n in payload["moments"].items()})
+    draws = payload.get("draws", {})
     return State(
         checkpoint.round,
         payload["elapsed_s"],
         adapter,
-        moments,
+        stored if isinstance(stored, StoredMoments) else moments,
         tuple(payload["losses"]),
         tuple(payload["pruning_losses"]),
         tuple(payload["speeds"]),
         payload.get("stacked_bits"),
         tuple(payload.get("queues", ())),
+        DrawMemory(draws.get("next", 0), tuple(draws.get("mean_rate_bps", ()))),
         beside.get("server", {}),
         Controls(controls.pop("server", {}), {int(k): own for k, own in controls.items()}),
         restored_flight(payload.get("flight", {}), beside.get("began", {})),
     )
+
+
+def no_moments(cell: Cell) -> Mapping[int, OptimizerState]:
+    """Return the optimiser moments before the first round: none, and where they will be kept."""
+    if not cell.scenario.participation.draws:
+        return {}
+    return StoredMoments(cell.folder, {})

@@ -24,6 +24,7 @@ from airtune.record.schema import OK
 from airtune.rounds.bills import Outcome, bill, energy_together, finite, what_binds, with_energy
 from airtune.rounds.cell import Cell
 from airtune.rounds.clock import Turn
+from airtune.rounds.cohort import load_of
 from airtune.rounds.flight import Flight, Key
 from airtune.training.client import ClientJob, ClientUpdate
 
@@ -77,15 +78,9 @@ def task_of(cell: Cell, client: int, number: int, air: ChannelState | None = Non
         InputError: the device's memory does not hold even the most pruned submodel.
     """
     scenario, shape = cell.scenario, cell.federation.shape
-    known = cell.federation.clients[client]
     air = cell.draw(cell, number) if air is None else air
-    mode = modes_of(scenario)[client]
-    load = ClientLoad(
-        cell.engine.step_tokens(number, client),
-        known.examples,
-        known.pruning_cost,
-        known.most_pruned,
-    )
+    mode = modes_of(scenario, (client,))[0]
+    load = load_of(cell, number, client)
     costs = affine_coefficients(
         shape,
         load.steps,

@@ -67,10 +67,15 @@ def check_schedule(scenario: Scenario) -> None:
             f"schedule.concurrency = {schedule.concurrency} is above the number of clients, "
             f"{clients}"
         )
-    training, cell = scenario.training, scenario.cell
+    training, cell, taking_part = scenario.training, scenario.cell, scenario.participation
     refused = {
-        f"participation.rule = '{scenario.participation.rule}'": scenario.participation.rule
-        != "all",
+        f"participation.rule = '{taking_part.rule}'": taking_part.rule != "all",
+        f"participation.cohort = {taking_part.cohort}": taking_part.cohort is not None,
+        "participation.availability": taking_part.availability is not None,
+        "participation.deadline_slack": taking_part.deadline_slack is not None,
+        "participation.weights = 'inclusion'": taking_part.weights != "examples",
+        "cell.csi_error_db": bool(cell.csi_error_db),
+        "cell.outage_probability": bool(cell.outage_probability),
         "planning.knobs": scenario.planning.knobs is not None,
         "planning.fit_kappa = true": scenario.planning.fit_kappa,
         "training.keep_optimizer = true": training.keep_optimizer,

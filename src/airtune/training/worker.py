@@ -46,6 +46,7 @@ from airtune.pruning import Statistics, cached_calibration, calibrate, choose, c
 from airtune.pruning.calibration import SENSITIVITY_ROWS
 from airtune.pruning.selection import selection_of
 from airtune.randomness import derived_seed, generator
+from airtune.record.temporary import TemporaryFolder
 from airtune.scenario import Scenario
 from airtune.training.client import ClientJob, ClientUpdate, gather_moments, scatter_moments, train
 from airtune.training.evaluation import (
@@ -73,6 +74,10 @@ class ClientData:
     draws through its FLOPs and bits then ends at its own cut."""
 
 
+MeasuredCosts = tuple[tuple[tuple[float, float], ...], KeptSizes | None]
+"""What pruning costs a client at each rate, and its submodel at pruning.max_pruning."""
+
+
 @dataclass(frozen=True)
 class Federation:
     """What planning and the record know of the model and the clients."""
@@ -95,7 +100,7 @@ class Evaluation:
     """`accuracy` or `exact_match` (strict) and `exact_match_flexible`; `mean_client_loss` and
     `worst_client_loss` where clients hold data back."""
     client_losses: tuple[float, ...] = ()
-    """Of each client's own held-out text, in the run's order; () where not measured."""
+    """Of the clients' own held-out text, in the order asked for; () where not measured."""
 
 
 class Worker:
@@ -118,6 +123,8 @@ class Worker:
         self._load_data()
         # By client; None: of the server's text, which all are cut by.
         self._statistics: dict[int | None, Statistics] = {}
+        self._costs: dict[int | None, MeasuredCosts] = {}
+        self._on_disk = TemporaryFolder() if scenario.participation.draws else None
 
     def _load_data(self) -> None:
         scenario, held_out = self.scenario, self.scenario.task.client_eval_examples
@@ -163,7 +170,9 @@ class Worker:
     @cached_property
     def federation(self) -> Federation:
         """What planning has to know; measures the cost curves where the scenario asks for it."""
-        measured = self.scenario.pruning.cost == "measured"
+        scenario = self.scenario
+        # Of a population, a client's curve is measured when it is first in a cohort.
+        measured = scenario.pruning.cost == "measured" and not scenario.participation.draws
         return Federation(
             shape=self.shape,
             model_fingerprint=self._fingerprint,
@@ -179,6 +188,13 @@ class Worker:
                 for client, data in enumerate(self._train_data)
             ),
         )
+
+    def measured_costs(self, client: int) -> MeasuredCosts:
+        """Return what pruning costs a client; read from its text once."""
+        owner = None if self._shared_texts else client
+        if owner not in self._costs:
+            self._costs[owner] = self._cost_curve(client), self._most_pruned(client)
+        return self._costs[owner]
 
     def _label_counts(self, data: Sequence[Encoded]) -> dict[str, int]:
         counts = sorted(Counter(example.label for example in data).items())
@@ -274,13 +290,16 @@ class Worker:
             control=trained.control,
         )
 
-    def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:
+    def evaluate(
+        self, adapter: Adapter, *, final: bool = False, clients: Sequence[int] | None = None
+    ) -> Evaluation:
         """Measure the full model with the adapter on the server's test set.
 
         Args:
             adapter: the full model's.
             final: also measure what may be left to the end: exact match by generation, and with
                 `evaluation.metrics_every_round = false` everything but the loss.
+            clients: whose own held-out text is measured, in this order; None: that of all.
         """
         scenario = self.scenario
         metrics: dict[str, float] = {}
@@ -290,8 +309,11 @@ class Worker:
             loss = answer_loss(model, self._test_batches)
             choices, section = self._task.choices, scenario.evaluation
             asked = final or section.metrics_every_round
-            if asked and scenario.task.client_eval_examples:
-                own = group_losses(model, self._client_test_data, section.batch_size)
+            held = self._client_test_data
+            if clients is not None:
+                held = [held[client] for client in clients]
+            if asked and scenario.task.client_eval_examples and held:
+                own = group_losses(model, held, section.batch_size)
                 metrics["mean_client_loss"] = sum(own) / len(own)
                 metrics["worst_client_loss"] = max(own)
             if asked and choices is not None:
@@ -315,6 +337,11 @@ class Worker:
         base = base_reference(self.scenario.model, seed=self.scenario.seed)
         with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
             save_adapter(model, base, folder, gguf_file=self.scenario.model.gguf_file)
+
+    def close(self) -> None:
+        """Remove what lies on disk for as long as the worker works."""
+        if self._on_disk is not None:
+            self._on_disk.remove()
 
     def _submodel(self, job: ClientJob) -> tuple[Structure, nn.Module]:
         """Cut the client's submodel; without pruning there is nothing to calibrate for."""
@@ -344,9 +371,13 @@ class Worker:
             section, read = self.scenario.pruning, calibrate
             if section.cache_statistics:
                 read = partial(cached_calibration, assets.cache_dir() / "statistics")
+            elif self._on_disk is not None and owner is not None:
+                read = partial(cached_calibration, self._on_disk.path)
             self._statistics[owner] = read(
                 self._model, self.shape, batches, stand_ins=section.units == "blocks"
             )
+            if len(self._statistics) > self.scenario.cohort_size:
+                del self._statistics[next(iter(self._statistics))]  # the oldest; it is on disk
         return self._statistics[owner]
 
     def _calibration_texts(self, client: int) -> list[Encoded]:
