@@ -204,7 +204,7 @@ class Device:
             return _refusal(f"run {job.run} has not introduced itself to this device")
         assigned = assignment_of(job, self._index)
         known = leading(self._initial, assigned.mode.rank)
-        # What does not travel is as it began at both ends.
+        # What is not sent is as it began at both ends.
         adapter = known | adapter_of(arrays, layout_of(trained(known, assigned.mode)))
         if self._privacy is not None and job.pruning > 0:
             return _refusal("privacy needs pruning = 0: the choice of units tells of the text")

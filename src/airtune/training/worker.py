@@ -26,7 +26,7 @@ from airtune.adapters.lora import (
 from airtune.adapters.names import Adapter, leading, rank_of
 from airtune.adapters.slices import gather_adapter
 from airtune.data import Batch, Encoded, encode, eval_batches, load_task, local_batches, partition
-from airtune.errors import InputError
+from airtune.data.partition import holders_of
 from airtune.merging.rules import rule_of
 from airtune.models import assets
 from airtune.models.devices import DeviceProfile
@@ -147,25 +147,11 @@ class Worker:
             scenario.partition,
             generator(scenario.seed, "partition"),
             held_out=held_out,
-            reserved=self._reserved_labels(data),
+            reserved=holders_of(scenario, {e.label: self._task.label_name(e.label) for e in data}),
         )
         owned = [[data[i] for i in share] for share in shares]
         self._train_data = [own[held_out:] for own in owned]
         self._client_test_data = [own[:held_out] for own in owned]
-
-    def _reserved_labels(self, data: Sequence[Encoded]) -> dict[int, set[int]]:
-        """Return the clients that alone hold a label, for the labels that devices reserve."""
-        numbers = {self._task.label_name(one.label): one.label for one in data}
-        reserved: dict[int, set[int]] = {}
-        for client, device in enumerate(self.scenario.client_devices):
-            for name in device.only_labels:
-                if name not in numbers:
-                    raise InputError(
-                        f"devices.only_labels: no training example has the label '{name}'; "
-                        f"there are: {', '.join(sorted(numbers))}"
-                    )
-                reserved.setdefault(numbers[name], set()).add(client)
-        return reserved
 
     @cached_property
     def federation(self) -> Federation:
