@@ -33,7 +33,7 @@ def local_steps(
         terms.before_clipping()
         terms.after_clipping()
         optimizer.step()
-    control = terms.control({NAME: w.detach()}, steps)
+    control = terms.control(steps)
     return float(w.detach()), None if control is None else float(control[NAME])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,7 +48,7 @@ def check_structure(structure: Structure, shape: ModelShape) -> None:
         if len(kept) != shape.blocks:
             raise InputError(f"structure of {len(kept)} blocks for a model of {shape.blocks}")
         for block, units in enumerate(kept):
-            ascending = all(a < b for a, b in itertools.pairwise(units))
+            ascending = list(units) == sorted(set(units))
             if units and not (ascending and units[0] >= 0 and units[-1] < count):
                 raise InputError(
                     f"structure, block {block}: {name} must be ascending indices below {count}"

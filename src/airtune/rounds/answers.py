@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from airtune.adapters.names import Adapter, leading, padded, rank_of
-from airtune.adapters.slices import gather_adapter, scatter_adapter
+from airtune.adapters.names import Adapter, padded, rank_of
+from airtune.adapters.slices import scatter_adapter, submodel_shapes
 from airtune.merging.functions import Contribution, fault_of
 from airtune.merging.rules import rule_of
 from airtune.record.schema import OK
@@ -27,8 +27,8 @@ def status_of(cell: Cell, outcome: Outcome, rank: int, start: Adapter) -> str:
     """
     if isinstance(outcome, ClientFailure):
         return f"failed: {outcome.reason}"
-    kept = gather_adapter(leading(start, rank), outcome.structure, cell.federation.shape)
-    expected = {name: tuple(value.shape) for name, value in kept.items()}
+    held = min(rank, rank_of(start))
+    expected = submodel_shapes(outcome.structure, cell.federation.shape, held)
     return fault_of(outcome.adapter, expected, outcome.train_loss) or OK
 
 

@@ -6,7 +6,7 @@ The base weights stay frozen and never move.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +22,7 @@ from airtune.models.loading import label_logits
 from airtune.models.structure import Structure
 from airtune.models.workload import ModelShape
 from airtune.scenario import TrainingSection
-from airtune.training.local_terms import (
-    LocalTerms,
-    local_optimizer,
-)
+from airtune.training.local_terms import LocalTerms, local_optimizer, with_untrained
 
 OptimizerState = dict[str, Tensor]
 """AdamW's moments by `<adapter entry>|exp_avg`, `…|exp_avg_sq` and `…|step`."""
@@ -143,7 +140,6 @@ def train(
         The new adapter and, where `section.keep_optimizer`, the new moments; with a correction
         also the new control variate.
     """
-    losses = []
     with adapted(submodel, config, adapter) as peft_model:
         peft_model.train()
         for name, parameter in peft_model.named_parameters():
@@ -154,32 +150,62 @@ def train(
             for name, parameter in peft_model.named_parameters()
             if parameter.requires_grad
         }
-        optimizer = local_optimizer(section, named)
-        terms = LocalTerms(named, section.proximal_mu, correction)
-        if optimizer_state is not None:
-            for name, parameter in named.items():
-                moments = {key: optimizer_state[f"{name}|{key}"].clone() for key in _MOMENTS}
-                for key in _SHAPED:
-                    moments[key] = moments[key].to(parameter.device)
-                optimizer.state[parameter] = moments
-        for batch in batches:
-            loss = answer_token_loss(peft_model, batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            terms.before_clipping()
-            nn.utils.clip_grad_norm_(named.values(), section.max_grad_norm)
-            terms.after_clipping()
-            optimizer.step()
-            losses.append(float(loss.detach()))
-        kept = None
-        if section.keep_optimizer:
-            kept = {
-                f"{name}|{key}": optimizer.state[parameter][key].detach().cpu().clone()
-                for name, parameter in named.items()
-                for key in _MOMENTS
-            }
+        kept, train_loss, control = fit(
+            peft_model, named, batches, section, optimizer_state, correction
+        )
         trained = values_of(peft_model)
-    return Trained(trained, kept, sum(losses) / len(losses), terms.control(trained, len(losses)))
+    return Trained(trained, kept, train_loss, with_untrained(control, trained))
+
+
+def fit(
+    model: nn.Module,
+    named: Mapping[str, nn.Parameter],
+    batches: Sequence[Batch],
+    section: TrainingSection,
+    optimizer_state: OptimizerState | None = None,
+    correction: Adapter | None = None,
+) -> tuple[OptimizerState | None, float, Adapter | None]:
+    """Train the named parameters of a model, where they are, as `train` does.
+
+    Args:
+        model: with an adapter on it, in training mode.
+        named: what to train, by the adapter's names.
+        batches: one a local step.
+        section: as for `train`.
+        optimizer_state: as for `train`.
+        correction: as for `train`.
+
+    Returns:
+        The new moments where `section.keep_optimizer`, the mean loss over the steps, and with a
+        correction the new control variate of what was trained.
+    """
+    parameters = list(named.values())
+    optimizer = local_optimizer(section, named)
+    terms = LocalTerms(named, section.proximal_mu, correction)
+    if optimizer_state is not None:
+        for name, parameter in named.items():
+            moments = {key: optimizer_state[f"{name}|{key}"].clone() for key in _MOMENTS}
+            for key in _SHAPED:
+                moments[key] = moments[key].to(parameter.device)
+            optimizer.state[parameter] = moments
+    losses = []
+    for batch in batches:
+        loss = answer_token_loss(model, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        terms.before_clipping()
+        nn.utils.clip_grad_norm_(parameters, section.max_grad_norm)
+        terms.after_clipping()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    kept = None
+    if section.keep_optimizer:
+        kept = {
+            f"{name}|{key}": optimizer.state[parameter][key].detach().cpu().clone()
+            for name, parameter in named.items()
+            for key in _MOMENTS
+        }
+    return kept, sum(losses) / len(losses), terms.control(len(losses))
 
 
 def gather_moments(

@@ -65,16 +65,19 @@ class LocalTerms:
             self._sums[name].add_(gradient)
             gradient.add_(correction)
 
-    def control(self, adapter: Adapter, steps: int) -> Adapter | None:
-        """Return the new control variate in the adapter's shapes, zero where nothing was trained.
+    def control(self, steps: int) -> Adapter | None:
+        """Return the new control variate of what is trained; None without a correction.
 
         Args:
-            adapter: the submodel's, for its entries.
             steps: how many gradients were noted.
         """
         if self._correction is None:
             return None
-        return {
-            name: (self._sums[name] / steps).cpu() if name in self._sums else torch.zeros_like(v)
-            for name, v in adapter.items()
-        }
+        return {name: (total / steps).cpu() for name, total in self._sums.items()}
+
+
+def with_untrained(control: Adapter | None, adapter: Adapter) -> Adapter | None:
+    """Return a control variate with zeros for the adapter's entries that were not trained."""
+    if control is None:
+        return None
+    return {name: control.get(name, torch.zeros_like(v)) for name, v in adapter.items()}
