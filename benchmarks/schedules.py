@@ -42,7 +42,7 @@ def row_of(name: str, records: Sequence[RoundRecord]) -> tuple[float, ...]:
     """Return merges, last and best loss, uplink Mbit, J, mean and largest staleness."""
     losses = [r.eval_loss for r in records if r.eval_loss is not None]
     late = [turn.staleness for r in records for turn in r.turns] or [0]
-    joules = sum(r.energy_j or 0.0 for r in records)
+    joules = sum(np.nan if r.energy_j is None else r.energy_j for r in records)
     bits = sum(r.uplink_bits for r in records)
     return len(records), losses[-1], min(losses), bits / 1e6, joules, np.mean(late), max(late)
 

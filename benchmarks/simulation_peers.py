@@ -108,20 +108,12 @@ def _flower(workload: str, worker: Worker, bare: Any, rounds: int) -> dict[str, 
     return simulation.summed(watch.system, watch.alone)
 
 
-def start_ray(attempts: int = 10) -> None:
-    """Start Ray with room for one worker; on a busy machine it may miss its own 30 s."""
+def start_ray() -> None:
+    """Start Ray with room for one worker, whose processes find what this one finds."""
     import ray
 
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    for attempt in range(attempts):
-        try:
-            ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-            return
-        except Exception as error:
-            ray.shutdown()
-            if attempt == attempts - 1:
-                raise
-            print(f"Ray did not start: {error}", file=sys.stderr)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
 
 
 _OPEN: dict[str, Any] = {}

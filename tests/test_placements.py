@@ -99,8 +99,9 @@ def clients(loaded: LoadedModel) -> list[Client]:
     short = some(loaded, 0, 12, ((0, 1), (-1,), (0,)))
     return [
         Client(small, refits=True),
-        Client(full),
         Client(other),
+        Client(full),
+        Client(full),
         Client(small, rank=2),
         Client(deaf, refits=True, keeps=True),
         Client(full, freezes_a=True),

@@ -212,6 +212,8 @@ def test_events_are_in_order_and_every_turn_says_what_it_began_from(kind: str) -
         merged_names = {turn.name for turn in record.turns}
         assert {n for n, row in by_name.items() if row.status == "ok"} == merged_names
         assert record.uplink_bits == pytest.approx(sum(t.uplink_bits for t in record.turns))
+        assert record.energy_j == pytest.approx(sum(row.energy_j or 0.0 for row in record.clients))
+        assert {n for n, row in by_name.items() if row.energy_j} == merged_names
         for name in merged_names:
             spent = sum(t.ended_s - t.started_s for t in record.turns if t.name == name)
             assert by_name[name].total_s == pytest.approx(spent)

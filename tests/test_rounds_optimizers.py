@@ -14,6 +14,7 @@ from airtune.errors import InputError
 from airtune.merging.rules import check_deployable, rule_of
 from airtune.record import RoundRecord
 from airtune.rounds import State, run
+from airtune.rounds.control import Controls
 from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario, load_scenario
 
@@ -143,6 +144,14 @@ def test_the_server_has_the_weighted_sum_of_the_clients_variates_also_of_submode
         ) / sum(examples)
         assert torch.allclose(value.double(), expected, atol=1e-6)
     assert max(float(value.abs().max()) for value in controls.server.values()) > 1e-3
+
+
+def test_a_client_is_told_the_servers_variate_less_its_own() -> None:
+    name = "block.a.lora_A.weight"
+    adapter = {name: torch.zeros(1, 2)}
+    controls = Controls({name: torch.tensor([[3.0, 1.0]])}, {0: {name: torch.tensor([[1.0, 2.0]])}})
+    assert controls.correction(0, adapter)[name].tolist() == [[2.0, -1.0]]
+    assert controls.correction(1, adapter)[name].tolist() == [[3.0, 1.0]]
 
 
 @pytest.mark.parametrize("rule", ["flora", "flexlora"])

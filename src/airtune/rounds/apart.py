@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airtune.record.folder import ADAPTER, CHECKPOINTS, CLIENTS
 from airtune.record.reading import RUN
 from airtune.study.apart import performed
+
+if TYPE_CHECKING:
+    from airtune.engines import Engine
+    from airtune.scenario import Scenario
 
 
 def perform(task: Mapping[str, Any]) -> str | None:
@@ -32,11 +37,35 @@ def _run(folder: Path, task: Mapping[str, Any]) -> None:
     begun = (folder / RUN).is_file()
     other = begun and _cannot_go_on(folder, scenario.model_dump(mode="json"))
     with tracked(task.get("trackers", []), scenario, folder, Observer()) as watch:
-        run(scenario, out=folder, resume=begun and not other, replace=other, observer=watch)
+        run(
+            scenario,
+            out=folder,
+            engine=partial(_engine, shared=task.get("shared")),
+            resume=begun and not other,
+            replace=other,
+            observer=watch,
+        )
     write_report(folder)
     # What only a resumption needs may be gigabytes.
     for part in (CHECKPOINTS, CLIENTS) if task["keep_adapter"] else (CHECKPOINTS, CLIENTS, ADAPTER):
         shutil.rmtree(folder / part, ignore_errors=True)
+
+
+def _engine(scenario: Scenario, shared: Mapping[str, Any] | None) -> Engine:
+    """Return an engine in this process; it shares work where that is exact.
+
+    A hash does not know a plugin's code, and a GPU adds up in no certain order.
+    """
+    import torch
+
+    from airtune.engines.local import LocalEngine
+    from airtune.engines.sharing import SharingEngine
+    from airtune.plugins import provenance
+
+    engine = LocalEngine(scenario)
+    if not shared or provenance(scenario.plugins) or torch.cuda.is_available():
+        return engine
+    return SharingEngine(engine, scenario, Path(shared["folder"]), shared["limit_bytes"])
 
 
 def _cannot_go_on(folder: Path, values: Mapping[str, Any]) -> bool:

@@ -27,7 +27,7 @@ from airtune.planning.sharing import shared_bands
 from airtune.record import ClientRecord, RoundRecord, TurnRecord
 from airtune.record.schema import OK
 from airtune.rounds.answers import contribution_of, evaluation_after, status_of
-from airtune.rounds.bills import Outcome, energy_together, finite, idle
+from airtune.rounds.bills import Outcome, energy_together, finite, idle, with_energy
 from airtune.rounds.cell import Cell
 from airtune.rounds.clock import Turn, advance, arrays_of
 from airtune.rounds.flight import Flight, key_of
@@ -245,7 +245,8 @@ def _rows(
     cell: Cell, before: State, after: State, answers: Sequence[Answer]
 ) -> tuple[tuple[ClientRecord, ...], tuple[TurnRecord, ...]]:
     """Return a row a client, in the run's order, and a row a merged turn, in order of arrival."""
-    names, schedule = cell.scenario.client_names, cell.scenario.schedule
+    scenario = cell.scenario
+    names, schedule = scenario.client_names, scenario.schedule
     own: dict[int, list[ClientRecord]] = {}
     turns = []
     for one in answers:
@@ -258,8 +259,13 @@ def _rows(
         share = share_of(schedule, before.round - one.turn.start_round)
         turns.append(turn_record(cell, one.turn, one.status, row.uplink_bits, before.round, share))
     examples = [client.examples for client in cell.federation.clients]
+    devices = scenario.client_devices
     rows = tuple(
-        together(own[k]) if k in own else idle(name, ClientLoad((), examples[k]))
+        together(own[k])
+        if k in own
+        else with_energy(
+            idle(name, ClientLoad((), examples[k])), devices[k], cell.profiles[k], round_s=0.0
+        )
         for k, name in enumerate(names)
     )
     return rows, tuple(turns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from airtune.study.folder import read_search, save_search, save_study
 from airtune.study.jobs import Job, jobs_of, placed, search_jobs
 from airtune.study.pools import Pool
 from airtune.study.results import Result, best_candidate, results_of
-from airtune.study.running import Progress, carry_out
+from airtune.study.running import SHARED, Progress, carry_out
 from airtune.study.schema import Study
 
 
@@ -48,6 +49,7 @@ def conduct(
             common: dict[str, Any] = {
                 "at_once": at_once, "threads": threads, "watch": watch,
                 "keep_adapter": keep_adapter, "trackers": trackers,
+                "shared_bytes": study.shared_bytes,
             }  # fmt: skip
             tuned = None
             if candidates:
@@ -55,6 +57,7 @@ def conduct(
                 tuned = choose(study, candidates, folder)
             jobs = placed(jobs_of(study, tuned, plugins), folder)
             carry_out(jobs, folder, pool, **common)
+            shutil.rmtree(folder / SHARED, ignore_errors=True)
         finally:
             pool.close()
     finally:

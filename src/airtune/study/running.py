@@ -15,6 +15,8 @@ from airtune.study.jobs import Job
 from airtune.study.keys import RUNS, folder_of, sidecar, sidecar_path
 from airtune.study.pools import Pool, free_bytes, needed_bytes
 
+SHARED = "shared"
+"""The folder of work that several runs need; it is removed once all runs have ended."""
 FINISHED, FAILED, BEGUN, MISSING = "finished", "failed", "begun", "missing"
 
 
@@ -63,6 +65,7 @@ def carry_out(
     threads: int,
     keep_adapter: bool = False,
     trackers: Sequence[str] = (),
+    shared_bytes: float = 0.0,
     limit_bytes: float | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
@@ -72,6 +75,8 @@ def carry_out(
     what is free): a run's need is known from its model, or from the peak of one that has ended;
     where neither is known, the first of that model runs alone. A run that fails is written down
     and the others go on. The folder's runs can be resumed after a kill at any moment.
+    With `shared_bytes` above 0, work that several runs have in common is done once and kept on
+    that much disk until all have ended.
     """
     jobs = list({job.key: job for job in jobs}.values())
     waiting = [job for job in jobs if state_of(study_folder, job)[0] != FINISHED]
@@ -93,6 +98,7 @@ def carry_out(
                 "threads": threads,
                 "keep_adapter": keep_adapter,
                 "trackers": list(trackers),
+                "shared": _shared(study_folder, shared_bytes),
             }
             running[job.key] = job
             pool.start(job.key, task)
@@ -109,6 +115,13 @@ def carry_out(
             left_s = (time.monotonic() - begin) / done * (total - done)
             failed = told.get("error") if error is not None else None
             watch(Progress(done, total, job.where, failed or error, left_s))
+
+
+def _shared(study_folder: Path, limit_bytes: float) -> dict[str, Any] | None:
+    """Say where the runs keep work that others need too; None: nowhere."""
+    if not limit_bytes:
+        return None
+    return {"folder": str((study_folder / SHARED).resolve()), "limit_bytes": limit_bytes}
 
 
 def _note(folder: Path, values: Mapping[str, Any]) -> None:

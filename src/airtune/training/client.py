@@ -40,6 +40,8 @@ class Measured:
     upload_s: float
     engine_s: float
     """The rest, up to the moment the server had the answer: polling, process starts."""
+    emulated: bool = False
+    """It takes the time of a profile, whose speed no round changes."""
 
 
 @dataclass(frozen=True)
