@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airtune.record.reading import RUN
 from airtune.study.apart import performed
+
+if TYPE_CHECKING:
+    from airtune.record import RoundRecord
 
 
 def perform(task: Mapping[str, Any]) -> str | None:
@@ -30,12 +34,50 @@ def _run(folder: Path, task: Mapping[str, Any]) -> None:
     scenario = scenario_from_dict(task["values"])
     begun = (folder / RUN).is_file()
     other = begun and _cannot_go_on(folder, scenario.model_dump(mode="json"))
-    with tracked(task.get("trackers", []), scenario, folder, Observer()) as watch:
-        run(scenario, out=folder, resume=begun and not other, replace=other, observer=watch)
+    clock = _Clock(task.get("until"))
+
+    class Watch(Observer):
+        """Ends the run, as Ctrl-C would, after the last round that there is time for."""
+
+        def started(self, initial_loss: float | None) -> None:
+            clock.began()
+
+        def round_ended(self, record: RoundRecord) -> None:
+            clock.round_ended()
+
+    try:
+        with tracked(task.get("trackers", []), scenario, folder, Watch()) as watch:
+            run(scenario, out=folder, resume=begun and not other, replace=other, observer=watch)
+    except KeyboardInterrupt:
+        if clock.is_over:
+            return  # it goes on with the next call
+        raise
     write_report(folder)
     # What only a resumption needs may be gigabytes.
     for part in ("checkpoint",) if task["keep_adapter"] else ("checkpoint", "adapter"):
         shutil.rmtree(folder / part, ignore_errors=True)
+
+
+class _Clock:
+    """Says after which round a run has no time for another; `until` is as `time.time()`."""
+
+    def __init__(self, until: float | None) -> None:
+        self._until = until
+        self._last_s, self._longest_s = time.time(), 0.0
+        self.is_over = False
+
+    def began(self) -> None:
+        """Count from here on: the first round begins."""
+        self._last_s = time.time()
+
+    def round_ended(self) -> None:
+        """Take the time of a round; raises KeyboardInterrupt where there is none for the next."""
+        now = time.time()
+        self._longest_s = max(self._longest_s, now - self._last_s)
+        self._last_s = now
+        if self._until is not None and now + self._longest_s > self._until:
+            self.is_over = True
+            raise KeyboardInterrupt
 
 
 def _cannot_go_on(folder: Path, values: Mapping[str, Any]) -> bool:

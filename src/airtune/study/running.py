@@ -16,6 +16,8 @@ from airtune.study.keys import RUNS, folder_of, sidecar, sidecar_path
 from airtune.study.pools import Pool, free_bytes, needed_bytes
 
 FINISHED, FAILED, BEGUN, MISSING = "finished", "failed", "begun", "missing"
+UNENDED = (BEGUN, MISSING)
+"""What is left of runs where there was no time for more."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def carry_out(
     keep_adapter: bool = False,
     trackers: Sequence[str] = (),
     limit_bytes: float | None = None,
+    until: float | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
     """Do every run that is not finished, once, each with `threads` threads.
@@ -71,7 +74,9 @@ def carry_out(
     At most `at_once` at a time, and only as many as fit the memory (`limit_bytes`, by default
     what is free): a run's need is known from its model, or from the peak of one that has ended;
     where neither is known, the first of that model runs alone. A run that fails is written down
-    and the others go on. The folder's runs can be resumed after a kill at any moment.
+    and the others go on. The folder's runs can be resumed after a kill at any moment. With `until`
+    (as `time.time()`) none is begun after it, and those that run end with a round before it, or
+    are ended at it.
     """
     jobs = list({job.key: job for job in jobs}.values())
     waiting = [job for job in jobs if state_of(study_folder, job)[0] != FINISHED]
@@ -79,8 +84,11 @@ def carry_out(
     limit = free_bytes() if limit_bytes is None else limit_bytes
     peaks = _known_peaks(jobs, study_folder)
     (study_folder / RUNS).mkdir(parents=True, exist_ok=True)
-    while waiting or running:
-        while waiting and len(running) < at_once:
+    while (waiting and not _over(until)) or running:
+        if running and _over(until):
+            pool.close()
+            return
+        while waiting and len(running) < at_once and not _over(until):
             if running and not _fits([*running.values(), waiting[0]], peaks, limit):
                 break
             job = waiting.pop(0)
@@ -93,6 +101,7 @@ def carry_out(
                 "threads": threads,
                 "keep_adapter": keep_adapter,
                 "trackers": list(trackers),
+                "until": until,
             }
             running[job.key] = job
             pool.start(job.key, task)
@@ -105,6 +114,9 @@ def carry_out(
             if told.get("peak_bytes"):
                 model = _model_of(job)
                 peaks[model] = max(peaks.get(model, 0.0), float(told["peak_bytes"]))
+            if error is None and state_of(study_folder, job)[0] != FINISHED:
+                total -= 1  # out of time: it goes on with the next call
+                continue
             done = total - len(waiting) - len(running)
             left_s = (time.monotonic() - begin) / done * (total - done)
             failed = told.get("error") if error is not None else None
@@ -113,6 +125,10 @@ def carry_out(
 
 def _note(folder: Path, values: Mapping[str, Any]) -> None:
     write_durably(sidecar_path(folder), (json.dumps(values) + "\n").encode())
+
+
+def _over(until: float | None) -> bool:
+    return until is not None and time.time() >= until
 
 
 def _fits(jobs: Sequence[Job], peaks: Mapping[str, float], limit: float) -> bool:
