@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--calibration", type=int, default=128, help="texts to calibrate on")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--limit", type=int, default=None, help="run at most so many new cases")
+    parser.add_argument("--limit", type=int, default=None, help="run at most this many new cases")
     args = parser.parse_args()
     done = json.loads(args.out.read_text()) if args.out.exists() else {"cases": []}
     keys = [key_of(case) for case in done["cases"]]

@@ -23,7 +23,7 @@ def mode_problem(
     budgets: float = 0.0,
     **fixed: Any,
 ) -> PlanningProblem:
-    """A random problem with up to so many modes a client, some of which cost too much to use."""
+    """A random problem with up to this many modes a client, some of which cost too much to use."""
     base = random_problem(rng, clients, **{"kappa": float(rng.uniform(0.2, 1.0)), **fixed})
     lists = []
     for k in range(clients):

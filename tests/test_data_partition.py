@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airtune.data import partition
-from airtune.data.partition import _draw_counts, _uneven_sizes
+from airtune.data.partition import _draw_counts, _uneven_sizes, holders_of
 from airtune.errors import InputError
-from airtune.scenario import PartitionSection
+from airtune.scenario import PartitionSection, load_scenario
 
 KINDS = ("iid", "dirichlet", "quantity")
 
@@ -192,3 +192,16 @@ def test_without_reserved_labels_the_split_is_as_before() -> None:
     plain = partition(labels, 8, section, np.random.default_rng(1))
     empty = partition(labels, 8, section, np.random.default_rng(1), reserved={})
     assert all(np.array_equal(a, b) for a, b in zip(plain, empty, strict=True))
+
+
+def test_a_label_that_no_example_has_is_refused() -> None:
+    scenario = load_scenario("tiny", ['devices.0.only_labels=["2 digits", "9 digits"]'])
+    with pytest.raises(InputError, match=r"no training example has the label '9 digits'; there"):
+        holders_of(scenario, {1: "1 digit", 2: "2 digits"})
+    known = load_scenario("tiny", ['devices.2.only_labels=["2 digits"]'])
+    assert holders_of(known, {1: "1 digit", 2: "2 digits"}) == {2: {3}}
+
+
+def test_only_labels_need_a_split_by_label() -> None:
+    with pytest.raises(InputError, match=r"only_labels is allowed with partition\.kind"):
+        load_scenario("tiny", ['devices.0.only_labels=["1"]', "partition.kind=iid"])

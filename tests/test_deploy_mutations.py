@@ -311,7 +311,7 @@ def mutated_arrays(
     before = np.concatenate([g.job.adapter[n].numpy().ravel() for n in sorted(g.job.adapter)])
     kind = int(rng.integers(9))
     values = honest.copy()
-    if kind == 0:  # one value, from tiny to the largest that travels
+    if kind == 0:  # one value, from tiny to the largest that is sent
         change = float(10.0 ** rng.uniform(-3, 5))
         values[int(rng.integers(len(values)))] += change
         arrays["values"] = values

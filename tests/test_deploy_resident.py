@@ -1,4 +1,4 @@
-"""The resident worker: one answer a request, whoever carries it."""
+"""The resident worker: one answer a request, whichever process carries it."""
 
 from __future__ import annotations
 

@@ -112,6 +112,7 @@ def test_a_peak_profile_file(tmp_path: Path) -> None:
         (MEASURED | {"memory_bytes": True}, "memory_bytes = True must be a positive"),
         (MEASURED | {"memory_bytes": -1}, "memory_bytes = -1 must be a positive"),
         (MEASURED | {"power_w": 0}, "power_w = 0 must be a positive"),
+        (MEASURED | {"power_w": -5}, "power_w = -5 must be a positive"),
         (MEASURED | {"name": " "}, "name = ' ' must be a non-empty text"),
         (MEASURED | {"memory": 1}, "unknown field 'memory'; known: name"),
         (

@@ -1,4 +1,4 @@
-"""Engines: whoever does the work, the record is the same."""
+"""Engines: the record is the same, whichever of them does the work."""
 
 from __future__ import annotations
 

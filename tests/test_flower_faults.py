@@ -37,7 +37,7 @@ def rounds(deployment: Deployment) -> list[dict[str, str]]:
 
 
 def recorded(deployment: Deployment, count: int) -> None:
-    """Wait until so many rounds are on the record."""
+    """Wait until this many rounds are on the record."""
     deployment.wait_until(lambda: len(rounds(deployment)) >= count, f"{count} rounds", 180, "run")
 
 

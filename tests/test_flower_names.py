@@ -98,7 +98,7 @@ def test_the_names_inside_are_used_as_flower_has_them(monkeypatch: pytest.Monkey
 
 
 def broken_handshakes(listener: socket.socket, keys: Path, times: int) -> None:
-    """Close so many connections in the middle of their TLS handshake, then answer one request."""
+    """Close this many connections in the middle of their TLS handshake, then answer one request."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(keys / "server.crt", keys / "server.key")
     for _ in range(times):

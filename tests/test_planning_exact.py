@@ -67,8 +67,8 @@ def test_a_fixed_deadline_against_cvxpy() -> None:
             compute_full_s=10 ** rng.uniform(0, 1.5, count),
             payload_full_bits=10 ** rng.uniform(6, 8, count),
         )
-        soonest, latest = ends(problem)
-        deadline = soonest + rng.uniform(0.1, 0.9) * (latest - soonest)
+        least_s, latest = ends(problem)
+        deadline = least_s + rng.uniform(0.1, 0.9) * (latest - least_s)
         small = reduced(problem)
         at = solve(small, deadline - small.base)
         theirs = cvxpy_loss(problem, deadline)
@@ -86,8 +86,8 @@ def test_the_bound_at_one_deadline_holds_at_others(seed: int) -> None:
     rng = np.random.default_rng(seed)
     problem = random_problem(rng)
     small = reduced(problem)
-    soonest, latest = ends(problem)
-    offsets = soonest + np.sort(rng.uniform(0.01, 1.0, 4)) * (latest - soonest) - small.base
+    least_s, latest = ends(problem)
+    offsets = least_s + np.sort(rng.uniform(0.01, 1.0, 4)) * (latest - least_s) - small.base
     solved = [solve(small, float(offset)) for offset in offsets]
     for one in solved:
         assert one.bound <= one.loss + 1e-12
@@ -95,7 +95,7 @@ def test_the_bound_at_one_deadline_holds_at_others(seed: int) -> None:
         for other in solved:
             assert bound_at(small, one, other.offset_s)[0] <= other.loss + 1e-8
     losses = [one.loss for one in solved]
-    assert all(later <= sooner + 1e-9 for sooner, later in pairwise(losses))
+    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(losses))
 
 
 @few
@@ -104,9 +104,9 @@ def test_the_chord_of_the_relaxed_loss_bounds_what_lies_between(seed: int) -> No
     rng = np.random.default_rng(seed)
     problem = random_problem(rng)
     small = reduced(problem)
-    soonest, latest = ends(problem)
+    least_s, latest = ends(problem)
     left, middle, right = (
-        float(soonest + share * (latest - soonest) - small.base)
+        float(least_s + share * (latest - least_s) - small.base)
         for share in np.sort(rng.uniform(0.05, 1.0, 3))
     )
     if not left < middle < right:
@@ -198,12 +198,12 @@ def test_a_bound_on_the_loss_gives_the_soonest_deadline(seed: int, share: float)
     assert made.pruning_loss <= limit * (1 + 1e-9) + 1e-12
     assert made.objective_s == made.round_latency_s
     assert 0 <= made.gap <= TOLERANCE
-    soonest, latest = ends(problem)
-    assert soonest * (1 - 1e-9) <= made.round_latency_s <= latest * (1 + TOLERANCE)
+    least_s, latest = ends(problem)
+    assert least_s * (1 - 1e-9) <= made.round_latency_s <= latest * (1 + TOLERANCE)
     small = reduced(problem)
-    sooner = 0.999 * made.round_latency_s
-    if sooner > soonest * (1 + 1e-9):
-        assert solve(small, sooner - small.base).bound > limit
+    earlier = 0.999 * made.round_latency_s
+    if earlier > least_s * (1 + 1e-9):
+        assert solve(small, earlier - small.base).bound > limit
     for method in ("bcd", "uniform", "random", "pruning-only"):
         other = plan(bounded, method)
         assert other.pruning_loss <= limit * (1 + 1e-9) + 1e-12
@@ -261,10 +261,10 @@ def test_the_better_of_two_valleys_is_found() -> None:
     made = plan(problem)
     assert made.gap <= TOLERANCE
     assert made.objective_s <= grid_objective(problem, made.round_latency_s) * (1 + TOLERANCE)
-    soonest, latest = ends(problem)
+    least_s, latest = ends(problem)
     small = reduced(problem)
     values = []
-    for deadline in np.geomspace(soonest, latest, 400)[1:]:
+    for deadline in np.geomspace(least_s, latest, 400)[1:]:
         at = solve(small, deadline - small.base)
         values.append(at.deadline_s / (1 - problem.kappa * at.loss))
     inner = np.array(values)

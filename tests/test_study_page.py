@@ -12,6 +12,7 @@ import pytest
 
 from airtune.study import load_study
 from airtune.study.comparison import compare
+from airtune.study.console import claims, ranking_table
 from airtune.study.curves import MOST_LINES, PALETTE, panels
 from airtune.study.page import PAGE, write_page
 from airtune.study.prints import write_figures
@@ -65,6 +66,27 @@ def test_tables_are_the_same_in_every_form(tmp_path: Path) -> None:
     assert exact["loss_difference_verdict"] == "better"
     assert exact["energy_ratio"] == pytest.approx(2 / 3)
     assert exact["loss_difference_low"] < exact["loss_difference"] < exact["loss_difference_high"]
+
+
+def test_energy_to_the_target_is_shown_wherever_it_is_known(tmp_path: Path) -> None:
+    study, results = several(energy=True)
+    comparisons = compare(results)
+    html = write_page(study, results, comparisons, tmp_path).read_text()
+    assert "<th>energy ratio</th>" in html
+    rows = {row[0]: row for row in re.findall(r"<tr><td>(\w+)</td><td>0</td>(.*?)</tr>", html)}
+    # `exact` reaches the target with its last round, `flexlora` not at all.
+    assert "<td>20.0</td><td>2.0</td>" in rows["exact"][1]
+    assert "<td>&gt; 19.4</td><td>&gt; 5.0</td>" in rows["flexlora"][1]
+    table = ranking_table(comparisons[0])
+    energy = next(column for column in table.columns if column.header == "energy ratio")
+    cells = dict(zip(table.columns[0].cells, energy.cells, strict=True))
+    assert cells["exact"] == "0.667 [0.667, 0.667]"
+    assert any("energy to the target lower, 0.667" in text for text in claims(comparisons[0]))
+    _, without = several()
+    assert all(
+        column.header != "energy ratio" for column in ranking_table(compare(without)[0]).columns
+    )
+    assert "energy ratio" not in write_page(study, without, compare(without), tmp_path).read_text()
 
 
 def test_latex_is_booktabs_and_escapes_what_tex_reads(tmp_path: Path) -> None:

@@ -38,7 +38,10 @@ def toy(folder: Path, jobs: int = 4, **environment: str) -> subprocess.Popen[str
 
 
 def done(process: subprocess.Popen[str]) -> str:
-    _, errors = process.communicate(timeout=300)
+    try:
+        _, errors = process.communicate(timeout=1800)
+    finally:
+        process.kill()  # where it has not ended, nothing of it stays
     assert process.returncode == 0, errors
     return errors
 
@@ -206,6 +209,7 @@ def test_a_real_run_in_a_process_of_its_own_leaves_record_and_page(tmp_path: Pat
     assert read_record(folder).finished
     assert (folder / "report.html").is_file()
     assert not (folder / "checkpoint").exists()
+    assert not (tmp_path / "shared").exists()
     told = json.loads((tmp_path / "runs" / f"{results[0].key}.json").read_text())
     assert told["error"] is None
     assert told["peak_bytes"] > 1e7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,17 @@ class ChannelState:
             object.__setattr__(self, "has_snr", np.ones(len(self.snr_hz), dtype=bool))
         for array in (self.snr_hz, self.max_spectral_efficiency, self.downlink_rate_bps):
             array.flags.writeable = False
+
+    def of(self, clients: Sequence[int]) -> ChannelState:
+        """Return the channel of these clients alone, in their order."""
+        assert self.has_snr is not None
+        at = np.asarray(clients, dtype=np.intp)
+        return ChannelState(
+            self.snr_hz[at],
+            self.max_spectral_efficiency[at],
+            self.downlink_rate_bps[at],
+            self.has_snr[at],
+        )
 
     def received_snr_hz(self, client: int) -> float | None:
         """Return a client's received power over noise density, Hz; None where it has none."""

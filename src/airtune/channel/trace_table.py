@@ -25,7 +25,7 @@ from airtune.errors import InputError
 from airtune.units import FloatArray
 
 GAP_STEPS = 3
-"""A row holds until the next one, but where that is more than so many usual steps away, nothing
+"""A row holds until the next one, but where that is more than this many usual steps away, nothing
 was recorded in between: the row then holds for one usual step, and the rest is left out."""
 
 MOST_RATE_BPS = 1e15

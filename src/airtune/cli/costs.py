@@ -45,6 +45,11 @@ def costs(
     from airtune.scenario import load_scenario
 
     asked = load_scenario(scenario, overrides or [])
+    if asked.participation.draws:
+        raise InputError(
+            "airtune costs measures with all clients in every round: leave out "
+            "participation.cohort and participation.availability"
+        )
     try:
         chosen = [int(part) for part in seeds.split(",")]
     except ValueError:

@@ -162,6 +162,14 @@ def _scenario(
     own = [] if method is None else [f"planning.method={method}"]
     own += [] if tolerance is None else [f"planning.tolerance={tolerance!r}"]
     scenario = load_scenario(file, [*overrides, *own], plugins=plugins)
+    if scenario.participation.cohort_by == "data-size":
+        typer.echo(
+            "airtune: participation.cohort_by = 'data-size' needs the data; here clients count as "
+            "equally large",
+            err=True,
+        )
+    if scenario.participation.availability is not None:
+        typer.echo("airtune: the cohort is drawn with the virtual clock at 0 s", err=True)
     if scenario.pruning.cost == "measured":
         typer.echo(
             "airtune: pruning.cost = 'measured' needs the model; here pruning costs "

@@ -103,10 +103,11 @@ def _line(record: RoundRecord, rounds: int) -> str:
     loss = "–" if record.eval_loss is None else f"{record.eval_loss:.4f}"
     last = max(record.clients, key=lambda client: client.total_s).name if record.clients else "–"
     refused = sum(is_left_out(client) for client in record.clients)
+    waited = f"  waited {record.waited_s:.1f} s" if record.waited_s else ""
     return (
         f"round {record.round:>{len(str(rounds))}}/{rounds}  virtual clock "
         f"{record.elapsed_s:9.1f} s (+{record.round_latency_s:.1f} s, last: {last})  "
-        f"test loss {loss}" + (f"  {refused} client(s) left out" if refused else "")
+        f"test loss {loss}" + (f"  {refused} client(s) left out" if refused else "") + waited
     )
 
 
@@ -118,7 +119,7 @@ def observer(scenario: Scenario, *, quiet: bool, as_json: bool) -> Iterator[Obse
     elif as_json:
         yield JsonLines()
     elif sys.stderr.isatty():
-        with Live(scenario.rounds, len(scenario.client_devices)) as live:
+        with Live(scenario.rounds, scenario.cohort_size) as live:
             yield live
     else:
         yield Lines(scenario.rounds)

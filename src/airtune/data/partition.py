@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from airtune.errors import InputError
-from airtune.scenario import PartitionSection
+from airtune.scenario import PartitionSection, Scenario
 
 Array = np.ndarray
 
@@ -71,6 +71,29 @@ def partition(
         return _by_label(values, sizes, section.alpha, rng, reserved or {})
     cuts = np.cumsum(sizes)[:-1]
     return tuple(np.split(rng.permutation(len(values)), cuts))
+
+
+def holders_of(scenario: Scenario, names: Mapping[int, str]) -> dict[int, set[int]]:
+    """Return the clients that alone hold a label, for the labels of `devices.only_labels`.
+
+    Args:
+        scenario: its devices.
+        names: of the training examples' labels, by label.
+
+    Raises:
+        InputError: no training example has a label of that name.
+    """
+    labels = {name: label for label, name in names.items()}
+    reserved: dict[int, set[int]] = {}
+    for client, device in enumerate(scenario.client_devices):
+        for name in device.only_labels:
+            if name not in labels:
+                raise InputError(
+                    f"devices.only_labels: no training example has the label '{name}'; there are: "
+                    f"{', '.join(sorted(labels))}"
+                )
+            reserved.setdefault(labels[name], set()).add(client)
+    return reserved
 
 
 def _uneven_sizes(

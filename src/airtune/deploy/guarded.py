@@ -3,7 +3,7 @@
 Flower 1.41 lets every process that reaches its loopback port start runs, which is code under the
 account of the server, and it hands each app process a token in its arguments, which every user
 can list. This runs the same two programs with two changes: a connection from another user's
-process is refused (Linux tells whose a loopback connection is), and tokens travel in a file that
+process is refused (Linux tells whose a loopback connection is), and tokens are in a file that
 their owner alone can read.
 """
 

@@ -49,6 +49,8 @@ class Reply:
     """Of the message that was answered."""
     body: bytes | None
     error: str = ""
+    arrived_s: float | None = None
+    """When it was here, by this machine's clock; None where that was not noted."""
 
 
 class Mailbox(Protocol):
@@ -113,7 +115,7 @@ class Roster:
         except Exception as error:  # a fault of the checks must not end the run either
             reason = f"its introduction cannot be checked: {type(error).__name__}: {error}"
         reason = None if reason is None else plain(reason)
-        # A greeting that was lost refuses nobody: the device is greeted again when it is back.
+        # A lost greeting refuses no device: the device is greeted again when it is back.
         if reason is not None and reply.body is not None:
             self.refused[node.id] = reason
         return reason

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -10,7 +10,7 @@ from airtune.adapters.names import Adapter
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate, failure_of
-from airtune.training.worker import Evaluation, Federation, Worker
+from airtune.training.worker import Evaluation, Federation, MeasuredCosts, Worker
 
 
 class LocalEngine:
@@ -49,13 +49,24 @@ class LocalEngine:
             except (RuntimeError, ArithmeticError) as error:
                 yield failure_of(job, error)
 
-    def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:
+    def present(self) -> frozenset[int] | None:
+        """Return None: every client can be asked."""
+        return None
+
+    def measured_costs(self, client: int) -> MeasuredCosts:
+        """Return what pruning costs a client, by its own calibration."""
+        return self._worker.measured_costs(client)
+
+    def evaluate(
+        self, adapter: Adapter, *, final: bool = False, clients: Sequence[int] | None = None
+    ) -> Evaluation:
         """Measure the full model with the adapter."""
-        return self._worker.evaluate(adapter, final=final)
+        return self._worker.evaluate(adapter, final=final, clients=clients)
 
     def save_adapter(self, adapter: Adapter, folder: str) -> None:
         """Write the adapter in PEFT's format."""
         self._worker.save_adapter(adapter, folder)
 
     def close(self) -> None:
-        """Nothing to release: the model ends with the object."""
+        """Remove temporary files; the model ends with the object."""
+        self._worker.close()

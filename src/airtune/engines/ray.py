@@ -11,17 +11,19 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from airtune.adapters.names import Adapter
+from airtune.engines.packing import Packed, packed, unpacked
 from airtune.errors import InputError, RunError
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario, scenario_from_dict
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate, failure_of
-from airtune.training.worker import Evaluation, Federation, Worker
+from airtune.training.sizes import TextSizes, step_tokens
+from airtune.training.worker import Evaluation, Federation, MeasuredCosts, Worker
 
 ANSWER_S = 5.0
 """How long an address may take to answer."""
@@ -44,17 +46,35 @@ class _RemoteWorker:
         # death of an actor, here as the error that it is.
         return Worker(scenario_from_dict(self._scenario_values), device=self._device)
 
-    def train(self, job: ClientJob, adapter: Adapter) -> ClientUpdate | ClientFailure:
+    def train(
+        self, job: ClientJob, adapter: Packed, moments: Packed | None
+    ) -> tuple[ClientUpdate | ClientFailure, Packed | None, Packed | None]:
+        state = None if moments is None else unpacked(moments)
         try:
-            return self._worker.train(replace(job, adapter=adapter))
+            update = self._worker.train(
+                replace(job, adapter=unpacked(adapter), optimizer_state=state)
+            )
         except (RuntimeError, ArithmeticError) as error:
-            return failure_of(job, error)
+            return failure_of(job, error), None, None
+        kept = update.optimizer_state
+        return (
+            replace(update, adapter={}, optimizer_state=None),
+            packed(update.adapter),
+            None if kept is None else packed(kept),
+        )
+
+    def text_sizes(self) -> tuple[TextSizes, ...]:
+        return self._worker.text_sizes
 
     def call(self, name: str, *arguments: Any, **options: Any) -> Any:
         return getattr(self._worker, name)(*arguments, **options)
 
     def federation(self) -> Federation:
         return self._worker.federation
+
+    def close(self) -> None:
+        if "_worker" in self.__dict__:
+            self._worker.close()
 
     def process_id(self) -> int:
         return os.getpid()
@@ -65,7 +85,7 @@ class RayEngine:
 
     Args:
         scenario: whose clients to work for.
-        workers: processes; default: one a core, and no more than there are clients.
+        workers: processes; default: one a core, and no more than clients in a round.
         address: of a running cluster; None starts Ray on this machine.
         gpus_per_worker: share of a GPU that each worker takes, e.g. 0.25.
         threads: of each worker; default: this machine's cores over the workers. The last
@@ -84,7 +104,8 @@ class RayEngine:
         gpus_per_worker: float = 0.0,
         threads: int | None = None,
     ) -> None:
-        clients = len(scenario.client_devices)
+        self._scenario = scenario
+        clients = scenario.cohort_size
         cores = os.cpu_count() or 1
         count = workers if workers is not None else min(cores, clients)
         if count < 1:
@@ -120,12 +141,29 @@ class RayEngine:
 
     def step_tokens(self, round: int, client: int) -> tuple[StepTokens, ...]:
         """Return the size of each local step that a client will do in a round."""
-        steps: tuple[StepTokens, ...] = self._ask("call", "step_tokens", round, client)
-        return steps
+        return step_tokens(self._scenario, self._text_sizes[client], round, client)
 
-    def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:
+    @cached_property
+    def _text_sizes(self) -> tuple[TextSizes, ...]:
+        sizes: tuple[TextSizes, ...] = self._ask("text_sizes")
+        return sizes
+
+    def present(self) -> frozenset[int] | None:
+        """Return None: every client can be asked."""
+        return None
+
+    def measured_costs(self, client: int) -> MeasuredCosts:
+        """Return what pruning costs a client, by its own calibration."""
+        costs: MeasuredCosts = self._ask("call", "measured_costs", client)
+        return costs
+
+    def evaluate(
+        self, adapter: Adapter, *, final: bool = False, clients: Sequence[int] | None = None
+    ) -> Evaluation:
         """Measure the full model with the adapter."""
-        evaluation: Evaluation = self._ask("call", "evaluate", adapter, final=final)
+        evaluation: Evaluation = self._ask(
+            "call", "evaluate", adapter, final=final, clients=clients
+        )
         return evaluation
 
     def save_adapter(self, adapter: Adapter, folder: str) -> None:
@@ -142,7 +180,7 @@ class RayEngine:
         if not waiting:
             return
         # The adapter is the same in every job: it is put on the object store once.
-        adapter = self._ray.put(waiting[0].adapter)
+        adapter = self._ray.put(packed(waiting[0].adapter))
         attempts: dict[int, int] = {}
         running: dict[Any, tuple[int, ClientJob]] = {}
         idle = list(range(len(self._workers)))
@@ -151,12 +189,11 @@ class RayEngine:
                 index, job = self._matched(waiting, idle)
                 idle.remove(index)
                 waiting.remove(job)
-                light = replace(job, adapter={})
-                running[self._workers[index].train.remote(light, adapter)] = (index, job)
+                running[self._given_out(index, job, adapter)] = (index, job)
             (done,), _ = self._ray.wait(list(running), num_returns=1)
             index, job = running.pop(done)
             try:
-                yield self._ray.get(done)
+                yield _outcome(*self._ray.get(done))
             except self._ray.exceptions.RayActorError:
                 self._workers[index] = self._new_worker()
                 attempts[job.client] = attempts.get(job.client, 0) + 1
@@ -165,6 +202,12 @@ class RayEngine:
                 else:
                     waiting.appendleft(job)
             idle.append(index)
+
+    def _given_out(self, index: int, job: ClientJob, adapter: Any) -> Any:
+        state = job.optimizer_state
+        light = replace(job, adapter={}, optimizer_state=None)
+        moments = None if state is None else packed(state)
+        return self._workers[index].train.remote(light, adapter, moments)
 
     def _matched(self, waiting: deque[ClientJob], idle: list[int]) -> tuple[int, ClientJob]:
         for job in waiting:
@@ -175,6 +218,9 @@ class RayEngine:
 
     def close(self) -> None:
         """Stop the workers, and Ray where this engine started it."""
+        closing = [worker.close.remote() for worker in self._workers]
+        if closing:  # a killed process removes no temporary files
+            self._ray.wait(closing, num_returns=len(closing), timeout=ANSWER_S)
         for worker in self._workers:
             self._ray.kill(worker)
         self._workers = []
@@ -195,6 +241,16 @@ class RayEngine:
             except self._ray.exceptions.RayActorError:
                 self._workers[0] = self._new_worker()
         raise RunError(f"a worker died {ATTEMPTS} times: is there enough memory for the model?")
+
+
+def _outcome(
+    outcome: ClientUpdate | ClientFailure, adapter: Packed | None, moments: Packed | None
+) -> ClientUpdate | ClientFailure:
+    """Put together what a worker took apart for the way."""
+    if isinstance(outcome, ClientFailure) or adapter is None:
+        return outcome
+    state = None if moments is None else unpacked(moments)
+    return replace(outcome, adapter=unpacked(adapter), optimizer_state=state)
 
 
 def _started(address: str | None, workers: int) -> tuple[Any, bool]:

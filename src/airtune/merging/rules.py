@@ -31,6 +31,8 @@ class MergingRule:
         restarts: the round's updates go into the base, and clients begin a new adapter.
         coincides: with every entry held by all and equal ranks it is FedIT's weighted average
             (to equal weights, where it does not look at them).
+        weighs: an entry is the average by the contributions' weights, so that weights by inclusion
+            probability make it unbiased.
     """
 
     description: str
@@ -39,6 +41,7 @@ class MergingRule:
     freezes_a: bool = False
     restarts: bool = False
     coincides: bool = False
+    weighs: bool = False
 
     @property
     def function(self) -> RuleFunction:
@@ -51,6 +54,7 @@ _BUILT_IN = {
         "weighted average of A and of B over the clients that hold an entry",
         "FedIT: Zhang et al., ICASSP 2024",
         "airtune.merging.averages:fedit",
+        weighs=True,
         coincides=True,
     ),
     "hetlora": MergingRule(
@@ -73,12 +77,14 @@ _BUILT_IN = {
         "A stays as it began; weighted average of B",
         "FFA-LoRA: Sun et al., ICLR 2024",
         "airtune.merging.averages:ffa_lora",
+        weighs=True,
         freezes_a=True,
     ),
     "heterofl": MergingRule(
         "each entry averaged over the clients that hold it, by sample counts",
         "HeteroFL: Diao et al., ICLR 2021",
         "airtune.merging.averages:heterofl",
+        weighs=True,
         coincides=True,
     ),
     "fedmp": MergingRule(
@@ -138,13 +144,25 @@ def check_deployable(scenario: Scenario) -> None:
     """Refuse what real devices do not do yet; raises `InputError`.
 
     Where clients restart, what they are sent grows and shrinks with the updates of the round
-    before, which no message carries.
+    before, which no message carries. Devices are away and late by themselves, on a real clock.
     """
     if rule_of(scenario).restarts:
         raise InputError(
             f"aggregation.rule = '{scenario.aggregation.rule}' runs in simulation only, not on "
             "real devices"
         )
+    simulated = {
+        "cell.csi_error_db": scenario.cell.csi_error_db,
+        "cell.outage_probability": scenario.cell.outage_probability,
+        "participation.deadline_slack": scenario.participation.deadline_slack,
+        "participation.availability": scenario.participation.availability,
+    }
+    for key, value in simulated.items():
+        if value:
+            raise InputError(
+                f"{key} = {value!r} is for simulation only: real devices are away and late by "
+                "themselves"
+            )
 
 
 def rule_of(scenario: Scenario) -> MergingRule:
@@ -155,6 +173,12 @@ def rule_of(scenario: Scenario) -> MergingRule:
     """
     name = scenario.aggregation.rule
     rule = MERGING.find(name)
+    if scenario.participation.weights == "inclusion" and not rule.weighs:
+        allowed = ", ".join(each for each, one in MERGING.items() if one.weighs)
+        raise InputError(
+            f"participation.weights = 'inclusion' with aggregation.rule = '{name}', which is no "
+            f"average by weights; allowed: {allowed}"
+        )
     if scenario.training.keep_optimizer and (rule.restarts or rule.freezes_a):
         raise InputError(
             f"aggregation.rule = '{name}' needs training.keep_optimizer = false: "

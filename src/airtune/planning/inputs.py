@@ -6,11 +6,9 @@ loop with the sizes of the very batches that the clients will train on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +16,13 @@ from numpy.typing import NDArray
 from airtune import channel, planning
 from airtune.assignment import Mode
 from airtune.channel import ChannelState, numerology
+from airtune.channel.outage import backed_off
 from airtune.errors import InputError
 from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile, profile_of
 from airtune.models.energy import budgets_of
-from airtune.models.shapes import check_context
 from airtune.models.workload import (
     HEADER_BITS,
-    SHAPES,
     AffineCosts,
     KeptSizes,
     ModelShape,
@@ -35,10 +32,13 @@ from airtune.models.workload import (
     payload_bits,
 )
 from airtune.planning import Plan, PlanningProblem
+from airtune.planning.cohorts import Cohort, cohort_before_run
+from airtune.planning.known_shape import shape_of_model
 from airtune.randomness import generator
 from airtune.scenario import Scenario
 
 FloatArray = NDArray[np.float64]
+_T = TypeVar("_T")
 
 NOMINAL_LABEL_SHARE = 0.5
 """Share of the tokens that are answer tokens, where no data has been read yet."""
@@ -104,6 +104,8 @@ class Situation:
         link: the K clients' channel and the broadcast.
         problem: the planning problem in which all K take part.
         queues: (K,) what is still owed to each client under `participation.floor`; zeros without.
+        drawn: how the cohort came about; None where every client is in it.
+        air: the K clients' channel before the margin that the plan keeps; None: as in `link`.
     """
 
     round: int
@@ -115,10 +117,17 @@ class Situation:
     link: Link
     problem: PlanningProblem
     queues: FloatArray
+    drawn: Cohort | None = None
+    air: ChannelState | None = None
 
 
-def modes_of(scenario: Scenario) -> tuple[Mode, ...]:
-    """Return each client's mode as the scenario has it: all of its steps, at its device's rank."""
+def modes_of(scenario: Scenario, cohort: Sequence[int] | None = None) -> tuple[Mode, ...]:
+    """Return each client's mode as the scenario has it: all of its steps, at its device's rank.
+
+    Args:
+        scenario: of the run.
+        cohort: K places in the scenario's order of clients; None: all of them.
+    """
     section = scenario.aggregation
     freezes_a = rule_of(scenario).freezes_a
     return tuple(
@@ -129,8 +138,12 @@ def modes_of(scenario: Scenario) -> tuple[Mode, ...]:
             bits_per_scale=section.uplink_bits_per_scale,
             freezes_a=freezes_a,
         )
-        for rank in scenario.client_ranks
+        for rank in _those(scenario.client_ranks, cohort)
     )
+
+
+def _those(values: Sequence[_T], cohort: Sequence[int] | None) -> Sequence[_T]:
+    return values if cohort is None else [values[client] for client in cohort]
 
 
 def link_of(
@@ -179,16 +192,18 @@ def problem_of_round(
     loads: Sequence[ClientLoad],
     modes: Sequence[Mode],
     link: Link,
+    cohort: Sequence[int] | None = None,
 ) -> PlanningProblem:
     """Return the planning problem of one round.
 
     Args:
         scenario: bandwidth, κ, bounds on pruning, the model's precision.
         shape: the model's.
-        profiles: one a client, in client order.
+        profiles: one a client of the cohort, in its order, as all that follows.
         loads: each client's local steps and weight.
         modes: how much each client works and sends.
         link: the round's channel and broadcast; everyone listens.
+        cohort: K places in the scenario's order of clients; None: all of them.
 
     Raises:
         InputError: a device's memory does not hold even the most pruned submodel.
@@ -206,12 +221,13 @@ def problem_of_round(
         for load, mode in zip(loads, modes, strict=True)
     ]
     speed = np.array([profile.effective_flops for profile in profiles])
-    least = least_pruning(scenario, coefficients, profiles)
+    names = tuple(_those(scenario.client_names, cohort))
+    least = least_pruning(scenario, coefficients, profiles, names)
     costs = [load.pruning_cost for load in loads]
     return PlanningProblem(
         bandwidth_hz=scenario.cell.uplink_bandwidth_hz,
         kappa=scenario.planning.kappa,
-        names=scenario.client_names,
+        names=names,
         weight=np.array([load.examples for load in loads], dtype=np.float64),
         snr_hz=link.air.snr_hz,
         downlink_s=link.needed_s(link.everyone),
@@ -226,7 +242,7 @@ def problem_of_round(
         if all(cost is None for cost in costs)
         else tuple(None if cost is None else np.array(cost) for cost in costs),
         max_pruning_loss=scenario.planning.max_pruning_loss,
-        **budgets_of(scenario.client_devices, profiles),  # type: ignore[arg-type]
+        **budgets_of(_those(scenario.client_devices, cohort), profiles),  # type: ignore[arg-type]
     )
 
 
@@ -242,7 +258,10 @@ def may_sit_out(scenario: Scenario) -> bool:
 
 
 def least_pruning(
-    scenario: Scenario, costs: Sequence[AffineCosts], profiles: Sequence[DeviceProfile]
+    scenario: Scenario,
+    costs: Sequence[AffineCosts],
+    profiles: Sequence[DeviceProfile],
+    names: Sequence[str],
 ) -> list[float]:
     """Return each client's smallest pruning rate: what its memory can hold.
 
@@ -259,7 +278,7 @@ def least_pruning(
     ]
     if may_sit_out(scenario):
         return [min(rate, most) for rate in rates]
-    for name, rate, profile in zip(scenario.client_names, rates, profiles, strict=True):
+    for name, rate, profile in zip(names, rates, profiles, strict=True):
         if rate > most:
             raise InputError(
                 f"client {name}: its memory of {profile.memory_bytes / 1e9:g} GB does not hold "
@@ -269,37 +288,8 @@ def least_pruning(
     return rates
 
 
-def shape_of_model(scenario: Scenario) -> ModelShape:
-    """Return the model's sizes without loading it: a built-in model, or a folder's config.json.
-
-    Raises:
-        InputError: the model is neither, or cannot read texts of task.max_tokens.
-    """
-    name = scenario.model.id
-    if name in SHAPES:
-        return SHAPES[name]
-    config = Path(name) / "config.json"
-    try:
-        values = json.loads(config.read_text(encoding="utf-8-sig"))
-        if not isinstance(values, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError, RecursionError):
-        raise InputError(
-            f"model.id = '{name}': planning without loading the model needs a built-in model "
-            f"({', '.join(SHAPES)}) or a folder with a readable config.json"
-        ) from None
-    shape = ModelShape.of_config(values)
-    check_context(values, scenario.task.max_tokens, name=name)
-    return shape
-
-
-def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
-    """Return what is known of a scenario's round before any data or model is loaded.
-
-    The channel is the one that the run will draw for `round`. Batches are taken as full
-    (task.max_tokens), half of their tokens as answers, and the clients as equally large: what
-    can be known from the file alone.
-    """
+def nominal_load(scenario: Scenario) -> ClientLoad:
+    """Return a client's work before any data is read: full batches, half of them answers."""
     section = scenario.training
     length = scenario.task.max_tokens
     size = StepTokens(
@@ -307,22 +297,36 @@ def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
         length=length,
         label_tokens=int(section.batch_size * length * NOMINAL_LABEL_SHARE),
     )
-    load = ClientLoad(steps=(size,) * section.local_steps, examples=1)
+    return ClientLoad(steps=(size,) * section.local_steps, examples=1)
+
+
+def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
+    """Return what is known of a scenario's round before any data or model is loaded.
+
+    The channel is the one that the run will draw for `round`. Batches are taken as full
+    (task.max_tokens), half of their tokens as answers, and the clients as equally large: what
+    can be known from the file alone. The cohort is drawn with the virtual clock at 0.
+    """
+    load = nominal_load(scenario)
     devices = scenario.client_devices
-    shape, modes = shape_of_model(scenario), modes_of(scenario)
-    air = channel.draw(
-        scenario.cell,
-        devices,
-        channel.place(scenario.cell, devices, generator(scenario.seed, "placement")),
-        generator(scenario.seed, "fading", round=round),
-        round=round,
+    placement = channel.place(scenario.cell, devices, generator(scenario.seed, "placement"))
+
+    def air_of(number: int) -> ChannelState:
+        rng = generator(scenario.seed, "fading", round=number)
+        return channel.draw(scenario.cell, devices, placement, rng, round=number)
+
+    drawn, air = cohort_before_run(scenario, round, air_of)
+    cohort = tuple(range(len(devices))) if drawn is None else drawn.clients
+    known = air if drawn is None else air.of(cohort)
+    shape, modes = shape_of_model(scenario), modes_of(scenario, cohort)
+    profiles = tuple(profile_of(devices[client]) for client in cohort)
+    loads = (load,) * len(cohort)
+    link = link_of(scenario, shape, modes, backed_off(scenario.cell, known))
+    problem = problem_of_round(scenario, shape, profiles, loads, modes, link, cohort)
+    queues = np.zeros(len(cohort))
+    return Situation(
+        round, shape, cohort, profiles, loads, modes, link, problem, queues, drawn, known
     )
-    profiles, loads = tuple(profile_of(device) for device in devices), (load,) * len(devices)
-    link = link_of(scenario, shape, modes, air)
-    problem = problem_of_round(scenario, shape, profiles, loads, modes, link)
-    cohort = tuple(range(len(devices)))
-    queues = np.zeros(len(devices))
-    return Situation(round, shape, cohort, profiles, loads, modes, link, problem, queues)
 
 
 def problem_of_scenario(scenario: Scenario, round: int = 1) -> PlanningProblem:

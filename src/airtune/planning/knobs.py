@@ -2,7 +2,7 @@
 
 A scenario's full problem has all of them. Without a knob the problem is restricted, not the
 method: ``restricted(problem, knobs)`` is a planning problem like any other one, and ``exact`` finds
-its optimum. Which of a client's modes differ in what is known to whoever made them, so it says so
+its optimum. Which of a client's modes differ in what its maker knows, so it says so
 by their settings.
 """
 

@@ -1,7 +1,7 @@
 """Which units of a sublayer a submodel keeps, once it is known how many.
 
 The same units in every round, by importance, leave the others without any training as long as
-nobody holds them. The other selections make cuts differ over rounds and clients.
+no client holds them. The other selections make cuts differ over rounds and clients.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ from airtune.record.files import LOCK, TEMPORARY, explained, flush_folder
 from airtune.record.reading import ROUNDS, RUN, read_info
 
 CHECKPOINTS, ADAPTER, REPORT = "checkpoint", "adapter", "report.html"
+CLIENTS = "clients"
+"""Optimiser moments of clients, where not all of them take part in every round."""
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
 
@@ -54,7 +56,8 @@ def remove_run(path: Path) -> None:
         RunError: something cannot be removed.
     """
     with explained(path, 0):
-        shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
+        for name in (CHECKPOINTS, CLIENTS):
+            shutil.rmtree(path / name, ignore_errors=True)
         for name in _ADAPTER_FILES:
             (path / ADAPTER / name).unlink(missing_ok=True)
         with suppress(OSError):  # not there, or the user keeps something else in it

@@ -24,14 +24,19 @@ OK = "ok"
 """The status of a client whose update was merged."""
 
 
+def _where_known() -> Any:
+    """Return a field whose key is left out of the JSON where it is None."""
+    return field(default=None, metadata={"left_out": True})
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClientRecord:
     """What one client was asked, did and took in one round.
 
     Attributes:
         name: the client's name, unique in the run.
-        status: "ok"; "sat out" where it was not asked; or why its update was left out, e.g.
-            "rejected: not finite".
+        status: "ok"; "sat out" where it was not asked; "lost: …" where its upload did not arrive;
+            or why its update was left out, e.g. "rejected: not finite".
         asked_pruning: the plan's pruning rate; None for a client that sat out.
         pruning: the realised rate: parameters left out over parameters that may be; None where
             there was no update.
@@ -56,6 +61,10 @@ class ClientRecord:
         train_loss: mean over its local steps, per answer token.
         eval_loss: of the merged adapter on the text that it holds back, per answer token; None
             where it holds none back or where that was not measured.
+        inclusion_probability: with which it was drawn into the cohort; None where every client
+            takes part, or the rule gives none.
+        success_probability: with which its upload arrives, given what the plan knew; None where
+            none can be lost.
         energy_j: J that it drew, the sum of the four below; None where no power is known.
         compute_j: J of fine-tuning.
         transmit_j: J of its radio, sending.
@@ -86,6 +95,8 @@ class ClientRecord:
     label_tokens: int
     train_loss: float | None = None
     eval_loss: float | None = None
+    inclusion_probability: float | None = _where_known()
+    success_probability: float | None = _where_known()
     energy_j: float | None = None
     compute_j: float | None = None
     transmit_j: float | None = None
@@ -118,7 +129,11 @@ class RoundRecord:
         lower_bound_s: no plan's J is below it; None where no certificate was made.
         gap: objective_s / lower_bound_s − 1.
         wall_s: s of real time that simulating the round took.
-        clients: in the run's order.
+        cohort: clients that were drawn; None where every client takes part in every round.
+        available: clients that could have been drawn, likewise.
+        waited_s: s of the virtual clock before the round, until enough clients were available,
+            likewise; not part of `round_latency_s`.
+        clients: of the cohort, in the run's order.
     """
 
     round: int
@@ -140,6 +155,9 @@ class RoundRecord:
     lower_bound_s: float | None = None
     gap: float | None = None
     wall_s: float
+    cohort: int | None = _where_known()
+    available: int | None = _where_known()
+    waited_s: float | None = _where_known()
     clients: tuple[ClientRecord, ...]
 
 
@@ -214,6 +232,14 @@ _HINTS: dict[type, dict[str, Any]] = {
 }
 
 
+_LEFT_OUT = frozenset(
+    entry.name
+    for kind in (ClientRecord, RoundRecord)
+    for entry in dataclasses.fields(kind)
+    if entry.metadata.get("left_out")
+)
+
+
 def json_line(value: ClientRecord | RoundRecord | RunDescription) -> str:
     """Return the value as one line of JSON without its newline.
 
@@ -224,7 +250,11 @@ def json_line(value: ClientRecord | RoundRecord | RunDescription) -> str:
         RunError: a number that has to be finite is not.
     """
     _require_finite(value)
-    return dump_json(dataclasses.asdict(value))
+    return dump_json(dataclasses.asdict(value, dict_factory=_known))
+
+
+def _known(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: item for key, item in pairs if item is not None or key not in _LEFT_OUT}
 
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from airtune.record import ClientRecord, Record
 from airtune.report import numbers, svg
+from airtune.report.population import NOT_DRAWN
 from airtune.report.summary import OK, SAT_OUT, is_left_out, last_client
 
 COLUMNS = 120
@@ -177,15 +178,21 @@ def _bar(kind: str, x: float, width: float, height: float) -> Markup:
 def timeline(record: Record) -> Figure:
     """Draw what each client did in the last round; the page's script shows the others."""
     final = record.rounds[-1]
+    # As many rows as the largest cohort has; the script fills those that this round has not.
+    most = max(record.rounds, key=lambda r: len(r.clients)).clients
+    spare = most[len(final.clients) :]
     x = svg.time_axis(max(client.total_s for client in final.clients), "time in the round")
     slowest = last_client(final.clients)
     rows = Markup("").join(
         _timeline_row(k, client, x, is_last=k == slowest) for k, client in enumerate(final.clients)
     )
+    for k, client in enumerate(spare, start=len(final.clients)):
+        row = _timeline_row(k, client, x, is_last=False)
+        rows += Markup('<g display="none">{}</g>').format(row)
     body = svg.frame(
         f"Timeline of round {final.round}: download, compute and upload of every client",
         rows,
-        height=ROW_HEIGHT * len(final.clients) + 4,
+        height=ROW_HEIGHT * len(most) + 4,
         x=x,
         left=label_width([client.name for client in final.clients]),
         right=TOTAL_WIDTH,
@@ -283,7 +290,10 @@ def bandwidth_map(record: Record) -> Figure:
         "Bandwidth per client",
         f"Uplink band that the client was given, in {unit}. Darker is more spectrum: a plan gives "
         "it where the round would wait otherwise.",
-        [[c.bandwidth_hz / factor for c in r.clients] for r in record.rounds],
+        [
+            [None if c.status == NOT_DRAWN else c.bandwidth_hz / factor for c in r.clients]
+            for r in record.rounds
+        ],
         unit,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from airtune.record import Record, read_record
 from airtune.record.files import write_durably
 from airtune.report import figures, numbers
 from airtune.report.cellmap import cell_map, data_shares
+from airtune.report.population import has_cohorts, how_many, shown_clients
 from airtune.report.summary import (
+    ClientSummary,
     assigned_modes,
     client_summaries,
     headline,
@@ -42,7 +45,8 @@ def write_report(folder: str | Path) -> Path:
 def render_run(record: Record) -> str:
     """Return the page of one run."""
     has_rounds = bool(record.rounds)
-    clients = client_summaries(record)
+    shown = shown_clients(record)
+    clients = _numbered(client_summaries(record), shown)
     return render(
         "run.html.j2",
         record=record,
@@ -60,13 +64,14 @@ def render_run(record: Record) -> str:
             figures.timeline(record) if has_rounds else None,
         ),
         plan=present(
-            figures.pruning_map(record) if has_rounds else None,
-            figures.bandwidth_map(record) if has_rounds else None,
+            figures.pruning_map(shown) if has_rounds else None,
+            figures.bandwidth_map(shown) if has_rounds else None,
             figures.gap_over_rounds(record),
         ),
-        place=present(cell_map(record), data_shares(record)),
+        place=present(cell_map(shown), data_shares(shown)),
+        how_many=how_many(record),
         clients=clients,
-        assigned=assigned_modes(record),
+        assigned=assigned_modes(shown),
         sat_out=any(client.sat_out for client in clients),
         units={
             "band": numbers.common_unit((c.bandwidth_hz for c in clients), "Hz"),
@@ -80,6 +85,15 @@ def render_run(record: Record) -> str:
         scenario_toml=toml_text(record.scenario),
         totals=totals(record),
     )
+
+
+def _numbered(clients: list[ClientSummary], shown: Record) -> list[ClientSummary]:
+    """Return the summaries of the clients that are shown, numbered as on the map."""
+    if not has_cohorts(shown):
+        return clients
+    names = {client.name for client in shown.rounds[-1].clients}
+    chosen = [client for client in clients if client.name in names]
+    return [replace(client, number=k) for k, client in enumerate(chosen, start=1)]
 
 
 def render(template: str, **values: Any) -> str:
@@ -144,7 +158,25 @@ def _cards(record: Record) -> list[tuple[str, str, str]]:
         cards.append(("Worst gap of a plan", numbers.gap(total.worst_gap), remark))
     out = total.updates - total.merged
     remark = "every update merged" if not out else f"{out:,} left out"
+    if total.lost:
+        remark += f", {total.lost:,} of them lost on the air"
     cards.append(("Updates merged", f"{total.merged:,} of {total.updates:,}", remark))
+    return cards + _cohort_cards(record)
+
+
+def _cohort_cards(record: Record) -> list[tuple[str, str, str]]:
+    """Return the cohort's size and how long rounds waited for it, where there were cohorts."""
+    sizes = [r.cohort for r in record.rounds if r.cohort is not None]
+    if not sizes:
+        return []
+    drawn = {client.name for r in record.rounds for client in r.clients}
+    of = "" if record.description is None else f" of {len(record.description.clients):,}"
+    size = str(sizes[0]) if min(sizes) == max(sizes) else f"{min(sizes):,}–{max(sizes):,}"
+    cards = [("Cohort", size + of, f"{len(drawn):,} different clients in all rounds")]
+    waits = [r.waited_s for r in record.rounds if r.waited_s]
+    if waits:
+        remark = f"{numbers.counted(len(waits), 'round')} waited for enough clients"
+        cards.append(("Waiting", numbers.seconds(sum(waits)), remark))
     return cards
 
 
@@ -195,6 +227,10 @@ def _script_data(record: Record) -> Markup:
     data = {
         "rounds": figures.timeline_data(record),
         "names": [client.name for client in record.rounds[-1].clients] if record.rounds else [],
+        # Of each round, where cohorts differ.
+        "cohorts": [[client.name for client in r.clients] for r in record.rounds]
+        if has_cohorts(record)
+        else [],
         "last": [last_client(r.clients) for r in record.rounds],
     }
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)

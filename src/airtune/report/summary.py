@@ -9,6 +9,7 @@ from typing import Any
 
 from airtune.record import ClientRecord, Record
 from airtune.report.numbers import NOTHING, counted, digits, loss, seconds
+from airtune.report.population import NOT_DRAWN
 
 OK = "ok"
 SAT_OUT = "sat out"
@@ -37,6 +38,7 @@ class Totals:
     worst_gap: float | None
     updates: int
     merged: int
+    lost: int
     wall_s: float
     setup_s: float
     """Of the virtual time, what passes before the first round."""
@@ -90,6 +92,7 @@ def totals(record: Record) -> Totals:
         worst_gap=max(gaps, default=None),
         updates=len(clients),
         merged=sum(client.status == OK for client in clients),
+        lost=sum(map(is_lost, clients)),
         wall_s=sum(r.wall_s for r in rounds),
         setup_s=cell.setup_s if cell else 0.0,
         engine_s=_engine_s(record),
@@ -116,7 +119,12 @@ def last_client(clients: Sequence[ClientRecord]) -> int | None:
 
 def is_left_out(client: ClientRecord) -> bool:
     """Return whether the client was asked for an update that was then not merged."""
-    return client.status not in (OK, SAT_OUT)
+    return client.status not in (OK, SAT_OUT, NOT_DRAWN)
+
+
+def is_lost(client: ClientRecord) -> bool:
+    """Return whether the client's upload did not arrive."""
+    return client.status.startswith("lost: ")
 
 
 def time_split(record: Record) -> tuple[float, float, float]:
@@ -135,12 +143,16 @@ def client_summaries(record: Record) -> list[ClientSummary]:
     if not record.rounds:
         return []
     sites = {site.name: site for site in record.description.clients} if record.description else {}
-    names = [client.name for client in record.rounds[-1].clients]
+    drawn = {client.name for r in record.rounds for client in r.clients}
+    known = [*sites, *(client.name for client in record.rounds[-1].clients)]
+    names = [name for name in dict.fromkeys(known) if name in drawn]
     by_name: dict[str, list[ClientRecord]] = {name: [] for name in names}
     last = dict.fromkeys(names, 0)
     for r in record.rounds:
         slowest = last_client(r.clients)
         for k, client in enumerate(r.clients):
+            if client.status == NOT_DRAWN:
+                continue
             by_name.setdefault(client.name, []).append(client)
             last[client.name] = last.get(client.name, 0) + (k == slowest)
     return [
@@ -304,8 +316,8 @@ class AssignedModes:
 
 
 def assigned_modes(record: Record) -> AssignedModes | None:
-    """Return the clients' modes by round; None where they never differ and nobody sat out."""
-    everyone = [client for entry in record.rounds for client in entry.clients]
+    """Return the clients' modes by round; None where they never differ and no client sat out."""
+    everyone = [client for r in record.rounds for client in r.clients if client.status != NOT_DRAWN]
     modes = {(one.local_steps, one.rank, one.bits_per_value) for one in everyone}
     if len(modes) < 2:
         return None

@@ -6,14 +6,18 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airtune.record.folder import ADAPTER, CHECKPOINTS, CLIENTS
 from airtune.record.reading import RUN
 from airtune.study.apart import performed
 
 if TYPE_CHECKING:
+    from airtune.engines import Engine
     from airtune.record import RoundRecord
+    from airtune.scenario import Scenario
 
 
 def perform(task: Mapping[str, Any]) -> str | None:
@@ -47,14 +51,21 @@ def _run(folder: Path, task: Mapping[str, Any]) -> None:
 
     try:
         with tracked(task.get("trackers", []), scenario, folder, Watch()) as watch:
-            run(scenario, out=folder, resume=begun and not other, replace=other, observer=watch)
+            run(
+                scenario,
+                out=folder,
+                engine=partial(_engine, shared=task.get("shared")),
+                resume=begun and not other,
+                replace=other,
+                observer=watch,
+            )
     except KeyboardInterrupt:
         if clock.is_over:
             return  # it goes on with the next call
         raise
     write_report(folder)
     # What only a resumption needs may be gigabytes.
-    for part in ("checkpoint",) if task["keep_adapter"] else ("checkpoint", "adapter"):
+    for part in (CHECKPOINTS, CLIENTS) if task["keep_adapter"] else (CHECKPOINTS, CLIENTS, ADAPTER):
         shutil.rmtree(folder / part, ignore_errors=True)
 
 
@@ -78,6 +89,23 @@ class _Clock:
         if self._until is not None and now + self._longest_s > self._until:
             self.is_over = True
             raise KeyboardInterrupt
+
+
+def _engine(scenario: Scenario, shared: Mapping[str, Any] | None) -> Engine:
+    """Return an engine in this process; it shares work where that is exact.
+
+    A hash does not know a plugin's code, and a GPU adds up in no certain order.
+    """
+    import torch
+
+    from airtune.engines.local import LocalEngine
+    from airtune.engines.sharing import SharingEngine
+    from airtune.plugins import provenance
+
+    engine = LocalEngine(scenario)
+    if not shared or provenance(scenario.plugins) or torch.cuda.is_available():
+        return engine
+    return SharingEngine(engine, scenario, Path(shared["folder"]), shared["limit_bytes"])
 
 
 def _cannot_go_on(folder: Path, values: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 
 from airtune import channel
@@ -22,12 +23,16 @@ from airtune.engines.local import LocalEngine
 from airtune.merging.functions import Contribution, normalised
 from airtune.merging.functions import merge as merged_by
 from airtune.merging.rules import rule_of
+from airtune.merging.unbiased import unbiased
 from airtune.models.devices import DeviceProfile, profile_of
 from airtune.planning import METHODS, Plan
 from airtune.planning.assigning import assignments_of
+from airtune.planning.availability import Availability
+from airtune.planning.cohorts import availability_of
 from airtune.planning.inputs import Situation
 from airtune.planning.round_plan import plan_round
 from airtune.randomness import generator
+from airtune.record.temporary import TemporaryFolder
 from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario
 from airtune.training.worker import Federation
@@ -61,11 +66,25 @@ class Cell:
     decide: DecideHook
     merge: MergeHook
     observer: Observer = field(default_factory=Observer)
+    availability: Availability | None = None
+    """When clients are there; None: always."""
+    temporary: TemporaryFolder | None = None
+    given_folder: Path | None = None
     owns_engine: bool = False
     """The engine was made for this cell, and is closed with it."""
 
+    @property
+    def folder(self) -> Path:
+        """Where the clients' optimiser moments lie, if they are on disk."""
+        if self.given_folder is not None:
+            return self.given_folder
+        assert self.temporary is not None
+        return self.temporary.path
+
     def close(self) -> None:
-        """Let go of the engine, where it was made for this cell."""
+        """Let go of the engine, where it was made for this cell, and of a temporary folder."""
+        if self.temporary is not None:
+            self.temporary.remove()
         if self.owns_engine:
             self.engine.close()
 
@@ -110,7 +129,10 @@ def merge(cell: Cell, adapter: Adapter, contributions: Sequence[Contribution]) -
     scenario = cell.scenario
     if scenario.participation.rule == "partial-fednova":
         contributions = normalised(adapter, contributions)
-    return merged_by(scenario.aggregation.rule, adapter, contributions)
+    merged = merged_by(scenario.aggregation.rule, adapter, contributions)
+    if scenario.participation.weights == "inclusion":
+        return unbiased(adapter, merged, sum(one.weight for one in contributions))
+    return merged
 
 
 def open_cell(
@@ -121,6 +143,7 @@ def open_cell(
     decide: DecideHook = decide,
     merge: MergeHook = merge,
     observer: Observer | None = None,
+    folder: Path | None = None,
 ) -> Cell:
     """Load model and data and place the clients: everything that comes before a first round.
 
@@ -136,11 +159,14 @@ def open_cell(
         decide: plans a round and assigns the clients' work.
         merge: merges a round's updates.
         observer: told of progress.
+        folder: where the clients' optimiser moments go if not every client takes part in every
+            round; None: a temporary folder, which goes with the cell.
 
     Raises:
         InputError: the scenario cannot be run.
     """
     profiles = checked_profiles(scenario)
+    availability, draws = availability_of(scenario), scenario.participation.draws
     placement = channel.place(
         scenario.cell, scenario.client_devices, generator(scenario.seed, "placement")
     )
@@ -164,6 +190,9 @@ def open_cell(
         decide=decide,
         merge=merge,
         observer=observer or Observer(),
+        availability=availability,
+        temporary=TemporaryFolder() if draws and folder is None else None,
+        given_folder=folder,
         owns_engine=callable(engine),
     )
 
@@ -179,9 +208,12 @@ def checked_profiles(scenario: Scenario) -> tuple[DeviceProfile, ...]:
     """Return each client's device profile.
 
     Raises:
-        InputError: the scenario names a method, rule, channel model or profile that is not known.
+        InputError: the scenario names a method, rule, channel model or profile that is not known,
+            or its availability file cannot be used.
     """
     METHODS.find(scenario.planning.method)
     channel.CHANNEL_MODELS.find(channel.model_name(scenario.cell))
     rule_of(scenario)
-    return tuple(profile_of(device) for device in scenario.client_devices)
+    availability_of(scenario)
+    kinds = {device: profile_of(device) for device in scenario.devices}
+    return tuple(kinds[device] for device in scenario.client_devices)

@@ -8,27 +8,23 @@ machine that simulates it needed is recorded apart, as `wall_s`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from airtune import planning
-from airtune.adapters.names import Adapter, leading, padded, rank_of
-from airtune.adapters.slices import gather_adapter, scatter_adapter
+from airtune.adapters.names import Adapter, padded, rank_of
+from airtune.adapters.slices import scatter_adapter, submodel_shapes
 from airtune.assignment import Assignment
 from airtune.errors import RunError
 from airtune.merging.functions import Contribution, fault_of
 from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile
-from airtune.planning import METHODS, PlanningProblem, fitted_kappa
+from airtune.planning import PlanningProblem
 from airtune.planning.floor import first_queues, next_queues
 from airtune.planning.inputs import (
-    ClientLoad,
     Situation,
-    link_of,
-    modes_of,
-    problem_of_round,
 )
 from airtune.planning.plausible import doubts
 from airtune.randomness import generator
@@ -46,9 +42,16 @@ from airtune.rounds.bills import (
     with_energy,
 )
 from airtune.rounds.cell import Cell, Decision
+from airtune.rounds.cohort import (
+    inclusion_of,
+    queues_with,
+    weight_of,
+)
 from airtune.rounds.description import description_of
-from airtune.rounds.state import State
-from airtune.scenario import Scenario
+from airtune.rounds.losses import Upload, as_sent, uploads_of
+from airtune.rounds.moments import moments_after
+from airtune.rounds.situation import may_be_cut, situation_of
+from airtune.rounds.state import State, no_moments
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
 from airtune.training.worker import Evaluation
 
@@ -65,9 +68,9 @@ def opening(cell: Cell) -> tuple[State, RunDescription]:
     """Return the state before the first round, and what run.json says of it."""
     adapter = cell.engine.initial_adapter()
     cell.observer.preparing("measuring the untrained model")
-    untrained = cell.engine.evaluate(adapter, final=False)
-    told = description_of(cell, untrained, _may_be_cut(cell, adapter))
-    start = State(0, told.setup_s, adapter, {}, (finite(untrained.loss),))
+    untrained = _measured(cell, adapter, (), final=False)
+    told = description_of(cell, untrained, may_be_cut(cell, adapter))
+    start = State(0, told.setup_s, adapter, no_moments(cell), (finite(untrained.loss),))
     floor = cell.scenario.participation.floor
     if floor > 0:
         rng = generator(cell.scenario.seed, "floor")
@@ -92,7 +95,8 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
 
     # 1. The air and the batches of this round: the same for every method.
     profiles = tuple(map(kept_speed, cell.profiles, _speeds(cell, state)))
-    situation = _situation(cell, state, profiles)
+    situation = situation_of(cell, state, profiles)
+    drawn = situation.drawn
 
     # 2. Plan: who listens, who leaves out how much of the model, who gets which band.
     decision = cell.decide(cell, situation)
@@ -102,19 +106,34 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
 
     # 3. The clients work.
     answers = _answers(cell, state, situation, decision)
+    sent = uploads_of(
+        scenario,
+        situation,
+        decision.plan.round_latency_s,
+        [(a.assignment, u) for a, u in _usable(answers)],
+        profiles,
+    )
+    kept = [update for _, update in _usable(answers)]  # by the clients, also where it is lost
+    answers = [
+        replace(a, status=sent[a.assignment.client].status) if a.assignment.client in sent else a
+        for a in answers
+    ]
 
-    # 4. Merge what is sound.
-    updates = [a.outcome for a in answers if a.status == OK and isinstance(a.outcome, ClientUpdate)]
-    if not updates:
+    # 4. Merge what is sound; where every upload was lost the adapter stays.
+    updates = [update for _, update in _usable(answers)]
+    if not updates and not sent:
         reason = answers[0].status if answers else "every client sits out"
         raise RunError(
             f"round {situation.round}: no client's update could be used; first: {reason}"
         )
-    contributions = [_contribution(cell, state.adapter, a) for a in answers if a.status == OK]
-    adapter = cell.merge(cell, state.adapter, contributions)
+    contributions = [
+        _contribution(cell, state.adapter, answer, _weight(cell, situation, update, sent))
+        for answer, update in _usable(answers)
+    ]
+    adapter = cell.merge(cell, state.adapter, contributions) if updates else state.adapter
 
     # 5. Put it on the clock.
-    clients = _bills(cell, situation, decision, answers, profiles)
+    clients = _bills(cell, situation, decision, answers, profiles, sent)
     latency_s = max(client.total_s for client in clients)
     clients = tuple(
         with_energy(one, scenario.client_devices[k], profiles[k], latency_s)
@@ -122,17 +141,23 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
     )
     after = State(
         round=situation.round,
-        elapsed_s=state.elapsed_s + latency_s,
+        elapsed_s=state.elapsed_s + (0.0 if drawn is None else drawn.waited_s) + latency_s,
         adapter=adapter,
-        optimizer_states=state.optimizer_states
-        | {u.client: u.optimizer_state for u in updates if u.optimizer_state is not None},
+        optimizer_states=moments_after(
+            state.optimizer_states,
+            situation.round,
+            {u.client: u.optimizer_state for u in kept if u.optimizer_state is not None},
+        ),
         losses=state.losses,
         pruning_losses=(*state.pruning_losses, decision.plan.pruning_loss),
         speeds=speeds_after(_speeds(cell, state), profiles, [a.outcome for a in answers]),
-        stacked_bits=sum(u.uplink_bits for u in updates) if rule_of(scenario).restarts else None,
-        queues=_queues_after(cell, situation, decision, updates),
+        stacked_bits=sum(u.uplink_bits for u in updates) or None
+        if rule_of(scenario).restarts
+        else None,
+        queues=_queues_after(cell, state, situation, decision, updates),
+        draws=state.draws if drawn is None else drawn.memory,
     )
-    evaluation = _evaluation(cell, after)
+    evaluation = _evaluation(cell, after, situation.cohort)
     loss = None if evaluation is None else evaluation.loss
     if evaluation is not None and evaluation.client_losses:
         pairs = zip(clients, evaluation.client_losses, strict=True)
@@ -159,6 +184,9 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         none_latency_s=planning.plan(_unbudgeted(situation), "none", bound=False).round_latency_s,
         metrics={} if evaluation is None else evaluation.metrics,
         wall_s=time.perf_counter() - start,
+        cohort=None if drawn is None else len(situation.cohort),
+        available=None if drawn is None else int(drawn.available.sum()),
+        waited_s=None if drawn is None else drawn.waited_s,
         clients=clients,
     )
     return replace(after, losses=(*state.losses, finite(loss))), record
@@ -173,6 +201,20 @@ class _Answer:
     status: str
 
 
+def _usable(answers: Sequence[_Answer]) -> Iterator[tuple[_Answer, ClientUpdate]]:
+    """Yield the answers whose update can be merged, with it."""
+    for answer in answers:
+        if answer.status == OK and isinstance(answer.outcome, ClientUpdate):
+            yield answer, answer.outcome
+
+
+def _weight(
+    cell: Cell, situation: Situation, update: ClientUpdate, sent: Mapping[int, Upload]
+) -> float:
+    success = sent[update.client].success if update.client in sent else 1.0
+    return weight_of(cell, situation, update, success)
+
+
 def _unbudgeted(situation: Situation) -> PlanningProblem:
     """Return the round's problem without energy budgets, which equal bands need not keep."""
     problem = situation.problem
@@ -183,75 +225,41 @@ def _speeds(cell: Cell, state: State) -> tuple[float | None, ...]:
     return state.speeds or (None,) * len(cell.profiles)
 
 
-def _evaluation(cell: Cell, after: State) -> Evaluation | None:
+def _evaluation(cell: Cell, after: State, cohort: Sequence[int]) -> Evaluation | None:
     """Measure where the scenario asks for it: every n-th round, and the last one."""
     scenario = cell.scenario
     last = after.is_last(scenario)
     if not last and after.round % scenario.evaluation.every_rounds:
         return None
-    return cell.engine.evaluate(after.adapter, final=last)
+    return _measured(cell, after.adapter, cohort, final=last)
 
 
-def _situation(cell: Cell, state: State, profiles: Sequence[DeviceProfile]) -> Situation:
-    scenario, round = cell.scenario, state.round + 1
-    loads = tuple(
-        ClientLoad(
-            cell.engine.step_tokens(round, k),
-            client.examples,
-            client.pruning_cost,
-            client.most_pruned,
-        )
-        for k, client in enumerate(cell.federation.clients)
-    )
-    modes, shape = modes_of(scenario), cell.federation.shape
-    link = link_of(scenario, shape, modes, cell.draw(cell, round), state.stacked_bits)
-    problem = problem_of_round(scenario, shape, profiles, loads, modes, link)
-    if scenario.planning.fit_kappa:
-        problem = _with_fitted_kappa(problem, state, scenario)
-    cohort = tuple(range(len(loads)))
-    owed = np.array(state.queues) if state.queues else np.zeros(len(loads))
-    return Situation(round, shape, cohort, tuple(profiles), loads, modes, link, problem, owed)
-
-
-def _may_be_cut(cell: Cell, adapter: Adapter) -> list[bool]:
-    """Whether the method may prune a client, or its memory forces a cut in the first round."""
-    scenario = cell.scenario
-    prunes = METHODS[scenario.planning.method].prunes and scenario.pruning.max_pruning > 0
-    first = _situation(cell, State(0, 0.0, adapter, {}), cell.profiles)
-    return [prunes or bool(least > 0) for least in first.problem.min_pruning]
-
-
-def _with_fitted_kappa(
-    problem: PlanningProblem, state: State, scenario: Scenario
-) -> PlanningProblem:
-    """Put the run's own κ into the problem; the first round leaves models as whole as they fit."""
-    if not state.pruning_losses:
-        return replace(problem, max_pruning=problem.min_pruning)
-    rates = [
-        scenario.training.in_round(number, scenario.rounds).learning_rate
-        for number in range(1, len(state.pruning_losses) + 1)
-    ]
-    kappa = fitted_kappa(
-        state.losses,
-        state.pruning_losses,
-        prior=problem.kappa,
-        largest_pruning_loss=problem.pruning_loss(problem.max_pruning),
-        paces=[rate / rates[0] for rate in rates],
-    )
-    return replace(problem, kappa=kappa)
+def _measured(cell: Cell, adapter: Adapter, cohort: Sequence[int], *, final: bool) -> Evaluation:
+    """Measure; of the clients' own text that of the cohort, where not everyone takes part."""
+    if not cell.scenario.participation.draws:
+        return cell.engine.evaluate(adapter, final=final)
+    return cell.engine.evaluate(adapter, final=final, clients=cohort)
 
 
 def _queues_after(
-    cell: Cell, situation: Situation, decision: Decision, updates: Sequence[ClientUpdate]
+    cell: Cell,
+    state: State,
+    situation: Situation,
+    decision: Decision,
+    updates: Sequence[ClientUpdate],
 ) -> tuple[float, ...]:
-    """Return what the floor still owes each client; only a merged update counts."""
+    """Return what the floor still owes each client; only a merged update counts.
+
+    It owes for the rounds in whose cohort a client is.
+    """
     share, losses = cell.scenario.participation.floor, decision.plan.losses
     if share == 0 or losses is None:
-        return ()
+        return state.queues
     heard = {update.client for update in updates}
     merged = np.array([client in heard for client in situation.cohort])
     contributed = np.where(merged, 1.0 - losses, 0.0)
-    return tuple(next_queues(situation.queues, contributed, share).tolist())
+    owed = next_queues(situation.queues, contributed, share)
+    return queues_with(state.queues, situation.cohort, owed)
 
 
 def _answers(cell: Cell, state: State, situation: Situation, decision: Decision) -> list[_Answer]:
@@ -278,13 +286,12 @@ def _answers(cell: Cell, state: State, situation: Situation, decision: Decision)
 def _status(cell: Cell, outcome: Outcome, assigned: Assignment, server: Adapter) -> str:
     if isinstance(outcome, ClientFailure):
         return f"failed: {outcome.reason}"
-    start = leading(server, assigned.mode.rank)
-    kept = gather_adapter(start, outcome.structure, cell.federation.shape)
-    expected = {name: tuple(value.shape) for name, value in kept.items()}
+    rank = min(assigned.mode.rank, rank_of(server))
+    expected = submodel_shapes(outcome.structure, cell.federation.shape, rank)
     return fault_of(outcome.adapter, expected, outcome.train_loss) or OK
 
 
-def _contribution(cell: Cell, server: Adapter, answer: _Answer) -> Contribution:
+def _contribution(cell: Cell, server: Adapter, answer: _Answer, weight: float) -> Contribution:
     update = answer.outcome
     assert isinstance(update, ClientUpdate)
     values, held = scatter_adapter(update.adapter, update.structure, cell.federation.shape)
@@ -293,7 +300,7 @@ def _contribution(cell: Cell, server: Adapter, answer: _Answer) -> Contribution:
         rank = rank_of(server)
         values, held = padded(values, rank), padded(held, rank)
     steps = answer.assignment.mode.local_steps
-    return Contribution(values, held, weight=float(update.examples), steps=steps)
+    return Contribution(values, held, weight=weight, steps=steps)
 
 
 def _bills(
@@ -302,11 +309,12 @@ def _bills(
     decision: Decision,
     answers: Sequence[_Answer],
     profiles: Sequence[DeviceProfile],
+    sent: Mapping[int, Upload],
 ) -> tuple[ClientRecord, ...]:
     """Bill the cohort, in its order."""
     answered = {answer.assignment.client: answer for answer in answers}
     names, link = cell.scenario.client_names, situation.link
-    return tuple(
+    bills = (
         idle(names[client], situation.loads[k])
         if client not in answered
         else bill(
@@ -324,4 +332,8 @@ def _bills(
             snr_hz=link.air.received_snr_hz(k),
         )
         for k, client in enumerate(situation.cohort)
+    )
+    return tuple(
+        replace(as_sent(one, sent.get(client)), inclusion_probability=inclusion_of(situation, k))
+        for k, (client, one) in enumerate(zip(situation.cohort, bills, strict=True))
     )

@@ -11,7 +11,8 @@ from airtune.engines import Engine
 from airtune.engines.local import LocalEngine
 from airtune.errors import RunError
 from airtune.record import Record, RunDirectory, read_record
-from airtune.rounds.cell import Cell, checked_profiles, open_cell
+from airtune.record.folder import CLIENTS
+from airtune.rounds.cell import Cell, DecideHook, checked_profiles, decide, open_cell
 from airtune.rounds.loop import opening, step
 from airtune.rounds.observer import Observer
 from airtune.rounds.state import State, packed, restored
@@ -26,6 +27,7 @@ def run(
     resume: bool = False,
     replace: bool = False,
     observer: Observer | None = None,
+    decide: DecideHook = decide,
 ) -> Record:
     """Fine-tune over the simulated cell and leave record, adapter and checkpoints in `out`.
 
@@ -37,6 +39,7 @@ def run(
         resume: go on from the last usable checkpoint in `out`.
         replace: throw away the run that `out` holds.
         observer: told of progress.
+        decide: plans a round and assigns the clients' work; default: by the scenario's method.
 
     Returns:
         The record, as `read_record(out)` reads it.
@@ -59,13 +62,16 @@ def run(
                 observer.noticed(notice)
         else:
             observer.preparing("loading model and data")
-            with open_cell(scenario, engine=engine, observer=observer) as cell:
+            kept = directory.path / CLIENTS
+            with open_cell(
+                scenario, engine=engine, observer=observer, decide=decide, folder=kept
+            ) as cell:
                 _run_rounds(cell, directory)
     return read_record(out)
 
 
 def _run_rounds(cell: Cell, directory: RunDirectory) -> None:
-    state = restored(directory.load_checkpoint())
+    state = restored(directory.load_checkpoint(), cell)
     if state is None:
         state, described = opening(cell)
         directory.describe(described)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ import torch
 
 from airtune.adapters.names import Adapter
 from airtune.errors import InputError
+from airtune.planning.cohorts import DrawMemory
 from airtune.record import Checkpoint
+from airtune.rounds.cell import Cell
+from airtune.rounds.moments import StoredMoments
 from airtune.scenario import Scenario
 from airtune.training.client import OptimizerState
 
@@ -22,7 +26,8 @@ class State:
     round: int
     elapsed_s: float
     adapter: Adapter
-    optimizer_states: dict[int, OptimizerState]
+    optimizer_states: Mapping[int, OptimizerState]
+    """By client; on disk where not every client takes part in every round."""
     losses: tuple[float | None, ...] = ()
     """Test loss before training and after each round; None where it was not measured."""
     pruning_losses: tuple[float, ...] = ()
@@ -33,6 +38,8 @@ class State:
     """What the last round's updates take together, where clients merge them into their base."""
     queues: tuple[float, ...] = ()
     """What `participation.floor` still owes each client; empty without a floor."""
+    draws: DrawMemory = field(default_factory=DrawMemory)
+    """What the rule that draws cohorts remembers."""
 
     def is_last(self, scenario: Scenario) -> bool:
         """Whether the run ends here: no round, or no time on the virtual clock, is left."""
@@ -44,8 +51,13 @@ class State:
 def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Flatten the state into arrays and JSON for a checkpoint."""
     arrays = {f"adapter/{name}": value.numpy() for name, value in state.adapter.items()}
-    for client, moments in state.optimizer_states.items():
-        arrays |= {f"optimizer/{client}/{key}": value.numpy() for key, value in moments.items()}
+    stored: dict[str, Any] = {}
+    if isinstance(state.optimizer_states, StoredMoments):
+        stored["moments"] = {str(k): n for k, n in state.optimizer_states.written.items()}
+        stored["draws"] = asdict(state.draws)
+    else:
+        for client, moments in state.optimizer_states.items():
+            arrays |= {f"optimizer/{client}/{key}": value.numpy() for key, value in moments.items()}
     return arrays, {
         "elapsed_s": state.elapsed_s,
         "losses": list(state.losses),
@@ -53,10 +65,11 @@ def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "speeds": list(state.speeds),
         "stacked_bits": state.stacked_bits,
         "queues": list(state.queues),
+        **stored,
     }
 
 
-def restored(checkpoint: Checkpoint | None) -> State | None:
+def restored(checkpoint: Checkpoint | None, cell: Cell) -> State | None:
     """Return the state that `packed` flattened; None where there is no checkpoint."""
     if checkpoint is None:
         return None
@@ -75,14 +88,26 @@ def restored(checkpoint: Checkpoint | None) -> State | None:
             f"the checkpoint of round {checkpoint.round} is an earlier version's: it cannot be "
             "resumed; begin anew with --replace or another --out"
         )
+    stored = no_moments(cell)
+    if isinstance(stored, StoredMoments):
+        stored = replace(stored, written={int(k): n for k, n in payload["moments"].items()})
+    draws = payload.get("draws", {})
     return State(
         checkpoint.round,
         payload["elapsed_s"],
         adapter,
-        moments,
+        stored if isinstance(stored, StoredMoments) else moments,
         tuple(payload["losses"]),
         tuple(payload["pruning_losses"]),
         tuple(payload["speeds"]),
         payload.get("stacked_bits"),
         tuple(payload.get("queues", ())),
+        DrawMemory(draws.get("next", 0), tuple(draws.get("mean_rate_bps", ()))),
     )
+
+
+def no_moments(cell: Cell) -> Mapping[int, OptimizerState]:
+    """Return the optimiser moments before the first round: none, and where they will be kept."""
+    if not cell.scenario.participation.draws:
+        return {}
+    return StoredMoments(cell.folder, {})

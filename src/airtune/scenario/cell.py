@@ -62,6 +62,14 @@ class CellSection(Section):
     subcarrier_spacing_hz: Literal[15000, 30000, 60000] | None = None
     """Given: bandwidth is handed out in whole 5G NR resource blocks of 12 subcarriers."""
 
+    csi_error_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] = 0.0
+    """Standard deviation, in dB, of the uplink's channel during the upload around what the plan
+    knew of it (log-normal): docs/cohorts.md."""
+    csi_margin_db: Annotated[NonNegativeFloat, bounds.SPREAD_DB] = 0.0
+    """The plan counts with an uplink channel that is weaker by this than what it knows."""
+    outage_probability: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of each upload, whatever its channel: the update is lost, and what was sent is billed."""
+
     @model_validator(mode="after")
     def _distances(self) -> CellSection:
         if self.min_distance_m >= self.radius_m:

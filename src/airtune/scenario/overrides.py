@@ -65,6 +65,7 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
     resolve(values.get("model"), "id")
     resolve(values.get("cell"), "table")
     resolve(values.get("planning"), "costs")
+    resolve(values.get("participation"), "availability")
     devices = values.get("devices")
     for device in devices if isinstance(devices, list) else []:
         for key in ("profile", "uplink_trace", "downlink_trace"):

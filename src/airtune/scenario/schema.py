@@ -8,6 +8,7 @@ quotes the value and says what is allowed.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -15,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from airtune.scenario import bounds
 from airtune.scenario.cell import CellSection, DeviceSection
+from airtune.scenario.participation import ParticipationSection
 from airtune.scenario.section import (
     NonNegativeFloat,
     PositiveFloat,
@@ -235,20 +237,6 @@ class AggregationSection(Section):
         return 32 if self.uplink_change_bits else 0
 
 
-class ParticipationSection(Section):
-    """Who takes part in a round, and with how many of its local steps."""
-
-    rule: Literal["all", "partial", "partial-fednova", "deadline", "in-turn"] = "all"
-    """A name from `airtune methods`."""
-    every_rounds: Annotated[int, Field(ge=2), bounds.ROUNDS] = 2
-    """`in-turn`: in every n-th round no client sits out."""
-    left_out_cost: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """What a client that sits a round out costs in learning, on the scale of e(rho)."""
-    floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of a full contribution that every client makes at least, over the rounds: the plan
-    gives a client more weight the longer it has contributed less. With planning.knobs only."""
-
-
 class EvaluationSection(Section):
     """What is measured on the server's test set."""
 
@@ -314,7 +302,7 @@ class Scenario(Section):
     @property
     def client_devices(self) -> tuple[DeviceSection, ...]:
         """One entry a client, in the order of the file: kinds repeated by their count."""
-        return tuple(device for device in self.devices for _ in range(device.count))
+        return _one_a_client(self.devices)
 
     @property
     def client_ranks(self) -> tuple[int, ...]:
@@ -324,7 +312,12 @@ class Scenario(Section):
     @property
     def client_names(self) -> tuple[str, ...]:
         """`<profile>-<i>` for each client, i counted within its profile from 1."""
-        return names_of_clients(self.client_devices)
+        return _names_of_kinds(self.devices)
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients of a round, where enough are available."""
+        return self.participation.size(len(self.client_devices))
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
@@ -359,6 +352,16 @@ class Scenario(Section):
             )
         self._check_knobs()
         clients = len(self.client_devices)
+        if self.cohort_size > clients:
+            raise ValueError(
+                f"participation.cohort = {self.participation.cohort} is more than the {clients:,} "
+                "clients of devices"
+            )
+        if self.participation.weights == "inclusion" and "absence" in self.planning.turned:
+            raise ValueError(
+                "participation.weights = 'inclusion' cannot go with the knob absence: a plan that "
+                "leaves clients out is no draw with a known probability"
+            )
         need = clients * (self.partition.min_examples + self.task.client_eval_examples)
         what = "partition.min_examples and task.client_eval_examples"
         if self.pruning.calibration == "shared":
@@ -370,6 +373,16 @@ class Scenario(Section):
                 f"clients: {what} need {need}"
             )
         return self
+
+
+@lru_cache(maxsize=16)
+def _one_a_client(kinds: tuple[DeviceSection, ...]) -> tuple[DeviceSection, ...]:
+    return tuple(device for device in kinds for _ in range(device.count))
+
+
+@lru_cache(maxsize=16)
+def _names_of_kinds(kinds: tuple[DeviceSection, ...]) -> tuple[str, ...]:
+    return names_of_clients(_one_a_client(kinds))
 
 
 def names_of_clients(devices: Iterable[DeviceSection]) -> tuple[str, ...]:

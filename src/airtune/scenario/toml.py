@@ -59,6 +59,7 @@ def shown(value: object) -> str:
 
 def _paths(values: dict[str, Any]) -> Iterator[tuple[str, object]]:
     named = {"task": ["source"], "model": ["id", "gguf_file"], "planning": ["costs"]}
+    named |= {"participation": ["availability"]}
     for section, keys in named.items():
         table = values.get(section)
         if isinstance(table, dict):

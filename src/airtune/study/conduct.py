@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from airtune.study.folder import read_search, save_search, save_study
 from airtune.study.jobs import Job, jobs_of, placed, search_jobs
 from airtune.study.pools import Pool
 from airtune.study.results import Result, best_candidate, results_of
-from airtune.study.running import UNENDED, Progress, carry_out, state_of
+from airtune.study.running import SHARED, UNENDED, Progress, carry_out, state_of
 from airtune.study.schema import Study
 
 
@@ -49,7 +50,8 @@ def conduct(
         try:
             common: dict[str, Any] = {
                 "at_once": at_once, "threads": threads, "watch": watch,
-                "keep_adapter": keep_adapter, "trackers": trackers, "until": until,
+                "keep_adapter": keep_adapter, "trackers": trackers,
+                "shared_bytes": study.shared_bytes, "until": until,
             }  # fmt: skip
             tuned = None
             if candidates:
@@ -59,6 +61,8 @@ def conduct(
                 tuned = choose(study, candidates, folder)
             jobs = placed(jobs_of(study, tuned, plugins), folder)
             carry_out(jobs, folder, pool, **common)
+            if not any(state_of(folder, job)[0] in UNENDED for job in jobs):
+                shutil.rmtree(folder / SHARED, ignore_errors=True)
         finally:
             pool.close()
     finally:

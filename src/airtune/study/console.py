@@ -46,8 +46,9 @@ def ranking_table(comparison: Comparison) -> Table:
 
     title = f"{point_text(comparison.point)}, against {comparison.reference or DASH}"
     table = Table(title=title, title_justify="left")
+    energy = any(one.energy is not None for one in comparison.standings)
     for name in ("method", "seeds", "final loss", "loss difference", "time ratio",
-                 "uplink ratio", "target reached"):  # fmt: skip
+                 "uplink ratio", *["energy ratio"] * energy, "target reached"):  # fmt: skip
         table.add_column(name, justify="left" if name == "method" else "right")
     for one in comparison.standings:
         table.add_row(
@@ -57,6 +58,7 @@ def ranking_table(comparison: Comparison) -> Table:
             estimate_text(one.loss),
             estimate_text(one.time),
             estimate_text(one.uplink),
+            *[DASH if one.energy is None else estimate_text(one.energy)] * energy,
             f"{one.reached} of {one.seeds}",
         )
     return table
@@ -92,8 +94,9 @@ def _claim(one: Standing, comparison: Comparison) -> str:
     where = f" ({point_text(comparison.point)})" if comparison.point else ""
     said = []
     for what, estimate in (("final loss", one.loss), ("time to the target", one.time),
-                           ("uplink to the target", one.uplink)):  # fmt: skip
-        if not estimate.seeds:
+                           ("uplink to the target", one.uplink),
+                           ("energy to the target", one.energy)):  # fmt: skip
+        if estimate is None or not estimate.seeds:
             continue
         text = f"{what} {claim_text(estimate)}"
         if (more := estimate.more_seeds) and estimate.verdict == OPEN:

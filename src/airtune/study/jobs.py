@@ -15,7 +15,7 @@ from airtune.scenario import Scenario, scenario_from_dict
 from airtune.scenario.overrides import add_plugins
 from airtune.study.keys import file_hashes, key_of, made_before
 from airtune.study.methods import rank_settings, shipped_sets
-from airtune.study.schema import Method, Study
+from airtune.study.schema import Study, StudyMethod
 
 Point = tuple[tuple[str, str], ...]
 """Which point of which axis: (axis, label) pairs; () is the scenario as it is."""
@@ -144,7 +144,7 @@ def _check_held_out(study: Study) -> None:
         )
 
 
-def searched_as(study: Study, name: str) -> tuple[str, Method]:
+def searched_as(study: Study, name: str) -> tuple[str, StudyMethod]:
     """Return the method whose search decides for a method: of the study, or of a shipped set.
 
     Raises:
@@ -166,7 +166,7 @@ def searched_as(study: Study, name: str) -> tuple[str, Method]:
 def resolved(
     study: Study,
     name: str,
-    method: Method,
+    method: StudyMethod,
     *,
     seed: int,
     point: Point = (),

@@ -17,11 +17,11 @@ from airtune.planning import METHODS
 from airtune.scenario import builtin_scenarios, scenario_from_dict
 from airtune.scenario.overrides import add_plugins, resolve_paths
 from airtune.study.methods import shipped_sets
-from airtune.study.schema import Method, Study
+from airtune.study.schema import Study, StudyMethod
 
 KEYS = (
     "name", "description", "base", "set", "include", "methods", "seeds", "axes", "crossed",
-    "search", "tuned", "budget", "reference",
+    "search", "tuned", "budget", "reference", "shared_bytes",
 )  # fmt: skip
 
 
@@ -98,10 +98,10 @@ def study_from(
     """
     shipped = shipped_sets()
     every = {*shipped, *(name for one in shipped.values() for name in one)}
-    found: dict[str, Method] = {}
+    found: dict[str, StudyMethod] = {}
     for name in methods:
         if name not in every and METHODS.has(name):
-            chosen = {name: Method(set={"planning.method": name})}
+            chosen = {name: StudyMethod(set={"planning.method": name})}
         else:
             chosen = chosen_methods([name], "--methods")
         for one, method in chosen.items():
@@ -183,7 +183,7 @@ def seeds_of(given: Any, where: str) -> tuple[int, ...]:
     return tuple(given)
 
 
-def chosen_methods(names: Sequence[str], where: str) -> dict[str, Method]:
+def chosen_methods(names: Sequence[str], where: str) -> dict[str, StudyMethod]:
     """Return methods by name; the name of a shipped set stands for all of its methods.
 
     Raises:
@@ -191,7 +191,7 @@ def chosen_methods(names: Sequence[str], where: str) -> dict[str, Method]:
     """
     sets = shipped_sets()
     every = {name: method for one in sets.values() for name, method in one.items()}
-    found: dict[str, Method] = {}
+    found: dict[str, StudyMethod] = {}
     for name in names:
         if name not in sets and name not in every:
             close = difflib.get_close_matches(name, [*sets, *every], n=1)

@@ -10,14 +10,14 @@ from typing import Any
 
 from airtune.models.devices import profile_of
 from airtune.scenario import Scenario
-from airtune.study.schema import Method
+from airtune.study.schema import StudyMethod
 
 RANK_SHARES = ((0.5, 1.0), (0.1, 0.5), (0.0, 0.25))
 """From this share of the fastest device's speed on, a device gets this share of the rank."""
 
 
 @cache
-def shipped_sets() -> dict[str, dict[str, Method]]:
+def shipped_sets() -> dict[str, dict[str, StudyMethod]]:
     """Return `published`, `rivals`, `joint` and `ablations`: each set's methods by name."""
     text = (resources.files("airtune.study") / "methods.toml").read_text(encoding="utf-8")
     return {
@@ -26,13 +26,13 @@ def shipped_sets() -> dict[str, dict[str, Method]]:
     }
 
 
-def _method(values: Mapping[str, Any]) -> Method:
+def _method(values: Mapping[str, Any]) -> StudyMethod:
     settings = {
         f"{section}.{key}": value
         for section, keys in values.get("set", {}).items()
         for key, value in keys.items()
     }
-    return Method(**{**values, "set": settings})
+    return StudyMethod(**{**values, "set": settings})
 
 
 def rank_settings(scenario: Scenario) -> dict[str, Any]:

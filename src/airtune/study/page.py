@@ -113,7 +113,6 @@ def _ranking(comparison: Comparison) -> dict[str, Any]:
 def _run(one: Result, comparisons: Sequence[Comparison], folder: Path) -> dict[str, Any]:
     target = next((c.targets.get(one.seed) for c in comparisons if c.point == one.point), None)
     page = Path(RUNS) / one.key / PAGE
-    reached = taken(one, "elapsed_s", target)
     ended = bool(one.elapsed_s)
     return {
         "method": one.method,
@@ -125,8 +124,16 @@ def _run(one: Result, comparisons: Sequence[Comparison], folder: Path) -> dict[s
         "loss": DASH if one.final_loss is None else number(one.final_loss),
         "time": f"{one.elapsed_s[-1]:,.1f}" if ended else DASH,
         "bits": f"{one.uplink_bits[-1] / 1e6:,.3f}" if ended else DASH,
-        "reached": f"{reached:,.1f}" if reached is not None
-        else f"> {one.elapsed_s[-1]:,.1f}" if one.usable else DASH,
+        "reached": _to_target(one, "elapsed_s", target),
+        "energy": _to_target(one, "energy_j", target),
         "key": one.key,
         "link": page.as_posix() if (folder / page).is_file() else None,
     }  # fmt: skip
+
+
+def _to_target(one: Result, key: str, target: float | None) -> str:
+    """Return what reaching the target took; where it was not reached, that it takes more."""
+    series, at = getattr(one, key), taken(one, key, target)
+    if at is not None:
+        return f"{at:,.1f}"
+    return f"> {series[-1]:,.1f}" if one.usable and series else DASH

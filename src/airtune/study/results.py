@@ -142,7 +142,9 @@ def _budget(rounds: Sequence[RoundRecord]) -> dict[str, float]:
     """Mean seconds a round of one client's phases, and of waiting for the slowest."""
     means = []
     for one in rounds:
-        present = [client for client in one.clients if client.status == OK]
+        # Where every upload of a round was lost, those who sent one stand for it.
+        arrived = [client for client in one.clients if client.status == OK]
+        present = arrived or list(one.clients)
         phases = [float(np.mean([getattr(c, phase) for c in present])) for phase in PHASES]
         means.append([*phases, one.round_latency_s - sum(phases)])
     totals = np.mean(means, axis=0)

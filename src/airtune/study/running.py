@@ -15,6 +15,8 @@ from airtune.study.jobs import Job
 from airtune.study.keys import RUNS, folder_of, sidecar, sidecar_path
 from airtune.study.pools import Pool, free_bytes, needed_bytes
 
+SHARED = "shared"
+"""The folder of work that several runs need; it is removed once all runs have ended."""
 FINISHED, FAILED, BEGUN, MISSING = "finished", "failed", "begun", "missing"
 UNENDED = (BEGUN, MISSING)
 """What is left of runs where there was no time for more."""
@@ -65,6 +67,7 @@ def carry_out(
     threads: int,
     keep_adapter: bool = False,
     trackers: Sequence[str] = (),
+    shared_bytes: float = 0.0,
     limit_bytes: float | None = None,
     until: float | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
@@ -74,9 +77,10 @@ def carry_out(
     At most `at_once` at a time, and only as many as fit the memory (`limit_bytes`, by default
     what is free): a run's need is known from its model, or from the peak of one that has ended;
     where neither is known, the first of that model runs alone. A run that fails is written down
-    and the others go on. The folder's runs can be resumed after a kill at any moment. With `until`
-    (as `time.time()`) none is begun after it, and those that run end with a round before it, or
-    are ended at it.
+    and the others go on. The folder's runs can be resumed after a kill at any moment.
+    With `shared_bytes` above 0, work that several runs have in common is done once and kept on
+    that much disk until all have ended. With `until` (as `time.time()`) none is begun after it,
+    and those that run end with a round before it, or are ended at it.
     """
     jobs = list({job.key: job for job in jobs}.values())
     waiting = [job for job in jobs if state_of(study_folder, job)[0] != FINISHED]
@@ -101,6 +105,7 @@ def carry_out(
                 "threads": threads,
                 "keep_adapter": keep_adapter,
                 "trackers": list(trackers),
+                "shared": _shared(study_folder, shared_bytes),
                 "until": until,
             }
             running[job.key] = job
@@ -121,6 +126,13 @@ def carry_out(
             left_s = (time.monotonic() - begin) / done * (total - done)
             failed = told.get("error") if error is not None else None
             watch(Progress(done, total, job.where, failed or error, left_s))
+
+
+def _shared(study_folder: Path, limit_bytes: float) -> dict[str, Any] | None:
+    """Say where the runs keep work that others need too; None: nowhere."""
+    if not limit_bytes:
+        return None
+    return {"folder": str((study_folder / SHARED).resolve()), "limit_bytes": limit_bytes}
 
 
 def _note(folder: Path, values: Mapping[str, Any]) -> None:

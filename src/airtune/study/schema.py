@@ -39,7 +39,7 @@ class Budget(Part):
         return self
 
 
-class Method(Part):
+class StudyMethod(Part):
     """One method: what it changes in the scenario, nothing else."""
 
     set: Settings = {}
@@ -55,7 +55,7 @@ class Method(Part):
     """Another method whose searched values it takes; None: a search of its own."""
 
 
-class Axis(Part):
+class StudyAxis(Part):
     """One thing to vary: named points, each with its settings over the scenario."""
 
     points: Annotated[dict[str, Settings], Field(min_length=1)]
@@ -101,15 +101,17 @@ class Study(Part):
     """The scenario's own values, as read from `base`."""
     set: Settings = {}
     """Keys changed for every method."""
-    methods: Annotated[dict[Name, Method], Field(min_length=1)]
+    methods: Annotated[dict[Name, StudyMethod], Field(min_length=1)]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False)]
-    axes: dict[str, Axis] = {}
+    axes: dict[str, StudyAxis] = {}
     crossed: bool = False
     """Vary the axes together (every combination) instead of one at a time."""
     search: Search | None = None
     tuned: dict[str, Settings] = {}
     """A method's values from an earlier search, in place of `search`."""
     budget: Budget = Budget()
+    shared_bytes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2e9
+    """Disk for work that several runs have in common, so that it is done once; 0: none."""
     reference: str | None = None
     """The method that all others are compared with; None: the best baseline."""
 

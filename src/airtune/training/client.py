@@ -6,7 +6,7 @@ The base weights stay frozen and never move.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,8 @@ class Measured:
     upload_s: float
     engine_s: float
     """The rest, up to the moment the server had the answer: polling, process starts."""
+    emulated: bool = False
+    """It takes the time of a profile, whose speed no round changes."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,6 @@ def train(
     Returns:
         The new adapter and, where `section.keep_optimizer`, the new moments.
     """
-    losses = []
     with adapted(submodel, config, adapter) as peft_model:
         peft_model.train()
         for name, parameter in peft_model.named_parameters():
@@ -150,31 +151,56 @@ def train(
             for name, parameter in peft_model.named_parameters()
             if parameter.requires_grad
         }
-        optimizer = torch.optim.AdamW(
-            named.values(), lr=section.learning_rate, weight_decay=section.weight_decay
-        )
-        if optimizer_state is not None:
-            for name, parameter in named.items():
-                moments = {key: optimizer_state[f"{name}|{key}"].clone() for key in _MOMENTS}
-                for key in _SHAPED:
-                    moments[key] = moments[key].to(parameter.device)
-                optimizer.state[parameter] = moments
-        for batch in batches:
-            loss = answer_token_loss(peft_model, batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(named.values(), section.max_grad_norm)
-            optimizer.step()
-            losses.append(float(loss.detach()))
-        kept = None
-        if section.keep_optimizer:
-            kept = {
-                f"{name}|{key}": optimizer.state[parameter][key].detach().cpu().clone()
-                for name, parameter in named.items()
-                for key in _MOMENTS
-            }
+        kept, train_loss = fit(peft_model, named, batches, section, optimizer_state)
         trained = values_of(peft_model)
-    return Trained(trained, kept, sum(losses) / len(losses))
+    return Trained(trained, kept, train_loss)
+
+
+def fit(
+    model: nn.Module,
+    named: Mapping[str, nn.Parameter],
+    batches: Sequence[Batch],
+    section: TrainingSection,
+    optimizer_state: OptimizerState | None = None,
+) -> tuple[OptimizerState | None, float]:
+    """Train the named parameters of a model, where they are, as `train` does.
+
+    Args:
+        model: with an adapter on it, in training mode.
+        named: what to train, by the adapter's names.
+        batches: one a local step.
+        section: as for `train`.
+        optimizer_state: as for `train`.
+
+    Returns:
+        The new moments where `section.keep_optimizer`, and the mean loss over the steps.
+    """
+    parameters = list(named.values())
+    optimizer = torch.optim.AdamW(
+        parameters, lr=section.learning_rate, weight_decay=section.weight_decay
+    )
+    if optimizer_state is not None:
+        for name, parameter in named.items():
+            moments = {key: optimizer_state[f"{name}|{key}"].clone() for key in _MOMENTS}
+            for key in _SHAPED:
+                moments[key] = moments[key].to(parameter.device)
+            optimizer.state[parameter] = moments
+    losses = []
+    for batch in batches:
+        loss = answer_token_loss(model, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, section.max_grad_norm)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    kept = None
+    if section.keep_optimizer:
+        kept = {
+            f"{name}|{key}": optimizer.state[parameter][key].detach().cpu().clone()
+            for name, parameter in named.items()
+            for key in _MOMENTS
+        }
+    return kept, sum(losses) / len(losses)
 
 
 def gather_moments(

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 
 import torch
 from peft import LoraConfig
-from torch import nn
 
 from airtune.adapters.few_bits import rounded_change
 from airtune.adapters.lora import (
@@ -26,7 +25,7 @@ from airtune.adapters.lora import (
 from airtune.adapters.names import Adapter, leading, rank_of
 from airtune.adapters.slices import gather_adapter
 from airtune.data import Batch, Encoded, encode, eval_batches, load_task, local_batches, partition
-from airtune.errors import InputError
+from airtune.data.partition import holders_of
 from airtune.merging.rules import rule_of
 from airtune.models import assets
 from airtune.models.devices import DeviceProfile
@@ -42,12 +41,13 @@ from airtune.models.workload import (
     realised_pruning,
     training_flops,
 )
-from airtune.pruning import Statistics, cached_calibration, calibrate, choose, cost_curve, cut
+from airtune.pruning import Statistics, cached_calibration, calibrate, choose, cost_curve
 from airtune.pruning.calibration import SENSITIVITY_ROWS
 from airtune.pruning.selection import selection_of
 from airtune.randomness import derived_seed, generator
+from airtune.record.temporary import TemporaryFolder
 from airtune.scenario import Scenario
-from airtune.training.client import ClientJob, ClientUpdate, gather_moments, scatter_moments, train
+from airtune.training.client import ClientJob, ClientUpdate, fit, gather_moments, scatter_moments
 from airtune.training.evaluation import (
     answer_loss,
     check_choices_fit,
@@ -55,6 +55,8 @@ from airtune.training.evaluation import (
     group_losses,
     label_accuracy,
 )
+from airtune.training.placements import Placements
+from airtune.training.sizes import TextSizes, sizes_of, step_tokens, tokens_of
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class ClientData:
     most_pruned: KeptSizes | None = None
     """Its submodel at pruning.max_pruning, where it has been calibrated: the line that planning
     draws through its FLOPs and bits then ends at its own cut."""
+
+
+MeasuredCosts = tuple[tuple[tuple[float, float], ...], KeptSizes | None]
+"""What pruning costs a client at each rate, and its submodel at pruning.max_pruning."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Evaluation:
     """`accuracy` or `exact_match` (strict) and `exact_match_flexible`; `mean_client_loss` and
     `worst_client_loss` where clients hold data back."""
     client_losses: tuple[float, ...] = ()
-    """Of each client's own held-out text, in the run's order; () where not measured."""
+    """Of the clients' own held-out text, in the order asked for; () where not measured."""
 
 
 class Worker:
@@ -115,9 +121,14 @@ class Worker:
         self.shape, self._fingerprint = loaded.shape, loaded.fingerprint
         self._targets = loaded.lora_targets
         self._rule = rule_of(scenario)
+        self._placements = Placements(self._model, self.shape)
         self._load_data()
+        # A round's new start is the same for all clients of a rank.
+        self._restart = lru_cache(maxsize=4)(self._new_adapter)
         # By client; None: of the server's text, which all are cut by.
         self._statistics: dict[int | None, Statistics] = {}
+        self._costs: dict[int | None, MeasuredCosts] = {}
+        self._on_disk = TemporaryFolder() if scenario.participation.draws else None
 
     def _load_data(self) -> None:
         scenario, held_out = self.scenario, self.scenario.task.client_eval_examples
@@ -140,30 +151,18 @@ class Worker:
             scenario.partition,
             generator(scenario.seed, "partition"),
             held_out=held_out,
-            reserved=self._reserved_labels(data),
+            reserved=holders_of(scenario, {e.label: self._task.label_name(e.label) for e in data}),
         )
         owned = [[data[i] for i in share] for share in shares]
         self._train_data = [own[held_out:] for own in owned]
         self._client_test_data = [own[:held_out] for own in owned]
 
-    def _reserved_labels(self, data: Sequence[Encoded]) -> dict[int, set[int]]:
-        """Return the clients that alone hold a label, for the labels that devices reserve."""
-        numbers = {self._task.label_name(one.label): one.label for one in data}
-        reserved: dict[int, set[int]] = {}
-        for client, device in enumerate(self.scenario.client_devices):
-            for name in device.only_labels:
-                if name not in numbers:
-                    raise InputError(
-                        f"devices.only_labels: no training example has the label '{name}'; "
-                        f"there are: {', '.join(sorted(numbers))}"
-                    )
-                reserved.setdefault(numbers[name], set()).add(client)
-        return reserved
-
     @cached_property
     def federation(self) -> Federation:
         """What planning has to know; measures the cost curves where the scenario asks for it."""
-        measured = self.scenario.pruning.cost == "measured"
+        scenario = self.scenario
+        # Of a population, a client's curve is measured when it is first in a cohort.
+        measured = scenario.pruning.cost == "measured" and not scenario.participation.draws
         return Federation(
             shape=self.shape,
             model_fingerprint=self._fingerprint,
@@ -179,6 +178,13 @@ class Worker:
                 for client, data in enumerate(self._train_data)
             ),
         )
+
+    def measured_costs(self, client: int) -> MeasuredCosts:
+        """Return what pruning costs a client; read from its text once."""
+        owner = None if self._shared_texts else client
+        if owner not in self._costs:
+            self._costs[owner] = self._cost_curve(client), self._most_pruned(client)
+        return self._costs[owner]
 
     def _label_counts(self, data: Sequence[Encoded]) -> dict[str, int]:
         counts = sorted(Counter(example.label for example in data).items())
@@ -208,8 +214,12 @@ class Worker:
 
     def step_tokens(self, round: int, client: int) -> tuple[StepTokens, ...]:
         """Return the size of each local step of a round, counted from its very batches."""
-        steps = self.scenario.training.local_steps
-        return tuple(tokens_of(batch) for batch in self.batches(round, client, steps))
+        return step_tokens(self.scenario, self.text_sizes[client], round, client)
+
+    @cached_property
+    def text_sizes(self) -> tuple[TextSizes, ...]:
+        """Each client's training examples, counted."""
+        return tuple(map(sizes_of, self._train_data))
 
     def train(self, job: ClientJob) -> ClientUpdate:
         """Cut, fine-tune and answer as the assignment says, as the client's device would."""
@@ -224,7 +234,7 @@ class Worker:
         scale = section.lora_alpha / section.lora_rank
         transposed = self.shape.table.transposed
         with merged_into_base(self._model, job.adapter, scale, transposed=transposed):
-            start = self._new_adapter(assigned.mode.rank, seed)
+            start = self._restart(assigned.mode.rank, seed)
             return self._train(replace(job, adapter=start))
 
     def _train(self, job: ClientJob) -> ClientUpdate:
@@ -233,25 +243,26 @@ class Worker:
         steps = max(mode.local_steps, section.local_steps)
         drawn = self.batches(job.round, job.client, steps)[: mode.local_steps]
         batches = [batch.to(self._device) for batch in drawn]
-        structure, submodel = self._submodel(job)
+        structure, refit = self._cut_of(job)
         moments = None
         if job.optimizer_state is not None:
             moments = gather_moments(job.optimizer_state, structure, shape)
         start_values = gather_adapter(job.adapter, structure, shape)
-        trained = train(
-            submodel,
-            self._config(mode.rank),
-            start_values,
-            batches,
-            section.in_round(job.round, self.scenario.rounds),
-            moments,
-            freezes_a=mode.freezes_a,
-        )
-        if trained.optimizer_state is not None:
-            moments = scatter_moments(
-                trained.optimizer_state, job.optimizer_state, job.adapter, structure, shape
+        with self._placements.submodel(
+            structure, self._config(mode.rank), start_values, refit, freezes_a=mode.freezes_a
+        ) as (placed, parameters):
+            new_moments, train_loss = fit(
+                placed.peft_model,
+                parameters,
+                batches,
+                section.in_round(job.round, self.scenario.rounds),
+                moments,
             )
-        sent = trained.adapter
+            sent = placed.values()
+        if new_moments is not None:
+            moments = scatter_moments(
+                new_moments, job.optimizer_state, job.adapter, structure, shape
+            )
         if mode.sends_change:
             seed = derived_seed(self.scenario.seed, "rounding", round=job.round, client=job.client)
             sent = rounded_change(start_values, sent, mode.bits_per_value, seed=seed)
@@ -265,28 +276,33 @@ class Worker:
             flops=sum(training_flops(shape, sizes, tokens_of(b), mode) for b in batches),
             uplink_bits=payload_bits(shape, sizes, mode),
             examples=len(self._train_data[job.client]),
-            train_loss=trained.train_loss,
+            train_loss=train_loss,
             optimizer_state=moments,
         )
 
-    def evaluate(self, adapter: Adapter, *, final: bool = False) -> Evaluation:
+    def evaluate(
+        self, adapter: Adapter, *, final: bool = False, clients: Sequence[int] | None = None
+    ) -> Evaluation:
         """Measure the full model with the adapter on the server's test set.
 
         Args:
             adapter: the full model's.
             final: also measure what may be left to the end: exact match by generation, and with
                 `evaluation.metrics_every_round = false` everything but the loss.
+            clients: whose own held-out text is measured, in this order; None: that of all.
         """
         scenario = self.scenario
         metrics: dict[str, float] = {}
         own: list[float] = []
-        with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
-            model.eval()
+        with self._placements.whole(self._config(rank_of(adapter)), adapter) as model:
             loss = answer_loss(model, self._test_batches)
             choices, section = self._task.choices, scenario.evaluation
             asked = final or section.metrics_every_round
-            if asked and scenario.task.client_eval_examples:
-                own = group_losses(model, self._client_test_data, section.batch_size)
+            held = self._client_test_data
+            if clients is not None:
+                held = [held[client] for client in clients]
+            if asked and scenario.task.client_eval_examples and held:
+                own = group_losses(model, held, section.batch_size)
                 metrics["mean_client_loss"] = sum(own) / len(own)
                 metrics["worst_client_loss"] = max(own)
             if asked and choices is not None:
@@ -311,12 +327,19 @@ class Worker:
         with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
             save_adapter(model, base, folder, gguf_file=self.scenario.model.gguf_file)
 
-    def _submodel(self, job: ClientJob) -> tuple[Structure, nn.Module]:
-        """Cut the client's submodel; without pruning there is nothing to calibrate for."""
+    def close(self) -> None:
+        """Remove what lies on disk for as long as the worker works."""
+        if self._on_disk is not None:
+            self._on_disk.remove()
+
+    def _cut_of(self, job: ClientJob) -> tuple[Structure, Statistics | None]:
+        """Return what the client's submodel keeps, and what to refit it on.
+
+        Without pruning there is nothing to calibrate for.
+        """
         client, pruning = job.client, job.assignment.pruning
         if pruning == 0:
-            structure = whole(self.shape)
-            return structure, cut(self._model, self.shape, structure)
+            return whole(self.shape), None
         section = self.scenario.pruning
         statistics = self._calibrated(client)
         select = selection_of(
@@ -327,8 +350,7 @@ class Worker:
             multiple=self.shape.channel_multiple,
         )
         structure = choose(statistics, self.shape, pruning, section.units, select=select)
-        refit = statistics if section.refit else None
-        return structure, cut(self._model, self.shape, structure, refit)
+        return structure, statistics if section.refit else None
 
     def _calibrated(self, client: int) -> Statistics:
         """Return the statistics that the client is cut by, read from their text once."""
@@ -339,9 +361,13 @@ class Worker:
             section, read = self.scenario.pruning, calibrate
             if section.cache_statistics:
                 read = partial(cached_calibration, assets.cache_dir() / "statistics")
+            elif self._on_disk is not None and owner is not None:
+                read = partial(cached_calibration, self._on_disk.path)
             self._statistics[owner] = read(
                 self._model, self.shape, batches, stand_ins=section.units == "blocks"
             )
+            if len(self._statistics) > self.scenario.cohort_size:
+                del self._statistics[next(iter(self._statistics))]  # the oldest; it is on disk
         return self._statistics[owner]
 
     def _calibration_texts(self, client: int) -> list[Encoded]:
@@ -367,11 +393,3 @@ class Worker:
         return cost_curve(
             self._calibrated(client), self.shape, section.units, max_pruning=section.max_pruning
         )
-
-
-def tokens_of(batch: Batch) -> StepTokens:
-    """Count what a step on this batch computes: rows, padded length, answer tokens."""
-    rows, length = batch.input_ids.shape
-    return StepTokens(
-        rows=rows, length=length, label_tokens=int(torch.count_nonzero(batch.labels != -100))
-    )

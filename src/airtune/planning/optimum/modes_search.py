@@ -32,7 +32,7 @@ _SHARE = 0.9
 _FIRST_RATIO = 1.15
 _WIDE = 1.02
 _MAX_ROWS = 60_000
-# The search ends after so many rows, whatever it has proved by then; the true gap is reported.
+# The search ends after this many rows, whatever it has proved by then; the true gap is reported.
 MAX_WORK = 2_000_000
 _NO_LOSS = 1e-9
 

@@ -1,0 +1,265 @@
+"""Work that several runs of a study have in common, done once.
+
+Two methods that differ in their bands alone train alike; what differs is the clock. A client's
+update depends on its job and on a part of the scenario, an evaluation on the adapter and on
+another part; both are kept on disk under a hash of all of that, and read back bit by bit. What a
+hash leaves out is listed here, a key each, so that a key which is not known here counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from airtune.adapters.names import Adapter
+from airtune.engines import Engine
+from airtune.merging.rules import rule_of
+from airtune.models.structure import Structure
+from airtune.models.workload import StepTokens
+from airtune.scenario import Scenario
+from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
+from airtune.training.worker import Evaluation, Federation, MeasuredCosts
+
+NOT_READ = frozenset({
+    "name", "description", "time_budget_s", "plugins", "rounds",
+    "cell", "planning", "participation", "aggregation",
+})  # fmt: skip
+"""Keys of the scenario that no client work reads: its results are in the job. `rounds` counts with
+a learning rate that depends on it, the merging rule by whether clients restart."""
+NOT_READ_OF_A_DEVICE = frozenset({
+    "profile", "utilisation", "memory_bytes", "power_dbm", "radio", "energy_budget_j",
+    "distance_m", "uplink_trace", "downlink_trace", "lora_rank",
+})  # fmt: skip
+NOT_READ_IN_TRAINING = frozenset({"max_pruning", "cost", "cache_statistics"})
+"""Of the pruning section; the last chooses where the same statistics are read from."""
+FOR_A_CUT = frozenset({"units", "selection", "refit"})
+"""Of the pruning section: read only where something is left out."""
+FOR_STEPS = frozenset({
+    "local_steps", "batch_size", "learning_rate", "learning_rate_schedule", "weight_decay",
+    "max_grad_norm", "keep_optimizer",
+})  # fmt: skip
+"""Of the training section: not read in an evaluation."""
+_SUFFIX = ".safetensors"
+_PLAIN = ("round", "client", "pruning", "flops", "uplink_bits", "examples", "train_loss")
+
+
+class SharingEngine:
+    """Does what another engine does, unless it lies on disk; implements `airtune.engines.Engine`.
+
+    Processes that need the same update at the same time do not both compute it: each first does
+    what no other is at, then waits for the rest. A failed client is not kept. Disk errors cost
+    nothing but the sharing.
+
+    Args:
+        engine: does what is not there yet.
+        scenario: the run's; without plugins, whose code a hash does not know.
+        folder: where all runs of the study keep their work.
+        limit_bytes: of disk; the oldest go first.
+    """
+
+    def __init__(
+        self, engine: Engine, scenario: Scenario, folder: Path, limit_bytes: float
+    ) -> None:
+        self._engine, self._folder, self._limit_bytes = engine, folder, limit_bytes
+        self._training, self._cutting, self._evaluation = _parts(scenario)
+        self._digested: tuple[Adapter | None, str] = (None, "")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def federation(self) -> Federation:
+        """Describe clients, data and model."""
+        return self._engine.federation()
+
+    def initial_adapter(self) -> Adapter:
+        """Return the adapter that the first round starts from."""
+        return self._engine.initial_adapter()
+
+    def step_tokens(self, round: int, client: int) -> tuple[StepTokens, ...]:
+        """Return the size of each local step that a client will do in a round."""
+        return self._engine.step_tokens(round, client)
+
+    def present(self) -> frozenset[int] | None:
+        """Return the clients that can be asked now."""
+        return self._engine.present()
+
+    def measured_costs(self, client: int) -> MeasuredCosts:
+        """Return what pruning costs a client, by its own calibration."""
+        return self._engine.measured_costs(client)
+
+    def train(self, jobs: Iterable[ClientJob]) -> Iterator[ClientUpdate | ClientFailure]:
+        """Do the jobs, or read what they came to; in any order."""
+        others: list[ClientJob] = []
+        for job in jobs:
+            try:
+                yield self._shared(job, timeout_s=0.0)
+            except filelock.Timeout:
+                others.append(job)
+        for job in others:
+            yield self._shared(job, timeout_s=-1.0)
+
+    def evaluate(
+        self, adapter: Adapter, *, final: bool, clients: Sequence[int] | None = None
+    ) -> Evaluation:
+        """Measure the full model with the adapter, or read what was measured."""
+        asked = {
+            "adapter": self._digest(adapter),
+            "final": final,
+            "clients": None if clients is None else list(clients),
+            "scenario": self._evaluation,
+        }
+        path = self._folder / f"{_hash(asked)}.json"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return Evaluation(found["loss"], found["metrics"], tuple(found["client_losses"]))
+        measured = self._engine.evaluate(adapter, final=final, clients=clients)
+        with suppress(OSError):
+            temporary = path.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps(asdict(measured)), encoding="utf-8")
+            os.replace(temporary, path)
+        return measured
+
+    def save_adapter(self, adapter: Adapter, folder: str) -> None:
+        """Write the adapter in PEFT's format."""
+        self._engine.save_adapter(adapter, folder)
+
+    def close(self) -> None:
+        """Let go of the engine behind."""
+        self._engine.close()
+
+    def _shared(self, job: ClientJob, timeout_s: float) -> ClientUpdate | ClientFailure:
+        path = self._folder / f"{self._key(job)}{_SUFFIX}"
+        found = _read(path, job)
+        if found is not None:
+            return found
+        # Held while this process computes it, and given back by the system where it dies.
+        with filelock.FileLock(path.with_suffix(".lock"), timeout=timeout_s):
+            found = _read(path, job)
+            if found is not None:
+                return found
+            (outcome,) = self._engine.train([job])
+            if isinstance(outcome, ClientUpdate):
+                with suppress(OSError, SafetensorError):
+                    _write(path, outcome)
+                    _make_room(self._folder, self._limit_bytes)
+            return outcome
+
+    def _key(self, job: ClientJob) -> str:
+        assigned, moments = job.assignment, job.optimizer_state
+        return _hash({
+            "round": job.round,
+            "client": job.client,
+            "mode": asdict(assigned.mode),
+            "pruning": assigned.pruning,
+            "adapter": self._digest(job.adapter),
+            "moments": None if moments is None else _digest(moments),
+            "scenario": self._cutting if assigned.pruning > 0 else self._training,
+        })  # fmt: skip
+
+    def _digest(self, adapter: Adapter) -> str:
+        # All of a round's clients are given the same one.
+        if self._digested[0] is not adapter:
+            self._digested = (adapter, _digest(adapter))
+        return self._digested[1]
+
+
+def _parts(scenario: Scenario) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return what training whole models, training cut ones, and evaluation depend on."""
+    values = scenario.model_dump(mode="json")
+    kept = {key: value for key, value in values.items() if key not in NOT_READ}
+    kept["devices"] = [_without(device, NOT_READ_OF_A_DEVICE) for device in values["devices"]]
+    kept["computed by"] = {
+        "versions": {name: metadata.version(name) for name in ("airtune", "transformers", "peft")},
+        "torch": [torch.__version__, torch.get_num_threads(), torch.get_default_dtype().__repr__()],
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
+    pruning = _without(values["pruning"], NOT_READ_IN_TRAINING)
+    cutting = {**kept, "pruning": pruning, "restarts": rule_of(scenario).restarts}
+    if values["training"]["learning_rate_schedule"] != "constant":
+        cutting["rounds"] = values["rounds"]
+    training = {**cutting, "pruning": _without(pruning, FOR_A_CUT)}
+    evaluation = {
+        **kept,
+        "pruning": _without(pruning, FOR_A_CUT),
+        "training": _without(values["training"], FOR_STEPS),
+    }
+    return training, cutting, evaluation
+
+
+def _without(values: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()
+
+
+def _write(path: Path, update: ClientUpdate) -> None:
+    moments = update.optimizer_state
+    values = {
+        **{name: getattr(update, name) for name in _PLAIN},
+        "structure": asdict(update.structure),
+        "adapter": list(update.adapter),
+        "optimizer_state": None if moments is None else list(moments),
+    }
+    tensors = {f"adapter|{name}": value for name, value in update.adapter.items()}
+    tensors |= {f"moments|{name}": value for name, value in (moments or {}).items()}
+    temporary = path.with_suffix(f".{os.getpid()}")
+    copied = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    save_file(copied, temporary, {"update": json.dumps(values)})
+    os.replace(temporary, path)
+
+
+def _read(path: Path, job: ClientJob) -> ClientUpdate | None:
+    """Return an update as it was computed; None where it is not there or not whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            values = json.loads(file.metadata()["update"])
+            if (values["round"], values["client"]) != (job.round, job.client):
+                return None
+            moments = values["optimizer_state"]
+            kept = {name: tuple(map(tuple, of)) for name, of in values["structure"].items()}
+            return ClientUpdate(**{
+                **{name: values[name] for name in _PLAIN},
+                # In the order that they were computed in.
+                "adapter": {name: file.get_tensor(f"adapter|{name}") for name in values["adapter"]},
+                "optimizer_state": None if moments is None else {
+                    name: file.get_tensor(f"moments|{name}") for name in moments
+                },
+                "structure": Structure(**kept),
+            })  # fmt: skip
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _make_room(folder: Path, limit_bytes: float) -> None:
+    """Remove the oldest updates until the rest fits."""
+    files = [(path, path.stat()) for path in folder.glob(f"*{_SUFFIX}")]
+    total = sum(status.st_size for _, status in files)
+    for path, status in sorted(files, key=lambda one: one[1].st_mtime):
+        if total <= limit_bytes:
+            return
+        path.unlink(missing_ok=True)
+        total -= status.st_size

@@ -1,0 +1,131 @@
+"""Who takes part in a round of a run, and how much each of them weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from airtune.channel import ChannelState
+from airtune.models.workload import AffineCosts, affine_coefficients
+from airtune.planning.cohorts import Cohort, DrawMemory, draw_cohort, whole_band_rate_bps
+from airtune.planning.inputs import (
+    BYTES_PER_WEIGHT,
+    ClientLoad,
+    Situation,
+    modes_of,
+    nominal_load,
+)
+from airtune.rounds.cell import Cell
+from airtune.scenario import DeviceSection
+from airtune.training.client import ClientUpdate
+from airtune.units import FloatArray
+
+
+def cohort_of_round(
+    cell: Cell, round: int, elapsed_s: float, memory: DrawMemory, air: ChannelState
+) -> Cohort | None:
+    """Draw a round's cohort; None where every client takes part in every round.
+
+    Args:
+        cell: the run's.
+        round: counted from 1.
+        elapsed_s: the virtual clock at the end of the round before.
+        memory: what the rule remembers.
+        air: the round's channel, of all clients.
+
+    Raises:
+        RunError: too few clients are ever available again.
+    """
+    if not cell.scenario.participation.draws:
+        return None
+    return draw_cohort(
+        cell.scenario,
+        round=round,
+        time_s=elapsed_s,
+        rate_bps=whole_band_rate_bps(cell.scenario, air),
+        examples=examples_of(cell),
+        availability=cell.availability,
+        present=cell.engine.present(),
+        memory=memory,
+    )
+
+
+def examples_of(cell: Cell) -> FloatArray:
+    """Return (K,) how many training examples each client of the population holds."""
+    return np.array([client.examples for client in cell.federation.clients], dtype=np.float64)
+
+
+def load_of(cell: Cell, round: int, client: int) -> ClientLoad:
+    """Return what planning knows of one client's work in a round."""
+    known = cell.federation.clients[client]
+    curve, most_pruned = known.pruning_cost, known.most_pruned
+    measured = cell.scenario.pruning.cost == "measured"
+    if measured and cell.scenario.participation.draws and curve is None:
+        curve, most_pruned = cell.engine.measured_costs(client)
+    return ClientLoad(cell.engine.step_tokens(round, client), known.examples, curve, most_pruned)
+
+
+def weight_of(cell: Cell, situation: Situation, update: ClientUpdate, success: float) -> float:
+    """Return what an update weighs in the average.
+
+    With `participation.weights = "inclusion"` it is (n_k/N)/(π_k·q_k): n_k of the N examples of
+    all who were available, over the probabilities to be drawn and that the upload arrives. The
+    weights then sum to 1 on average, and the merged change is scaled by their sum (Horvitz and
+    Thompson, JASA 47, 1952).
+
+    Args:
+        cell: the run's.
+        situation: the round's.
+        update: a client's.
+        success: q_k.
+    """
+    if cell.scenario.participation.weights == "examples":
+        return float(update.examples)
+    examples, drawn = examples_of(cell), situation.drawn
+    if drawn is None:
+        return update.examples / float(examples.sum()) / success
+    inclusion = inclusion_of(situation, situation.cohort.index(update.client))
+    assert inclusion is not None
+    return update.examples / float(examples[drawn.available].sum()) / (inclusion * success)
+
+
+def inclusion_of(situation: Situation, place: int) -> float | None:
+    """Return the probability with which the cohort's client at a place was drawn, if known."""
+    drawn = situation.drawn
+    return None if drawn is None or drawn.inclusion is None else float(drawn.inclusion[place])
+
+
+def may_be_forced(cell: Cell) -> list[bool]:
+    """Return for each client of the population whether its memory may force a cut.
+
+    Counted once a kind of device, on full batches.
+    """
+    known: dict[DeviceSection, bool] = {}
+    devices = cell.scenario.client_devices
+    for client, device in enumerate(devices):
+        if device not in known:
+            memory = cell.profiles[client].memory_bytes
+            known[device] = _nominal_costs(cell, client).min_pruning(memory) > 0
+    return [known[device] for device in devices]
+
+
+def _nominal_costs(cell: Cell, client: int) -> AffineCosts:
+    scenario = cell.scenario
+    return affine_coefficients(
+        cell.federation.shape,
+        nominal_load(scenario).steps,
+        modes_of(scenario, (client,))[0],
+        bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
+        quantize=scenario.model.quantize,
+        max_pruning=scenario.pruning.max_pruning,
+    )
+
+
+def queues_with(
+    queues: Sequence[float], clients: Sequence[int], new: FloatArray
+) -> tuple[float, ...]:
+    """Return the queues of the population with those of a cohort changed."""
+    after = np.array(queues)
+    after[list(clients)] = new
+    return tuple(after.tolist())
