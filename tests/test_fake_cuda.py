@@ -7,10 +7,11 @@ refused alike.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+from torch import Tensor, nn
 
 import fake_cuda
 from airtune.data.batches import Batch
@@ -19,6 +20,7 @@ from airtune.pruning.statistics import SublayerStatistics
 from airtune.record import Record
 from airtune.rounds.running import run
 from airtune.scenario import load_scenario
+from airtune.training import client
 from airtune.training.evaluation import choice_scores
 from small_models import small_model
 
@@ -33,7 +35,6 @@ PRUNED = ("planning.method=uniform", "planning.max_pruning_loss=0.4")
 
 @pytest.fixture
 def on_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    torch.set_num_threads(1)
     with fake_cuda.fake_cuda(monkeypatch):
         yield
 
@@ -99,13 +100,18 @@ def test_choices_are_scored_on_the_device_of_the_model() -> None:
 
 
 @pytest.mark.usefixtures("on_cuda")
-@pytest.mark.parametrize("fault", ["a batch that stays on the CPU", "a factor made on the CPU"])
+@pytest.mark.parametrize("fault", ["targets that stay on the CPU", "a factor made on the CPU"])
 def test_mixed_devices_are_noticed(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two planted faults, one in training and one in the refit after a cut."""
-    if fault == "a batch that stays on the CPU":
-        monkeypatch.setattr(Batch, "to", lambda self, device: self)
+    if fault == "targets that stay on the CPU":
+        rightly = client.answer_token_loss
+
+        def on_the_cpu(model: nn.Module, batch: Batch) -> Tensor:
+            return rightly(model, replace(batch, labels=batch.labels.cpu()))
+
+        monkeypatch.setattr(client, "answer_token_loss", on_the_cpu)
     else:
         right = SublayerStatistics.factor_on
         monkeypatch.setattr(
