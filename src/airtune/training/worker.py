@@ -139,6 +139,7 @@ class Worker:
                 self._tokenizer, self._task.test, self._task.choices, longest_text(self._model)
             )
         data = encode(self._task.train, self._tokenizer, limit)
+        self._task = replace(self._task, train=())  # from here on they are held as tokens
         shared = scenario.pruning.calibration == "shared"
         self._shared_texts = data[: scenario.pruning.calibration_examples] if shared else []
         data = data[len(self._shared_texts) :]
