@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 CUDA = torch.device("cuda:0")
-_METHODS, _IS_BUILT, _HAS_PRIMARY_CONTEXT = 48, 2, 4
+_METHODS, _IS_BUILT, _HAS_PRIMARY_CONTEXT = 60, 2, 4
 """Virtual methods: as many as are copied, and places among those of AcceleratorHooksInterface."""
 _RANDOM = ("rand", "normal", "uniform", "bernoulli", "multinomial", "dropout", "exponential")
 _WHOLE_INDEX = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default,
@@ -76,9 +76,7 @@ class CudaTensor(Tensor):
         return CudaTensor(parts["held"])
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _done(func, args, kwargs or {})
 
 
@@ -137,7 +135,12 @@ def _places(func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Any:
 
     # Where the result is depends on the devices alone, and on which operands are numbers.
     kinds = tuple((one.device.type, one.dim() > 0) for one in flat if isinstance(one, Tensor))
-    key = (func, kinds, str(kwargs.get("device")), str([a for a in args if type(a) is torch.device]))
+    key = (
+        func,
+        kinds,
+        str(kwargs.get("device")),
+        str([a for a in args if type(a) is torch.device]),
+    )
     if key in _PLACES:
         return _PLACES[key]
     fakes, fake_kwargs = tree_map_only(Tensor, fake, (args, kwargs))

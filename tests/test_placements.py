@@ -99,8 +99,9 @@ def clients(loaded: LoadedModel) -> list[Client]:
     short = some(loaded, 0, 12, ((0, 1), (-1,), (0,)))
     return [
         Client(small, refits=True),
-        Client(full),
         Client(other),
+        Client(full),
+        Client(full),
         Client(small, rank=2),
         Client(deaf, refits=True, keeps=True),
         Client(full, freezes_a=True),
@@ -136,7 +137,7 @@ def in_place(
         client.structure, config, start, statistics, freezes_a=client.freezes_a
     ) as (placed, parameters):
         torch.manual_seed(7)
-        kept, loss = fit(placed.peft_model, parameters, given.batches, SECTION, moments)
+        kept, loss, _ = fit(placed.peft_model, parameters, given.batches, SECTION, moments)
         return Trained(placed.values(), kept, loss)
 
 

@@ -38,10 +38,11 @@ class PlacedAdapter:
             for name, module in self.peft_model.named_modules()
             if isinstance(module, LoraLayer)
         }
-        self._factors: dict[str, nn.Module] = {}
+        self._factors: dict[str, nn.Linear] = {}
         for name, _ in self.peft_model.named_parameters():
             if ".lora_A." in name or ".lora_B." in name:
                 module = self.peft_model.get_submodule(name.removesuffix(".weight"))
+                assert isinstance(module, nn.Linear)
                 self._factors[name.replace(f".{_NAME}.", ".")] = module
         self._own = {name: layer.get_base_layer() for name, layer in self.layers.items()}
 

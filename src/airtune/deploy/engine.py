@@ -380,4 +380,5 @@ def _measured(fields: Update, wire: WireTimes | None, after_s: float) -> Measure
         compute_s=fields.compute_s,
         upload_s=upload_s,
         engine_s=max(0.0, after_s - known_s),
+        emulated=fields.emulated_s is not None,
     )

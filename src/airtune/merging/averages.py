@@ -28,11 +28,16 @@ def fedit(server: Adapter, contributions: Sequence[Contribution]) -> Adapter:
     for names in _together(server):
         old = _flat(server, names)
         total = torch.zeros(old.shape, dtype=torch.float64)
-        weight = torch.zeros(old.shape, dtype=torch.float64)
+        # A number for as long as all entries are held by all, which is the same sum.
+        weight = torch.zeros((), dtype=torch.float64)
         for contribution in contributions:
-            held = _flat(contribution.held, names).to(torch.float64) * contribution.weight
-            total += held * _flat(contribution.values, names).to(torch.float64)
-            weight += held
+            held, value = _flat(contribution.held, names), _flat(contribution.values, names)
+            share = torch.tensor(contribution.weight, dtype=torch.float64)
+            if not bool(held.all()):
+                share = held.to(torch.float64) * contribution.weight
+            total += value.to(torch.float64).mul_(share)
+            weight = weight + share
+        weight = weight.expand(old.shape)
         average = total / torch.where(weight > 0, weight, 1.0)
         new = torch.where(weight > 0, average, old.to(torch.float64)).to(old.dtype)
         parts = new.split([server[name].numel() for name in names])

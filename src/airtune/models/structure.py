@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Structure:
         return not self.channels[block] and not self.groups[block]
 
 
+@lru_cache(maxsize=8)
 def whole(shape: ModelShape) -> Structure:
     """Return the structure that keeps everything."""
     channels, groups = tuple(range(shape.mlp_channels)), tuple(range(shape.kv_heads))

@@ -383,9 +383,7 @@ class _Row:
         self.labels = batch.labels[index : index + 1, :length].to(device)
 
 
-def _rows(
-    batches: Sequence[CalibrationBatch], count: int, device: torch.device
-) -> Iterator[_Row]:
+def _rows(batches: Sequence[CalibrationBatch], count: int, device: torch.device) -> Iterator[_Row]:
     """Yield `count` texts, on a device, spread evenly over the batches, sorted by length."""
     places = [(batch, i) for batch in batches for i in range(batch.input_ids.shape[0])]
     step = max(1, len(places) // count)

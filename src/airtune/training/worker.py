@@ -55,6 +55,7 @@ from airtune.training.evaluation import (
     group_losses,
     label_accuracy,
 )
+from airtune.training.local_terms import with_untrained
 from airtune.training.placements import Placements
 from airtune.training.sizes import TextSizes, sizes_of, step_tokens, tokens_of
 
@@ -249,15 +250,19 @@ class Worker:
         if job.optimizer_state is not None:
             moments = gather_moments(job.optimizer_state, structure, shape)
         start_values = gather_adapter(job.adapter, structure, shape)
+        correction = None
+        if job.correction is not None:
+            correction = gather_adapter(leading(job.correction, mode.rank), structure, shape)
         with self._placements.submodel(
             structure, self._config(mode.rank), start_values, refit, freezes_a=mode.freezes_a
         ) as (placed, parameters):
-            new_moments, train_loss = fit(
+            new_moments, train_loss, control = fit(
                 placed.peft_model,
                 parameters,
                 batches,
-                section.in_round(job.round, self.scenario.rounds),
+                section.in_round(job.rate_round or job.round, self.scenario.rounds),
                 moments,
+                correction,
             )
             sent = placed.values()
         if new_moments is not None:
@@ -279,6 +284,7 @@ class Worker:
             examples=len(self._train_data[job.client]),
             train_loss=train_loss,
             optimizer_state=moments,
+            control=with_untrained(control, sent),
         )
 
     def evaluate(
