@@ -340,10 +340,7 @@ class Worker:
             self._on_disk.remove()
 
     def _cut_of(self, job: ClientJob) -> tuple[Structure, Statistics | None]:
-        """Return what the client's submodel keeps, and what to refit it on.
-
-        Without pruning there is nothing to calibrate for.
-        """
+        """Return what the client's submodel keeps, and what to refit it on: nothing if all."""
         client, pruning = job.client, job.assignment.pruning
         if pruning == 0:
             return whole(self.shape), None
