@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 CUDA = torch.device("cuda:0")
-_METHODS, _IS_BUILT, _HAS_PRIMARY_CONTEXT = 48, 2, 4
+_METHODS, _IS_BUILT, _HAS_PRIMARY_CONTEXT = 60, 2, 4
 """Virtual methods: as many as are copied, and places among those of AcceleratorHooksInterface."""
 _RANDOM = ("rand", "normal", "uniform", "bernoulli", "multinomial", "dropout", "exponential")
 _WHOLE_INDEX = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default,

@@ -208,7 +208,7 @@ def test_a_hash_depends_on_all_of_the_job_but_the_air(tmp_path: Path) -> None:
     assert keys(tmp_path, tiny(linear), base) != keys(tmp_path, tiny(linear, "rounds=3"), base)
 
 
-def test_what_another_process_is_at_comes_last_and_is_not_done_again(tmp_path: Path) -> None:
+def test_a_job_that_another_process_holds_comes_last_and_is_not_done_again(tmp_path: Path) -> None:
     scenario = tiny()
     engine = Counting(scenario)
     sharing = SharingEngine(engine, scenario, tmp_path, LIMIT)
@@ -231,7 +231,9 @@ def test_what_another_process_is_at_comes_last_and_is_not_done_again(tmp_path: P
     assert all(torch.equal(found.adapter[k], v) for k, v in expected.adapter.items())
 
 
-def test_a_broken_file_and_a_full_disk_cost_the_sharing_alone(tmp_path: Path) -> None:
+def test_a_broken_file_is_computed_again_and_the_oldest_go_where_room_is_short(
+    tmp_path: Path,
+) -> None:
     scenario = tiny()
     engine = Counting(scenario)
     sharing = SharingEngine(engine, scenario, tmp_path, LIMIT)

@@ -60,8 +60,8 @@ class SharingEngine:
     """Does what another engine does, unless it lies on disk; implements `airtune.engines.Engine`.
 
     Processes that need the same update at the same time do not both compute it: each first does
-    what no other is at, then waits for the rest. A failed client is not kept. Disk errors cost
-    nothing but the sharing.
+    the jobs that no other process holds, then waits for the rest. A failed client is not kept. What
+    cannot be read or written is computed here.
 
     Args:
         engine: does what is not there yet.

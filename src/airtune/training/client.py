@@ -18,6 +18,7 @@ from airtune.adapters.names import Adapter
 from airtune.adapters.slices import gather_adapter, scatter_adapter
 from airtune.assignment import Assignment
 from airtune.data import Batch
+from airtune.errors import RunError
 from airtune.models.loading import label_logits
 from airtune.models.structure import Structure
 from airtune.models.workload import ModelShape
@@ -99,7 +100,17 @@ class ClientFailure:
 
 
 def failure_of(job: ClientJob, error: Exception) -> ClientFailure:
-    """Report what a client's work ended with in one line, for the record."""
+    """Report what a client's work ended with in one line, for the record.
+
+    Raises:
+        RunError: the memory of the GPU that simulates the device is used up. That says nothing
+            of the device, and a round without the client would be another method's.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        raise RunError(
+            "the GPU's memory is used up (of the machine that simulates, not of a device): do "
+            "fewer runs at once, or lower training.batch_size; --resume goes on"
+        ) from None
     lines = str(error).strip().splitlines() or [""]
     return ClientFailure(job.client, f"{type(error).__name__}: {lines[0]}")
 
