@@ -2,9 +2,9 @@
 
     python experiments/yahoo_data.py test.csv FOLDER
 
-The terms of the data do not allow to pass it on, so none of it is here. The source has one text a
-line behind its class, 0 to 9, and a tab. One text of five goes to the test part, chosen by a hash of
-the text: a text that is there twice is never on both sides.
+The terms of the data do not allow to pass it on, so none of it is here. Each line of the source is
+a class, 0 to 9, a tab and a text. One text of five goes to the test part, chosen by a hash of the
+text: a text that is there twice is never on both sides.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def _run(
             serve = ("deploy", "server", "--port", str(PORT))
             server = links.inside(links.server, [*CLI, *serve])
             started.append(_start(out, "server", server))
-            _wait(out, "server", "ready on", 120)
+            _wait(out, "server", "ready on", 300)
             public = [f"keys/{name}.pub" for name in names]
             _command(out, links, links.server, "deploy", "register", *public)
             for name in names:

@@ -17,6 +17,7 @@ from airtune.deploy.device import Device
 from airtune.deploy.engine import Conditions, FlowerEngine
 from airtune.deploy.introductions import Known, check_introduction
 from airtune.deploy.pacing import Unpaced
+from airtune.deploy.presence import deciding_among
 from airtune.deploy.protocol import (
     Hello,
     Introduction,
@@ -58,6 +59,11 @@ SETTINGS: dict[str, list[str]] = {
         EQUAL, "aggregation.uplink_change_bits=2", "training.keep_optimizer=true",
     ],
     "measured costs of pruning": [KINDS, "pruning.cost=measured"],
+    "rank, bits and steps by the plan": [
+        EQUAL.replace("'raspberry-pi-5'", "'raspberry-pi-5', utilisation=0.01"),
+        'planning.knobs=["bandwidth","steps","rank","bits"]', "cell.uplink_bandwidth_hz=1e6",
+        "training.local_steps=4",
+    ],
     "B alone": [EQUAL, "aggregation.rule=ffa-lora"],
     "fewer steps": [
         EQUAL.replace("'raspberry-pi-5'", "'raspberry-pi-5', utilisation=0.01"),
@@ -134,12 +140,18 @@ def test_the_devices_record_is_the_simulated_one(case: str, tmp_path: Path) -> N
         scenario, mailbox, Conditions(devices=len(names), wait_s=30.0), run="run-1",
         say=lambda line: None,
     )  # fmt: skip
-    on_air = run(scenario, out=tmp_path / "devices", engine=engine)
+    decide = deciding_among(engine.present)
+    on_air = run(scenario, out=tmp_path / "devices", engine=engine, decide=decide)
     same(comparable(on_air), comparable(alone))
     statuses = {client.status for line in on_air.rounds for client in line.clients}
     assert statuses <= {"ok", "sat out"}
     if case == "sitting out":
         assert "sat out" in statuses
+    if case == "rank, bits and steps by the plan":
+        work = [c for line in on_air.rounds for c in line.clients if c.status == "ok"]
+        assert min(client.rank for client in work) < scenario.training.lora_rank
+        assert min(client.bits_per_value for client in work) < 32
+        assert min(client.local_steps for client in work) < 4
     if case == "fewer steps":
         steps = {client.local_steps for line in on_air.rounds for client in line.clients}
         assert steps > {4}

@@ -23,6 +23,7 @@ from airtune.deploy.codec import (
 from airtune.deploy.device import Device
 from airtune.deploy.engine import Conditions, FlowerEngine
 from airtune.deploy.pacing import Unpaced
+from airtune.deploy.presence import deciding_among
 from airtune.deploy.privacy import parse_privacy, read_ledger
 from airtune.deploy.protocol import (
     PROTOCOL,
@@ -88,7 +89,7 @@ def on_devices(
         timings=out.with_suffix(".timings"),
         say=lambda line: None,
     )
-    return run(scenario, out=out, engine=engine)
+    return run(scenario, out=out, engine=engine, decide=deciding_among(engine.present))
 
 
 def statuses(record: Record, round: int) -> dict[str, str]:

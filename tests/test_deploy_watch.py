@@ -142,6 +142,20 @@ def test_silence_starts_anew_once_the_server_is_there(tmp_path: Path) -> None:
     assert scene.held.starts == 2
 
 
+def test_a_slow_start_is_given_more_time_each_time(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.pass_s(SILENT_S + 2)
+    assert scene.held.starts == 2
+    scene.pass_s(2 * SILENT_S - 5)
+    assert scene.held.starts == 2
+    scene.pass_s(10)
+    assert scene.held.starts == 3
+    scene.pass_s(4 * SILENT_S - 10, answered=True)
+    assert scene.ready == 1
+    scene.pass_s(SILENT_S + 2)  # after a connection, as short as ever
+    assert scene.held.starts == 4
+
+
 def test_a_long_upload_is_no_silence(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.pass_s(2, answered=True)

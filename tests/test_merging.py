@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airtune.adapters.names import leading, padded, rank_of
+from airtune.merging import averages
 from airtune.merging.functions import (
     Contribution,
     fault_of,
@@ -327,3 +328,33 @@ def test_a_lower_rank_is_the_first_ranks_and_padding_brings_it_back() -> None:
         cut = value.clone()
         (cut[2:] if "lora_A" in name else cut[:, 2:]).zero_()
         assert torch.equal(back[name], cut)
+
+
+@pytest.mark.parametrize("together", [1, 20, 65_536])
+def test_averaged_together_is_averaged_entry_by_entry(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(averages, "TOGETHER", together)
+    rng = torch.Generator().manual_seed(5)
+    shapes = {"a.lora_A.weight": (2, 7), "a.lora_B.weight": (5, 2), "b.lora_A.weight": (2, 3)}
+
+    def drawn() -> dict[str, torch.Tensor]:
+        return {name: torch.randn(shape, generator=rng) for name, shape in shapes.items()}
+
+    server, contributions = drawn(), []
+    for client, share in enumerate((1.0, 0.6, 1.0, 0.3)):
+        held = {n: torch.rand(s, generator=rng) < share for n, s in shapes.items()}
+        values = {n: torch.where(held[n], v, 0.0) for n, v in drawn().items()}
+        contributions.append(Contribution(values, held, weight=3.7 + client))
+    contributions[3].held["b.lora_A.weight"].fill_(True)
+    merged = averages.fedit(server, contributions)
+    nobody = averages.fedit(server, [])
+    for name, old in server.items():
+        total = torch.zeros(old.shape, dtype=torch.float64)
+        weight = torch.zeros(old.shape, dtype=torch.float64)
+        for one in contributions:
+            held = one.held[name].double() * one.weight
+            total += held * one.values[name].double()
+            weight += held
+        assert torch.equal(merged[name], (total / weight).float())
+        assert torch.equal(nobody[name], old)

@@ -315,24 +315,3 @@ def test_constant_text_gives_finite_cuts() -> None:
         submodel = cut(model, shape, choose(statistics, shape, rate), statistics)
         with torch.no_grad():
             assert torch.isfinite(submodel(input_ids=ids).logits).all()
-
-
-@pytest.mark.gpu
-def test_on_a_gpu_as_on_the_processor() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    from airtune.pruning import choose, cut
-
-    model = small_model("llama")
-    shape, batch = shape_of(model), text_batch(rows=16, length=24)
-    reference = calibrate(model, shape, [batch])
-    structure = choose(reference, shape, 0.4)
-    with torch.no_grad():
-        expected = cut(model, shape, structure, reference)(input_ids=batch.input_ids).logits
-    on_gpu = small_model("llama").to("cuda")
-    statistics = calibrate(on_gpu, shape, [batch])
-    assert choose(statistics, shape, 0.4).sizes == structure.sizes
-    with torch.no_grad():
-        submodel = cut(on_gpu, shape, structure, reference)
-        logits = submodel(input_ids=batch.input_ids.to("cuda")).logits.cpu()
-    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)

@@ -188,6 +188,9 @@ def test_a_real_devices_speed_is_half_of_what_was_known_and_half_of_what_it_took
         pytest.approx(1e9 / 1.5),
         5.0,
     )
+    # One that takes a profile's time keeps the profile's speed.
+    held = [update(measured=replace(real, emulated=True))]
+    assert speeds_after([None, None, None], [slow] * 3, held) == (None, None, None)
 
 
 def test_numbers_that_are_not_finite_are_none() -> None:

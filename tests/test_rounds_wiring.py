@@ -21,7 +21,8 @@ from airtune.rounds import Cell, Decision, Situation
 from airtune.rounds import cell as hooks
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
-from airtune.training.worker import Worker, tokens_of
+from airtune.training.sizes import tokens_of
+from airtune.training.worker import Worker
 
 SMALL = ["rounds=3", "task.eval_examples=8", "training.local_steps=2"]
 

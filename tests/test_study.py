@@ -227,7 +227,7 @@ def test_every_shipped_method_and_study_is_valid() -> None:
     sets = shipped_sets()
     assert list(sets) == ["published", "rivals", "joint", "ablations", "knobs"]
     names = [name for one in sets.values() for name in one]
-    assert len(set(names)) == len(names) == 39
+    assert len(set(names)) == len(names) == 46
     study = study_from("tiny", list(sets), "0")
     for job in jobs_of(study):
         scenario = scenario_from_dict(job.values)

@@ -14,7 +14,7 @@ from peft.utils import set_peft_model_state_dict
 from torch import Tensor, nn
 
 from airtune.adapters.names import Adapter
-from airtune.errors import RunError
+from airtune.adapters.placed import check_entries
 from airtune.models.reference import BaseReference, adapter_readme
 from airtune.scenario import TrainingSection
 
@@ -86,12 +86,7 @@ def adapted(
 
 def _load(peft_model: PeftModel, adapter: Adapter) -> None:
     own = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-    if own.keys() != adapter.keys():
-        missing, extra = sorted(own.keys() - adapter.keys()), sorted(adapter.keys() - own.keys())
-        raise RunError(
-            f"the adapter does not fit the model: {len(missing)} entries missing "
-            f"(first: {missing[:1]}), {len(extra)} unknown (first: {extra[:1]})"
-        )
+    check_entries(adapter, own)
     set_peft_model_state_dict(peft_model, adapter)
 
 

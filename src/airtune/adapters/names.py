@@ -33,6 +33,9 @@ def padded(tensors: Adapter, rank: int) -> Adapter:
     filled = {}
     for name, value in tensors.items():
         shape = (rank, value.shape[1]) if name.endswith(_A) else (value.shape[0], rank)
+        if tuple(value.shape) == shape:
+            filled[name] = value
+            continue
         whole = value.new_zeros(shape)
         whole[: value.shape[0], : value.shape[1]] = value
         filled[name] = whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from airtune.models.structure import Structure, entries
 from airtune.models.workload import Axis, ModelShape
 
 # lora_A is (rank, inputs): its columns are cut. lora_B is (outputs, rank): its rows are cut.
+MOST_LAYOUTS = 32
+"""Structures of which the kept entries are remembered: one client's are asked for several times."""
+
 _SIDES = (("lora_A", 1), ("lora_B", 0))
 
 
@@ -60,16 +63,29 @@ def scatter_adapter(
     values, held = {}, {}
     for name, dim, length, kept in _layout(structure, shape):
         size = (rank, length) if dim == 1 else (length, rank)
+        if kept is None:
+            values[name] = _entry(sub_adapter, name, dim, length).to(torch.float32, copy=True)
+            held[name] = torch.ones(size, dtype=torch.bool)
+            continue
         values[name] = torch.zeros(size)
         held[name] = torch.zeros(size, dtype=torch.bool)
-        if kept is None:
-            values[name].copy_(_entry(sub_adapter, name, dim, length))
-            held[name].fill_(True)
-        elif len(kept):
+        if len(kept):
             part = _entry(sub_adapter, name, dim, len(kept))
             values[name].index_copy_(dim, kept, part.to(values[name]))
             held[name].index_fill_(dim, kept, True)
     return values, held
+
+
+def submodel_shapes(
+    structure: Structure, shape: ModelShape, rank: int
+) -> dict[str, tuple[int, int]]:
+    """Return the shape of every entry of a submodel's adapter of a rank."""
+    shapes = {}
+    for name, dim, length, kept in _layout(structure, shape):
+        size = length if kept is None else len(kept)
+        if size:
+            shapes[name] = (rank, size) if dim == 1 else (size, rank)
+    return shapes
 
 
 def entry_name(shape: ModelShape, block: int, matrix: str, factor: str) -> str:
@@ -77,14 +93,17 @@ def entry_name(shape: ModelShape, block: int, matrix: str, factor: str) -> str:
     return f"base_model.model.{shape.table.blocks}.{block}.{matrix}.{factor}.weight"
 
 
+@lru_cache(maxsize=MOST_LAYOUTS)
 def _layout(
     structure: Structure, shape: ModelShape
-) -> Iterator[tuple[str, int, int, Tensor | None]]:
-    """Yield per adapter entry its name, cut dimension, full length, and what is kept of it.
+) -> tuple[tuple[str, int, int, Tensor | None], ...]:
+    """Return per adapter entry its name, cut dimension, full length, and what is kept of it.
 
-    None means all of an uncut side; an empty tensor means that the layer is not there.
+    None means all of a side, as it is; an empty tensor means that the layer is not there.
     """
+    layout: list[tuple[str, int, int, Tensor | None]] = []
     for block in range(shape.blocks):
+        kept_of: dict[tuple[tuple[int, ...], str], Tensor] = {}  # gate and up keep the same ones
         for matrix in shape.matrices:
             sides: tuple[Axis, Axis] = (matrix.inputs, matrix.outputs)
             unit = next(side.unit for side in sides if side.unit != "hidden")
@@ -92,12 +111,16 @@ def _layout(
             total = shape.mlp_channels if unit == "mlp" else shape.kv_heads
             for (factor, dim), side in zip(_SIDES, sides, strict=True):
                 name = entry_name(shape, block, matrix.name, factor)
-                if side.unit == "hidden" and units:
-                    yield name, dim, side.size(1), None
-                else:
-                    length = side.size(1 if side.unit == "hidden" else total)
+                length = side.size(1 if side.unit == "hidden" else total)
+                if units and (side.unit == "hidden" or len(units) == total):
+                    layout.append((name, dim, length, None))
+                    continue
+                known = (side.widths if units else (), unit)
+                if known not in kept_of:
                     kept = entries(side, units, total) if units else np.empty(0, np.int64)
-                    yield name, dim, length, torch.from_numpy(kept)
+                    kept_of[known] = torch.from_numpy(kept)
+                layout.append((name, dim, length, kept_of[known]))
+    return tuple(layout)
 
 
 def _rank(adapter: Adapter) -> int:

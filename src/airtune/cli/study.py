@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,6 +71,10 @@ def run(
         bool, typer.Option("--keep-adapters", help="Keep every run's adapter.")
     ] = False,
     trackers: Trackers = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", help="Stop after so many minutes; the same command goes on."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Do every run that the study still lacks, then write its page, tables and figures.
@@ -101,6 +106,7 @@ def run(
         address=address,
         gpus=gpus_per_run,
         trackers=trackers or [],
+        minutes=minutes,
     )
 
 
@@ -185,6 +191,7 @@ def carry_on(
     address: str | None = None,
     gpus: float = 0.0,
     trackers: Sequence[str] = (),
+    minutes: float | None = None,
 ) -> None:
     """Conduct a study with progress on the terminal and write what it shows.
 
@@ -194,9 +201,12 @@ def carry_on(
     """
     from airtune.study.conduct import conduct
     from airtune.study.pools import Pool, ProcessPool, RayPool, free_cores
+    from airtune.study.running import UNENDED
 
     if threads < 1 or (jobs is not None and jobs < 1):
         raise InputError("--jobs and --threads: at least 1")
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise InputError(f"--minutes {minutes:g}: a number above 0")
     if engine not in ("local", "ray"):
         raise InputError(f"--engine '{engine}': allowed are local, ray")
     if address is not None and engine == "local":
@@ -225,8 +235,13 @@ def carry_on(
         plugins=plugins,
         keep_adapter=keep_adapter,
         trackers=trackers,
+        until=None if minutes is None else time.time() + 60 * minutes,
         watch=(lambda progress: None) if quiet else _tell,
     )
+    if minutes is not None and (not results or any(one.status in UNENDED for one in results)):
+        left = sum(one.status in UNENDED for one in results) or "the search and all"
+        print(f"out of time: {left} runs to go; the same command goes on", file=sys.stderr)
+        return
     write_all(study, results, folder, quiet)
     failed = [one for one in results if one.status == "failed"]
     if failed:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from airtune.data.examples import Example, Turn
@@ -130,15 +131,13 @@ def collate(encoded: Sequence[Encoded]) -> Batch:
     The padding's token is 0: a causal model's answer never looks at it.
     """
     width = max(len(one.input_ids) for one in encoded)
-    input_ids = torch.zeros((len(encoded), width), dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORED)
-    for row, one in enumerate(encoded):
-        length = len(one.input_ids)
-        input_ids[row, :length] = torch.tensor(one.input_ids)
-        attention_mask[row, :length] = 1
-        labels[row, :length] = torch.tensor(one.labels)
-    return Batch(input_ids, attention_mask, labels)
+    gaps = [width - len(one.input_ids) for one in encoded]
+    rows = list(zip(encoded, gaps, strict=True))
+    return Batch(
+        torch.tensor([one.input_ids + (0,) * gap for one, gap in rows]),
+        torch.tensor([(1,) * (width - gap) + (0,) * gap for gap in gaps]),
+        torch.tensor([one.labels + (IGNORED,) * gap for one, gap in rows]),
+    )
 
 
 def local_batches(
@@ -157,20 +156,37 @@ def local_batches(
         steps: batches to draw.
         rng: the generator of this (round, client).
     """
-    if not encoded:
-        raise InputError("a client has no training examples: lower task.client_eval_examples")
-    passes = -(-batch_size * steps // len(encoded))
-    order = np.concatenate([rng.permutation(len(encoded)) for _ in range(passes)])
-    order = order[: batch_size * steps]
     lengths = np.array([len(one.input_ids) for one in encoded])
-    window = batch_size * max(1, len(encoded) // batch_size)
+    cuts = drawn(lengths, batch_size=batch_size, steps=steps, rng=rng)
+    return [collate([encoded[i] for i in cut]) for cut in cuts]
+
+
+def drawn(
+    lengths: NDArray[np.int64], *, batch_size: int, steps: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Return which examples each of `local_batches`'s batches has, from their lengths alone.
+
+    Args:
+        lengths: of the client's examples, tokens.
+        batch_size: as for `local_batches`.
+        steps: as for `local_batches`.
+        rng: as for `local_batches`.
+
+    Raises:
+        InputError: there is no example.
+    """
+    if not len(lengths):
+        raise InputError("a client has no training examples: lower task.client_eval_examples")
+    passes = -(-batch_size * steps // len(lengths))
+    order = np.concatenate([rng.permutation(len(lengths)) for _ in range(passes)])
+    order = order[: batch_size * steps]
+    window = batch_size * max(1, len(lengths) // batch_size)
     batches = []
     for start in range(0, len(order), window):
         part = order[start : start + window]
         part = part[np.argsort(lengths[part], kind="stable")]
         cuts = [part[at : at + batch_size] for at in range(0, len(part), batch_size)]
-        for index in rng.permutation(len(cuts)):
-            batches.append(collate([encoded[i] for i in cuts[index]]))
+        batches += [cuts[index] for index in rng.permutation(len(cuts))]
     return batches
 
 

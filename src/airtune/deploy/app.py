@@ -10,6 +10,7 @@ from typing import Any
 
 from airtune.deploy.bands import SocketBands
 from airtune.deploy.engine import Conditions, FlowerEngine
+from airtune.deploy.presence import deciding_among
 from airtune.deploy.privacy import parse_privacy
 from airtune.deploy.protocol import plain
 from airtune.deploy.roster import Mailbox
@@ -122,6 +123,7 @@ def _run(mailbox: Mailbox, config: Mapping[str, Any], run_id: str) -> None:
             resume=bool(config["resume"]),
             replace=bool(config["replace"]),
             observer=progress,
+            decide=deciding_among(engine.present),
         )
     finally:
         engine.close()

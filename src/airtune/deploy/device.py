@@ -91,7 +91,9 @@ class Device:
         if privacy is not None:
             dp.read_ledger(self._ledger)  # a refusal at the start, not in the first round
         self._emulated = emulated
-        self._worker = Worker(scenario)
+        # The curves of the other clients, which their own devices measure, are not needed here.
+        unmeasured = scenario.pruning.model_copy(update={"cost": "linear"})
+        self._worker = Worker(scenario.model_copy(update={"pruning": unmeasured}))
         self._initial = self._worker.initial_adapter()
         self._run: str | None = None
         self._moments: OptimizerState | None = None
@@ -138,7 +140,9 @@ class Device:
         profile = profile_of(self._scenario.client_devices[self._index])
         if self._emulated is not None:
             profile = self._emulated.profile
-        private, kept = self._privacy is not None, own.most_pruned
+        private, curve, kept = self._privacy is not None, None, None
+        if self._scenario.pruning.cost == "measured":
+            curve, kept = self._worker.measured_costs(self._index)
         return Introduction(
             protocol=PROTOCOL,
             version=version("airtune"),
@@ -146,7 +150,7 @@ class Device:
             model_fingerprint=federation.model_fingerprint,
             examples=own.examples,
             labels={} if private else own.labels,
-            pruning_cost=None if own.pruning_cost is None else list(own.pruning_cost),
+            pruning_cost=None if curve is None else list(curve),
             most_pruned=None if kept is None else kept_pairs(kept),
             profile=profile.name,
             effective_flops=self._measured_speed(),

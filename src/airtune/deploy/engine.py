@@ -20,6 +20,7 @@ from airtune.deploy.emulation import overran
 from airtune.deploy.greetings import Greetings
 from airtune.deploy.introductions import Known, planned_steps
 from airtune.deploy.meter import LogPosition, WireTimes, end_of_log, read_wire_log, wire_times
+from airtune.deploy.presence import is_away
 from airtune.deploy.protocol import (
     Privacy,
     ProtocolError,
@@ -171,7 +172,14 @@ class FlowerEngine:
         return steps if announced_for == round else self._worker.step_tokens(round, client)
 
     def present(self) -> frozenset[int]:
-        """Return the clients whose devices are connected and were introduced."""
+        """Return the clients whose devices are connected and were introduced.
+
+        New devices are greeted; if there is none else, one of them is waited for.
+        """
+        self._greetings.send()
+        self._collect([])
+        if not self._roster.members and self._greetings.pending:
+            self._await_one()
         online = {node.id for node in self._mailbox.nodes() if node.online}
         members = self._roster.members
         return frozenset(
@@ -201,19 +209,13 @@ class FlowerEngine:
 
     def train(self, jobs: Iterable[ClientJob]) -> Iterator[Outcome]:
         """Send the jobs; yield what comes back until all have answered or are late."""
-        names = self._scenario.client_names
-        self._greetings.send()
-        self._collect([])
-        if not self._roster.members and self._greetings.pending:
-            self._await_one()
-        online = {node.id for node in self._mailbox.nodes() if node.online}
+        names, online = self._scenario.client_names, self.present()
         present: list[tuple[ClientJob, Member]] = []
         for job in jobs:
-            member = self._roster.members.get(names[job.client])
-            if member is None or member.node.id not in online:
+            if job.client not in online or is_away(job.assignment):
                 yield ClientFailure(job.client, "not connected", after_s=0.0)
             else:
-                present.append((job, member))
+                present.append((job, self._roster.members[names[job.client]]))
         if present:
             yield from self._exchange(present)
 
@@ -263,8 +265,9 @@ class FlowerEngine:
         return pack(fields, adapter_arrays(sent, bits))
 
     def _outcome(self, dispatch: _Dispatch, reply: Reply) -> Outcome:
-        job, answered_s = dispatch.job, time.time()
-        after_s = answered_s - dispatch.sent_s
+        # Several arrive together, and each takes a while to check: that is no device's time.
+        job, arrived_s = dispatch.job, reply.arrived_s or time.time()
+        after_s = arrived_s - dispatch.sent_s
 
         def failed(reason: str) -> ClientFailure:
             return ClientFailure(job.client, plain(reason)[:500], after_s=after_s)
@@ -377,4 +380,5 @@ def _measured(fields: Update, wire: WireTimes | None, after_s: float) -> Measure
         compute_s=fields.compute_s,
         upload_s=upload_s,
         engine_s=max(0.0, after_s - known_s),
+        emulated=fields.emulated_s is not None,
     )

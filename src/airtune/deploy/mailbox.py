@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -89,7 +90,7 @@ class GridMailbox:
                 # Flower's own retries are behind this: its server is gone or refuses.
                 replies = [Reply(message, None, f"{type(error).__name__}: {error}")]
             for reply in replies:
-                self._arrived.put(reply)
+                self._arrived.put(replace(reply, arrived_s=time.time()))
             if replies:
                 return
             waited_s = time.monotonic() - began_s

@@ -49,6 +49,8 @@ class Reply:
     """Of the message that was answered."""
     body: bytes | None
     error: str = ""
+    arrived_s: float | None = None
+    """When it was here, by this machine's clock; None where that was not noted."""
 
 
 class Mailbox(Protocol):

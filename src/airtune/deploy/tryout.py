@@ -55,7 +55,7 @@ def run_here(
         with children(folder / "logs", _environment(), parting_s=20) as held:
             say("starting the server")
             held.start("server", [*_CLI, *_server(port, keys, state)])
-            _wait(held, "server", "ready on", 120)
+            _wait(held, "server", "ready on", 300)
             admission.register(state, public)
             say(f"starting {len(names)} devices")
             emulated = ["--emulate", "scenario"] if emulate else []

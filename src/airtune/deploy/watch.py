@@ -13,6 +13,9 @@ from airtune.errors import RunError
 
 SILENT_S = 30.0
 """A device whose requests have not been answered for so long has lost its connection."""
+MOST_SILENT_S = 240.0
+"""One that was started again gets twice as long each time, up to this: on a busy machine the start
+alone may take minutes, and to begin it anew would never end."""
 FORGOTTEN_S = 45.0
 """The server counts a device that died without a word as connected for 30 s."""
 MOST_FAILURES = 5
@@ -68,7 +71,7 @@ class Watch:
         self._failures = 0
         self._heard: tuple[int, str] = (0, "")
         self._heard_s = self._stepped_s = clock()
-        self._bytes = 0
+        self._bytes, self._silent_s = 0, SILENT_S
         self._restart_s: float | None = None
         self._patience_s = clock() + (FORGOTTEN_S if parts.marker.exists() else 0.0)
         self._held.start("supernode", parts.supernode())
@@ -93,7 +96,7 @@ class Watch:
             self._ended()
             return
         self._listen(now_s)
-        if now_s > self._heard_s + SILENT_S:
+        if now_s > self._heard_s + self._silent_s:
             self._silent(now_s)
 
     def _listen(self, now_s: float) -> None:
@@ -110,7 +113,7 @@ class Watch:
             self._refused(now_s)
 
     def _connect(self, now_s: float) -> None:
-        self._failures = 0
+        self._failures, self._silent_s = 0, SILENT_S
         self._patience_s = now_s + FORGOTTEN_S
         if self._connected:
             return
@@ -138,8 +141,9 @@ class Watch:
         self._heard_s = now_s
         if flowing:
             return
-        self._lost(f"no answer from the server for {SILENT_S:.0f} s; trying again")
+        self._lost(f"no answer from the server for {self._silent_s:.0f} s; trying again")
         if self._reach():
+            self._silent_s = min(2 * self._silent_s, MOST_SILENT_S)
             self._say("the server is there: starting anew")
             self._start()
 

@@ -17,10 +17,12 @@ from functools import cached_property
 from typing import Any
 
 from airtune.adapters.names import Adapter
+from airtune.engines.packing import Packed, packed, unpacked
 from airtune.errors import InputError, RunError
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario, scenario_from_dict
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate, failure_of
+from airtune.training.sizes import TextSizes, step_tokens
 from airtune.training.worker import Evaluation, Federation, MeasuredCosts, Worker
 
 ANSWER_S = 5.0
@@ -44,11 +46,25 @@ class _RemoteWorker:
         # death of an actor, here as the error that it is.
         return Worker(scenario_from_dict(self._scenario_values), device=self._device)
 
-    def train(self, job: ClientJob, adapter: Adapter) -> ClientUpdate | ClientFailure:
+    def train(
+        self, job: ClientJob, adapter: Packed, moments: Packed | None
+    ) -> tuple[ClientUpdate | ClientFailure, Packed | None, Packed | None]:
+        state = None if moments is None else unpacked(moments)
         try:
-            return self._worker.train(replace(job, adapter=adapter))
+            update = self._worker.train(
+                replace(job, adapter=unpacked(adapter), optimizer_state=state)
+            )
         except (RuntimeError, ArithmeticError) as error:
-            return failure_of(job, error)
+            return failure_of(job, error), None, None
+        kept = update.optimizer_state
+        return (
+            replace(update, adapter={}, optimizer_state=None),
+            packed(update.adapter),
+            None if kept is None else packed(kept),
+        )
+
+    def text_sizes(self) -> tuple[TextSizes, ...]:
+        return self._worker.text_sizes
 
     def call(self, name: str, *arguments: Any, **options: Any) -> Any:
         return getattr(self._worker, name)(*arguments, **options)
@@ -88,6 +104,7 @@ class RayEngine:
         gpus_per_worker: float = 0.0,
         threads: int | None = None,
     ) -> None:
+        self._scenario = scenario
         clients = scenario.cohort_size
         cores = os.cpu_count() or 1
         count = workers if workers is not None else min(cores, clients)
@@ -124,8 +141,12 @@ class RayEngine:
 
     def step_tokens(self, round: int, client: int) -> tuple[StepTokens, ...]:
         """Return the size of each local step that a client will do in a round."""
-        steps: tuple[StepTokens, ...] = self._ask("call", "step_tokens", round, client)
-        return steps
+        return step_tokens(self._scenario, self._text_sizes[client], round, client)
+
+    @cached_property
+    def _text_sizes(self) -> tuple[TextSizes, ...]:
+        sizes: tuple[TextSizes, ...] = self._ask("text_sizes")
+        return sizes
 
     def present(self) -> frozenset[int] | None:
         """Return None: every client can be asked."""
@@ -159,7 +180,7 @@ class RayEngine:
         if not waiting:
             return
         # The adapter is the same in every job: it is put on the object store once.
-        adapter = self._ray.put(waiting[0].adapter)
+        adapter = self._ray.put(packed(waiting[0].adapter))
         attempts: dict[int, int] = {}
         running: dict[Any, tuple[int, ClientJob]] = {}
         idle = list(range(len(self._workers)))
@@ -168,12 +189,11 @@ class RayEngine:
                 index, job = self._matched(waiting, idle)
                 idle.remove(index)
                 waiting.remove(job)
-                light = replace(job, adapter={})
-                running[self._workers[index].train.remote(light, adapter)] = (index, job)
+                running[self._given_out(index, job, adapter)] = (index, job)
             (done,), _ = self._ray.wait(list(running), num_returns=1)
             index, job = running.pop(done)
             try:
-                yield self._ray.get(done)
+                yield _outcome(*self._ray.get(done))
             except self._ray.exceptions.RayActorError:
                 self._workers[index] = self._new_worker()
                 attempts[job.client] = attempts.get(job.client, 0) + 1
@@ -182,6 +202,12 @@ class RayEngine:
                 else:
                     waiting.appendleft(job)
             idle.append(index)
+
+    def _given_out(self, index: int, job: ClientJob, adapter: Any) -> Any:
+        state = job.optimizer_state
+        light = replace(job, adapter={}, optimizer_state=None)
+        moments = None if state is None else packed(state)
+        return self._workers[index].train.remote(light, adapter, moments)
 
     def _matched(self, waiting: deque[ClientJob], idle: list[int]) -> tuple[int, ClientJob]:
         for job in waiting:
@@ -215,6 +241,16 @@ class RayEngine:
             except self._ray.exceptions.RayActorError:
                 self._workers[0] = self._new_worker()
         raise RunError(f"a worker died {ATTEMPTS} times: is there enough memory for the model?")
+
+
+def _outcome(
+    outcome: ClientUpdate | ClientFailure, adapter: Packed | None, moments: Packed | None
+) -> ClientUpdate | ClientFailure:
+    """Put together what a worker took apart for the way."""
+    if isinstance(outcome, ClientFailure) or adapter is None:
+        return outcome
+    state = None if moments is None else unpacked(moments)
+    return replace(outcome, adapter=unpacked(adapter), optimizer_state=state)
 
 
 def _started(address: str | None, workers: int) -> tuple[Any, bool]:

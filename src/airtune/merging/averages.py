@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from airtune.adapters.names import Adapter, pairs, units_held
 from airtune.merging.contributions import Contribution
+
+TOGETHER = 65_536
+"""Values that are averaged at a time: a call for each small entry takes longer than its sum."""
 
 
 def fedit(server: Adapter, contributions: Sequence[Contribution]) -> Adapter:
@@ -22,16 +25,43 @@ def fedit(server: Adapter, contributions: Sequence[Contribution]) -> Adapter:
     holders of each entry.
     """
     merged: Adapter = {}
-    for name, old in server.items():
+    for names in _together(server):
+        old = _flat(server, names)
         total = torch.zeros(old.shape, dtype=torch.float64)
-        weight = torch.zeros(old.shape, dtype=torch.float64)
+        # A number for as long as all entries are held by all, which is the same sum.
+        weight = torch.zeros((), dtype=torch.float64)
         for contribution in contributions:
-            held = contribution.held[name].to(torch.float64) * contribution.weight
-            total += held * contribution.values[name].to(torch.float64)
-            weight += held
+            held, value = _flat(contribution.held, names), _flat(contribution.values, names)
+            share = torch.tensor(contribution.weight, dtype=torch.float64)
+            if not bool(held.all()):
+                share = held.to(torch.float64) * contribution.weight
+            total += value.to(torch.float64).mul_(share)
+            weight = weight + share
+        weight = weight.expand(old.shape)
         average = total / torch.where(weight > 0, weight, 1.0)
-        merged[name] = torch.where(weight > 0, average, old.to(torch.float64)).to(old.dtype)
+        new = torch.where(weight > 0, average, old.to(torch.float64)).to(old.dtype)
+        parts = new.split([server[name].numel() for name in names])
+        for name, part in zip(names, parts, strict=True):
+            merged[name] = part.reshape(server[name].shape).clone()
     return merged
+
+
+def _together(server: Adapter) -> Iterator[list[str]]:
+    """Yield the entries in groups of about `TOGETHER` values: one sum for many small ones."""
+    names: list[str] = []
+    count = 0
+    for name, value in server.items():
+        names.append(name)
+        count += value.numel()
+        if count >= TOGETHER:
+            yield names
+            names, count = [], 0
+    if names:
+        yield names
+
+
+def _flat(tensors: Adapter, names: Sequence[str]) -> Tensor:
+    return torch.cat([tensors[name].reshape(-1) for name in names])
 
 
 def heterofl(server: Adapter, contributions: Sequence[Contribution]) -> Adapter:

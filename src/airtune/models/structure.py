@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -34,6 +33,7 @@ class Structure:
         return not self.channels[block] and not self.groups[block]
 
 
+@lru_cache(maxsize=8)
 def whole(shape: ModelShape) -> Structure:
     """Return the structure that keeps everything."""
     channels, groups = tuple(range(shape.mlp_channels)), tuple(range(shape.kv_heads))
@@ -49,7 +49,7 @@ def check_structure(structure: Structure, shape: ModelShape) -> None:
         if len(kept) != shape.blocks:
             raise InputError(f"structure of {len(kept)} blocks for a model of {shape.blocks}")
         for block, units in enumerate(kept):
-            ascending = all(a < b for a, b in itertools.pairwise(units))
+            ascending = list(units) == sorted(set(units))
             if units and not (ascending and units[0] >= 0 and units[-1] < count):
                 raise InputError(
                     f"structure, block {block}: {name} must be ascending indices below {count}"

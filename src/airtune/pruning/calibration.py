@@ -342,9 +342,9 @@ def _sensitivity(
     tokens = labels = 0
     loss = 0.0
     try:
-        for row in _rows(batches, SENSITIVITY_ROWS):
+        for row in _rows(batches, SENSITIVITY_ROWS, device):
             targets = row.labels[:, 1:]
-            targets = targets[targets != -100].to(device)
+            targets = targets[targets != -100]
             if not len(targets):
                 continue
             with torch.enable_grad():
@@ -383,10 +383,9 @@ class _Row:
         self.labels = batch.labels[index : index + 1, :length].to(device)
 
 
-def _rows(batches: Sequence[CalibrationBatch], count: int) -> Iterator[_Row]:
-    """Yield `count` texts spread evenly over the batches, which are sorted by length."""
+def _rows(batches: Sequence[CalibrationBatch], count: int, device: torch.device) -> Iterator[_Row]:
+    """Yield `count` texts, on a device, spread evenly over the batches, sorted by length."""
     places = [(batch, i) for batch in batches for i in range(batch.input_ids.shape[0])]
     step = max(1, len(places) // count)
-    device = batches[0].input_ids.device
     for batch, i in places[::step][:count]:
         yield _Row(batch, i, device)

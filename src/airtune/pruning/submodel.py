@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any, cast
 
@@ -60,9 +61,20 @@ def cut(
         InputError: the structure is not one of this model, or the statistics are another
             model's, or order the units otherwise than the structure does.
     """
-    check_structure(structure, shape)
-    if statistics is not None:
-        statistics.check_shape(shape)
+    layers = cut_layers(model, shape, structure, statistics)
+    submodel = skeleton(model, shape, structure)
+    blocks = blocks_of(submodel, shape)
+    for (index, name), layer in layers.items():
+        blocks[index].set_submodule(name, layer)
+    for index in range(shape.blocks):
+        groups = len(structure.groups[index])
+        if 0 < groups < shape.kv_heads:
+            tell_head_counts(blocks[index].get_submodule(shape.table.attention), groups, shape)
+    return submodel
+
+
+def skeleton(model: nn.Module, shape: ModelShape, structure: Structure) -> nn.Module:
+    """Return the model's modules anew, on the very same weights, without the dropped blocks."""
     shared = {id(t): t for t in chain(model.parameters(), model.buffers())}
     submodel: Any = copy.deepcopy(model, shared)
     submodel.config.use_cache = False  # caches count on every block having attention
@@ -70,9 +82,38 @@ def cut(
     for index in range(shape.blocks):
         if structure.dropped(index):
             blocks[index] = NoBlock()
-        else:
-            _cut_block(blocks[index], index, shape, structure, statistics)
     return submodel
+
+
+def cut_layers(
+    model: nn.Module,
+    shape: ModelShape,
+    structure: Structure,
+    statistics: Statistics | None = None,
+) -> dict[tuple[int, str], nn.Module]:
+    """Return what a submodel has in place of the model's own layers, by block and name.
+
+    Args:
+        model: as for `cut`.
+        shape: as for `cut`.
+        structure: as for `cut`.
+        statistics: as for `cut`.
+
+    Returns:
+        Smaller linear layers, and a `NoAttention` where an attention was.
+
+    Raises:
+        InputError: as for `cut`.
+    """
+    check_structure(structure, shape)
+    if statistics is not None:
+        statistics.check_shape(shape)
+    layers: dict[tuple[int, str], nn.Module] = {}
+    for index, block in enumerate(blocks_of(model, shape)):
+        if not structure.dropped(index):
+            found = _cut_block(block, index, shape, structure, statistics)
+            layers |= {(index, name): layer for name, layer in found}
+    return layers
 
 
 def stand_in(
@@ -91,7 +132,7 @@ def _cut_block(
     shape: ModelShape,
     structure: Structure,
     statistics: Statistics | None,
-) -> None:
+) -> Iterator[tuple[str, nn.Module]]:
     for unit, total in (("group", shape.kv_heads), ("mlp", shape.mlp_channels)):
         units = structure.units(index, unit)
         extra = stand_in(structure, statistics, index) if unit == "mlp" else None
@@ -99,7 +140,7 @@ def _cut_block(
             continue
         layers = [m for m in shape.matrices if unit in (m.inputs.unit, m.outputs.unit)]
         if not units:
-            _remove_attention(block, index, shape, layers, statistics)
+            yield shape.table.attention, _no_attention(block, index, layers, statistics)
             continue
         for matrix in layers:
             layer = block.get_submodule(matrix.name)
@@ -111,9 +152,7 @@ def _cut_block(
             else:
                 sublayer = None if statistics is None else statistics.sublayer(index, unit)
                 new = _cut_output(layer, matrix, units, total, sublayer, extra)
-            block.set_submodule(matrix.name, new)
-        if unit == "group":
-            _tell_head_counts(block.get_submodule(shape.table.attention), len(units), shape)
+            yield matrix.name, new
 
 
 def _cut_output(
@@ -147,13 +186,9 @@ def _cut_output(
     return layer_like(layer, fitted, constant if bias is None else bias.float() + constant)
 
 
-def _remove_attention(
-    block: nn.Module,
-    index: int,
-    shape: ModelShape,
-    layers: list[Matrix],
-    statistics: Statistics | None,
-) -> None:
+def _no_attention(
+    block: nn.Module, index: int, layers: list[Matrix], statistics: Statistics | None
+) -> NoAttention:
     layer = block.get_submodule(layers[-1].name)
     bias: Any = layer.bias
     constant = bias
@@ -161,10 +196,10 @@ def _remove_attention(
         weight = weight_of(layer).float()
         mean = weight @ statistics.sublayer(index, "group").mean.to(weight)
         constant = (mean if bias is None else mean + bias.float()).to(weight_of(layer).dtype)
-    block.set_submodule(shape.table.attention, NoAttention(constant))
+    return NoAttention(constant)
 
 
-def _tell_head_counts(attention: nn.Module, groups: int, shape: ModelShape) -> None:
+def tell_head_counts(attention: nn.Module, groups: int, shape: ModelShape) -> None:
     """Correct what attention modules remember of their size; most only reshape by head_dim."""
     queries = groups * (shape.query_heads // shape.kv_heads)
     counts = {"queries": queries, "groups": groups, "width": queries * shape.head_dim}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from airtune.study.apart import performed
 
 if TYPE_CHECKING:
     from airtune.engines import Engine
+    from airtune.record import RoundRecord
     from airtune.scenario import Scenario
 
 
@@ -36,19 +38,57 @@ def _run(folder: Path, task: Mapping[str, Any]) -> None:
     scenario = scenario_from_dict(task["values"])
     begun = (folder / RUN).is_file()
     other = begun and _cannot_go_on(folder, scenario.model_dump(mode="json"))
-    with tracked(task.get("trackers", []), scenario, folder, Observer()) as watch:
-        run(
-            scenario,
-            out=folder,
-            engine=partial(_engine, shared=task.get("shared")),
-            resume=begun and not other,
-            replace=other,
-            observer=watch,
-        )
+    clock = _Clock(task.get("until"))
+
+    class Watch(Observer):
+        """Ends the run, as Ctrl-C would, after the last round that there is time for."""
+
+        def started(self, initial_loss: float | None) -> None:
+            clock.began()
+
+        def round_ended(self, record: RoundRecord) -> None:
+            clock.round_ended()
+
+    try:
+        with tracked(task.get("trackers", []), scenario, folder, Watch()) as watch:
+            run(
+                scenario,
+                out=folder,
+                engine=partial(_engine, shared=task.get("shared")),
+                resume=begun and not other,
+                replace=other,
+                observer=watch,
+            )
+    except KeyboardInterrupt:
+        if clock.is_over:
+            return  # it goes on with the next call
+        raise
     write_report(folder)
     # What only a resumption needs may be gigabytes.
     for part in (CHECKPOINTS, CLIENTS) if task["keep_adapter"] else (CHECKPOINTS, CLIENTS, ADAPTER):
         shutil.rmtree(folder / part, ignore_errors=True)
+
+
+class _Clock:
+    """Says after which round a run has no time for another; `until` is as `time.time()`."""
+
+    def __init__(self, until: float | None) -> None:
+        self._until = until
+        self._last_s, self._longest_s = time.time(), 0.0
+        self.is_over = False
+
+    def began(self) -> None:
+        """Count from here on: the first round begins."""
+        self._last_s = time.time()
+
+    def round_ended(self) -> None:
+        """Take the time of a round; raises KeyboardInterrupt where there is none for the next."""
+        now = time.time()
+        self._longest_s = max(self._longest_s, now - self._last_s)
+        self._last_s = now
+        if self._until is not None and now + self._longest_s > self._until:
+            self.is_over = True
+            raise KeyboardInterrupt
 
 
 def _engine(scenario: Scenario, shared: Mapping[str, Any] | None) -> Engine:

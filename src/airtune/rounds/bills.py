@@ -175,7 +175,9 @@ def speeds_after(
     """
     speeds = list(known)
     for outcome in outcomes:
-        if isinstance(outcome, ClientUpdate) and (real := outcome.measured) is not None:
+        if not isinstance(outcome, ClientUpdate):
+            continue
+        if (real := outcome.measured) is not None and not real.emulated:
             took = real.compute_s / outcome.flops
             speeds[outcome.client] = 2.0 / (1.0 / profiles[outcome.client].effective_flops + took)
     return tuple(speeds)

@@ -12,10 +12,11 @@ from airtune.engines.local import LocalEngine
 from airtune.errors import RunError
 from airtune.record import Record, RunDirectory, read_record
 from airtune.record.folder import CLIENTS
-from airtune.rounds.cell import Cell, checked_profiles, open_cell
-from airtune.rounds.loop import opening, step
+from airtune.rounds.cell import Cell, DecideHook, checked_profiles, decide, open_cell
+from airtune.rounds.loop import opening
 from airtune.rounds.observer import Observer
 from airtune.rounds.state import State, packed, restored
+from airtune.rounds.stepping import step
 from airtune.scenario import Scenario
 
 
@@ -27,6 +28,7 @@ def run(
     resume: bool = False,
     replace: bool = False,
     observer: Observer | None = None,
+    decide: DecideHook = decide,
 ) -> Record:
     """Fine-tune over the simulated cell and leave record, adapter and checkpoints in `out`.
 
@@ -38,6 +40,7 @@ def run(
         resume: go on from the last usable checkpoint in `out`.
         replace: throw away the run that `out` holds.
         observer: told of progress.
+        decide: plans a round and assigns the clients' work; default: by the scenario's method.
 
     Returns:
         The record, as `read_record(out)` reads it.
@@ -61,7 +64,9 @@ def run(
         else:
             observer.preparing("loading model and data")
             kept = directory.path / CLIENTS
-            with open_cell(scenario, engine=engine, observer=observer, folder=kept) as cell:
+            with open_cell(
+                scenario, engine=engine, observer=observer, decide=decide, folder=kept
+            ) as cell:
                 _run_rounds(cell, directory)
     return read_record(out)
 

@@ -12,7 +12,7 @@ from airtune.study.folder import read_search, save_search, save_study
 from airtune.study.jobs import Job, jobs_of, placed, search_jobs
 from airtune.study.pools import Pool
 from airtune.study.results import Result, best_candidate, results_of
-from airtune.study.running import SHARED, Progress, carry_out
+from airtune.study.running import SHARED, UNENDED, Progress, carry_out, state_of
 from airtune.study.schema import Study
 
 
@@ -26,12 +26,14 @@ def conduct(
     plugins: Sequence[str] = (),
     keep_adapter: bool = False,
     trackers: Sequence[str] = (),
+    until: float | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Result]:
     """Do what a study still lacks and return all of its results, in its order.
 
     Every scenario is checked before anything is written or run. After a kill at any moment the
-    same call goes on: finished runs are kept, begun ones resumed.
+    same call goes on: finished runs are kept, begun ones resumed. So it does after `until`, the
+    moment (as `time.time()`) at which it stops; where the search had not ended, it has no results.
 
     Raises:
         InputError: a method or point makes no valid scenario; the folder holds another study, or
@@ -49,15 +51,18 @@ def conduct(
             common: dict[str, Any] = {
                 "at_once": at_once, "threads": threads, "watch": watch,
                 "keep_adapter": keep_adapter, "trackers": trackers,
-                "shared_bytes": study.shared_bytes,
+                "shared_bytes": study.shared_bytes, "until": until,
             }  # fmt: skip
             tuned = None
             if candidates:
                 carry_out(candidates, folder, pool, **common)
+                if any(state_of(folder, job)[0] in UNENDED for job in candidates):
+                    return []
                 tuned = choose(study, candidates, folder)
             jobs = placed(jobs_of(study, tuned, plugins), folder)
             carry_out(jobs, folder, pool, **common)
-            shutil.rmtree(folder / SHARED, ignore_errors=True)
+            if not any(state_of(folder, job)[0] in UNENDED for job in jobs):
+                shutil.rmtree(folder / SHARED, ignore_errors=True)
         finally:
             pool.close()
     finally:

@@ -18,6 +18,8 @@ from airtune.study.pools import Pool, free_bytes, needed_bytes
 SHARED = "shared"
 """The folder of work that several runs need; it is removed once all runs have ended."""
 FINISHED, FAILED, BEGUN, MISSING = "finished", "failed", "begun", "missing"
+UNENDED = (BEGUN, MISSING)
+"""What is left of runs where there was no time for more."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def carry_out(
     trackers: Sequence[str] = (),
     shared_bytes: float = 0.0,
     limit_bytes: float | None = None,
+    until: float | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
     """Do every run that is not finished, once, each with `threads` threads.
@@ -76,7 +79,8 @@ def carry_out(
     where neither is known, the first of that model runs alone. A run that fails is written down
     and the others go on. The folder's runs can be resumed after a kill at any moment.
     With `shared_bytes` above 0, work that several runs have in common is done once and kept on
-    that much disk until all have ended.
+    that much disk until all have ended. With `until` (as `time.time()`) none is begun after it,
+    and those that run end with a round before it, or are ended at it.
     """
     jobs = list({job.key: job for job in jobs}.values())
     waiting = [job for job in jobs if state_of(study_folder, job)[0] != FINISHED]
@@ -84,8 +88,11 @@ def carry_out(
     limit = free_bytes() if limit_bytes is None else limit_bytes
     peaks = _known_peaks(jobs, study_folder)
     (study_folder / RUNS).mkdir(parents=True, exist_ok=True)
-    while waiting or running:
-        while waiting and len(running) < at_once:
+    while (waiting and not _over(until)) or running:
+        if running and _over(until):
+            pool.close()
+            return
+        while waiting and len(running) < at_once and not _over(until):
             if running and not _fits([*running.values(), waiting[0]], peaks, limit):
                 break
             job = waiting.pop(0)
@@ -99,6 +106,7 @@ def carry_out(
                 "keep_adapter": keep_adapter,
                 "trackers": list(trackers),
                 "shared": _shared(study_folder, shared_bytes),
+                "until": until,
             }
             running[job.key] = job
             pool.start(job.key, task)
@@ -111,6 +119,9 @@ def carry_out(
             if beside.get("peak_bytes"):
                 model = _model_of(job)
                 peaks[model] = max(peaks.get(model, 0.0), float(beside["peak_bytes"]))
+            if error is None and state_of(study_folder, job)[0] != FINISHED:
+                total -= 1  # out of time: it goes on with the next call
+                continue
             done = total - len(waiting) - len(running)
             left_s = (time.monotonic() - begin) / done * (total - done)
             failed = beside.get("error") if error is not None else None
@@ -126,6 +137,10 @@ def _shared(study_folder: Path, limit_bytes: float) -> dict[str, Any] | None:
 
 def _note(folder: Path, values: Mapping[str, Any]) -> None:
     write_durably(sidecar_path(folder), (json.dumps(values) + "\n").encode())
+
+
+def _over(until: float | None) -> bool:
+    return until is not None and time.time() >= until
 
 
 def _fits(jobs: Sequence[Job], peaks: Mapping[str, float], limit: float) -> bool:

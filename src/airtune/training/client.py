@@ -6,7 +6,7 @@ The base weights stay frozen and never move.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +18,12 @@ from airtune.adapters.names import Adapter
 from airtune.adapters.slices import gather_adapter, scatter_adapter
 from airtune.assignment import Assignment
 from airtune.data import Batch
+from airtune.errors import RunError
 from airtune.models.loading import label_logits
 from airtune.models.structure import Structure
 from airtune.models.workload import ModelShape
 from airtune.scenario import TrainingSection
+from airtune.training.local_terms import LocalTerms, local_optimizer, with_untrained
 
 OptimizerState = dict[str, Tensor]
 """AdamW's moments by `<adapter entry>|exp_avg`, `…|exp_avg_sq` and `…|step`."""
@@ -39,6 +41,8 @@ class Measured:
     upload_s: float
     engine_s: float
     """The rest, up to the moment the server had the answer: polling, process starts."""
+    emulated: bool = False
+    """It takes the time of a profile, whose speed no round changes."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,10 @@ class ClientJob:
     """The server's adapter, of the full model."""
     optimizer_state: OptimizerState | None = None
     """AdamW's moments of the full adapter, where clients keep them between rounds."""
+    rate_round: int | None = None
+    """The round that the learning rate is of, where `round` is the client's own turn."""
+    correction: Adapter | None = None
+    """c - c_k of the full adapter, where training has control variates (SCAFFOLD)."""
 
     @property
     def client(self) -> int:
@@ -75,6 +83,8 @@ class ClientUpdate:
     train_loss: float | None
     """Mean over the local steps, per answer token; None where privacy keeps it on the device."""
     optimizer_state: OptimizerState | None = None
+    control: Adapter | None = None
+    """The client's new control variate, shaped as `adapter`, where training has them."""
     measured: Measured | None = None
     """Given: these times go on the record in place of the counted ones."""
 
@@ -90,7 +100,17 @@ class ClientFailure:
 
 
 def failure_of(job: ClientJob, error: Exception) -> ClientFailure:
-    """Report what a client's work ended with in one line, for the record."""
+    """Report what a client's work ended with in one line, for the record.
+
+    Raises:
+        RunError: the memory of the GPU that simulates the device is used up. That says nothing
+            of the device, and a round without the client would be another method's.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        raise RunError(
+            "the GPU's memory is used up (of the machine that simulates, not of a device): do "
+            "fewer runs at once, or lower training.batch_size; --resume goes on"
+        ) from None
     lines = str(error).strip().splitlines() or [""]
     return ClientFailure(job.client, f"{type(error).__name__}: {lines[0]}")
 
@@ -102,6 +122,8 @@ class Trained:
     adapter: Adapter
     optimizer_state: OptimizerState | None
     train_loss: float
+    control: Adapter | None = None
+    """The mean of the steps' gradients, where a correction was given."""
 
 
 def train(
@@ -113,8 +135,9 @@ def train(
     optimizer_state: OptimizerState | None = None,
     *,
     freezes_a: bool = False,
+    correction: Adapter | None = None,
 ) -> Trained:
-    """Fine-tune the adapter for one AdamW step a batch; loss on answer tokens only.
+    """Fine-tune the adapter for one optimiser step a batch; loss on answer tokens only.
 
     Args:
         submodel: the client's model, cut or whole; its own weights stay as they are.
@@ -124,11 +147,12 @@ def train(
         section: learning rate, weight decay, gradient-norm bound.
         optimizer_state: AdamW's moments to go on from, in the submodel's shapes.
         freezes_a: train B alone.
+        correction: c - c_k of SCAFFOLD, in the submodel's shapes, added to every step's gradient.
 
     Returns:
-        The new adapter and, where `section.keep_optimizer`, the new moments.
+        The new adapter and, where `section.keep_optimizer`, the new moments; with a correction
+        also the new control variate.
     """
-    losses = []
     with adapted(submodel, config, adapter) as peft_model:
         peft_model.train()
         for name, parameter in peft_model.named_parameters():
@@ -139,31 +163,62 @@ def train(
             for name, parameter in peft_model.named_parameters()
             if parameter.requires_grad
         }
-        optimizer = torch.optim.AdamW(
-            named.values(), lr=section.learning_rate, weight_decay=section.weight_decay
+        kept, train_loss, control = fit(
+            peft_model, named, batches, section, optimizer_state, correction
         )
-        if optimizer_state is not None:
-            for name, parameter in named.items():
-                moments = {key: optimizer_state[f"{name}|{key}"].clone() for key in _MOMENTS}
-                for key in _SHAPED:
-                    moments[key] = moments[key].to(parameter.device)
-                optimizer.state[parameter] = moments
-        for batch in batches:
-            loss = answer_token_loss(peft_model, batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(named.values(), section.max_grad_norm)
-            optimizer.step()
-            losses.append(float(loss.detach()))
-        kept = None
-        if section.keep_optimizer:
-            kept = {
-                f"{name}|{key}": optimizer.state[parameter][key].detach().cpu().clone()
-                for name, parameter in named.items()
-                for key in _MOMENTS
-            }
         trained = values_of(peft_model)
-    return Trained(trained, kept, sum(losses) / len(losses))
+    return Trained(trained, kept, train_loss, with_untrained(control, trained))
+
+
+def fit(
+    model: nn.Module,
+    named: Mapping[str, nn.Parameter],
+    batches: Sequence[Batch],
+    section: TrainingSection,
+    optimizer_state: OptimizerState | None = None,
+    correction: Adapter | None = None,
+) -> tuple[OptimizerState | None, float, Adapter | None]:
+    """Train the named parameters of a model, where they are, as `train` does.
+
+    Args:
+        model: with an adapter on it, in training mode.
+        named: what to train, by the adapter's names.
+        batches: one a local step.
+        section: as for `train`.
+        optimizer_state: as for `train`.
+        correction: as for `train`.
+
+    Returns:
+        The new moments where `section.keep_optimizer`, the mean loss over the steps, and with a
+        correction the new control variate of what was trained.
+    """
+    parameters = list(named.values())
+    optimizer = local_optimizer(section, named)
+    terms = LocalTerms(named, section.proximal_mu, correction)
+    if optimizer_state is not None:
+        for name, parameter in named.items():
+            moments = {key: optimizer_state[f"{name}|{key}"].clone() for key in _MOMENTS}
+            for key in _SHAPED:
+                moments[key] = moments[key].to(parameter.device)
+            optimizer.state[parameter] = moments
+    losses = []
+    for batch in batches:
+        loss = answer_token_loss(model, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        terms.before_clipping()
+        nn.utils.clip_grad_norm_(parameters, section.max_grad_norm)
+        terms.after_clipping()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    kept = None
+    if section.keep_optimizer:
+        kept = {
+            f"{name}|{key}": optimizer.state[parameter][key].detach().cpu().clone()
+            for name, parameter in named.items()
+            for key in _MOMENTS
+        }
+    return kept, sum(losses) / len(losses), terms.control(len(losses))
 
 
 def gather_moments(

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 
 import torch
 from peft import LoraConfig
-from torch import nn
 
 from airtune.adapters.few_bits import rounded_change
 from airtune.adapters.lora import (
@@ -42,13 +41,13 @@ from airtune.models.workload import (
     realised_pruning,
     training_flops,
 )
-from airtune.pruning import Statistics, cached_calibration, calibrate, choose, cost_curve, cut
+from airtune.pruning import Statistics, cached_calibration, calibrate, choose, cost_curve
 from airtune.pruning.calibration import SENSITIVITY_ROWS
 from airtune.pruning.selection import selection_of
 from airtune.randomness import derived_seed, generator
 from airtune.record.temporary import TemporaryFolder
 from airtune.scenario import Scenario
-from airtune.training.client import ClientJob, ClientUpdate, gather_moments, scatter_moments, train
+from airtune.training.client import ClientJob, ClientUpdate, fit, gather_moments, scatter_moments
 from airtune.training.evaluation import (
     answer_loss,
     check_choices_fit,
@@ -56,6 +55,9 @@ from airtune.training.evaluation import (
     group_losses,
     label_accuracy,
 )
+from airtune.training.local_terms import with_untrained
+from airtune.training.placements import Placements
+from airtune.training.sizes import TextSizes, sizes_of, step_tokens, tokens_of
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,10 @@ class Worker:
         self.shape, self._fingerprint = loaded.shape, loaded.fingerprint
         self._targets = loaded.lora_targets
         self._rule = rule_of(scenario)
+        self._placements = Placements(self._model, self.shape)
         self._load_data()
+        # A round's new start is the same for all clients of a rank.
+        self._restart = lru_cache(maxsize=4)(self._new_adapter)
         # By client; None: of the server's text, which all are cut by.
         self._statistics: dict[int | None, Statistics] = {}
         self._costs: dict[int | None, MeasuredCosts] = {}
@@ -210,8 +215,12 @@ class Worker:
 
     def step_tokens(self, round: int, client: int) -> tuple[StepTokens, ...]:
         """Return the size of each local step of a round, counted from its very batches."""
-        steps = self.scenario.training.local_steps
-        return tuple(tokens_of(batch) for batch in self.batches(round, client, steps))
+        return step_tokens(self.scenario, self.text_sizes[client], round, client)
+
+    @cached_property
+    def text_sizes(self) -> tuple[TextSizes, ...]:
+        """Each client's training examples, counted."""
+        return tuple(map(sizes_of, self._train_data))
 
     def train(self, job: ClientJob) -> ClientUpdate:
         """Cut, fine-tune and answer as the assignment says, as the client's device would."""
@@ -226,7 +235,7 @@ class Worker:
         scale = section.lora_alpha / section.lora_rank
         transposed = self.shape.table.transposed
         with merged_into_base(self._model, job.adapter, scale, transposed=transposed):
-            start = self._new_adapter(assigned.mode.rank, seed)
+            start = self._restart(assigned.mode.rank, seed)
             return self._train(replace(job, adapter=start))
 
     def _train(self, job: ClientJob) -> ClientUpdate:
@@ -235,25 +244,30 @@ class Worker:
         steps = max(mode.local_steps, section.local_steps)
         drawn = self.batches(job.round, job.client, steps)[: mode.local_steps]
         batches = [batch.to(self._device) for batch in drawn]
-        structure, submodel = self._submodel(job)
+        structure, refit = self._cut_of(job)
         moments = None
         if job.optimizer_state is not None:
             moments = gather_moments(job.optimizer_state, structure, shape)
         start_values = gather_adapter(job.adapter, structure, shape)
-        trained = train(
-            submodel,
-            self._config(mode.rank),
-            start_values,
-            batches,
-            section.in_round(job.round, self.scenario.rounds),
-            moments,
-            freezes_a=mode.freezes_a,
-        )
-        if trained.optimizer_state is not None:
-            moments = scatter_moments(
-                trained.optimizer_state, job.optimizer_state, job.adapter, structure, shape
+        correction = None
+        if job.correction is not None:
+            correction = gather_adapter(leading(job.correction, mode.rank), structure, shape)
+        with self._placements.submodel(
+            structure, self._config(mode.rank), start_values, refit, freezes_a=mode.freezes_a
+        ) as (placed, parameters):
+            new_moments, train_loss, control = fit(
+                placed.peft_model,
+                parameters,
+                batches,
+                section.in_round(job.rate_round or job.round, self.scenario.rounds),
+                moments,
+                correction,
             )
-        sent = trained.adapter
+            sent = placed.values()
+        if new_moments is not None:
+            moments = scatter_moments(
+                new_moments, job.optimizer_state, job.adapter, structure, shape
+            )
         if mode.sends_change:
             seed = derived_seed(self.scenario.seed, "rounding", round=job.round, client=job.client)
             sent = rounded_change(start_values, sent, mode.bits_per_value, seed=seed)
@@ -267,8 +281,9 @@ class Worker:
             flops=sum(training_flops(shape, sizes, tokens_of(b), mode) for b in batches),
             uplink_bits=payload_bits(shape, sizes, mode),
             examples=len(self._train_data[job.client]),
-            train_loss=trained.train_loss,
+            train_loss=train_loss,
             optimizer_state=moments,
+            control=with_untrained(control, sent),
         )
 
     def evaluate(
@@ -285,8 +300,7 @@ class Worker:
         scenario = self.scenario
         metrics: dict[str, float] = {}
         own: list[float] = []
-        with adapted(self._model, self._config(rank_of(adapter)), adapter) as model:
-            model.eval()
+        with self._placements.whole(self._config(rank_of(adapter)), adapter) as model:
             loss = answer_loss(model, self._test_batches)
             choices, section = self._task.choices, scenario.evaluation
             asked = final or section.metrics_every_round
@@ -324,12 +338,14 @@ class Worker:
         if self._on_disk is not None:
             self._on_disk.remove()
 
-    def _submodel(self, job: ClientJob) -> tuple[Structure, nn.Module]:
-        """Cut the client's submodel; without pruning there is nothing to calibrate for."""
+    def _cut_of(self, job: ClientJob) -> tuple[Structure, Statistics | None]:
+        """Return what the client's submodel keeps, and what to refit it on.
+
+        Without pruning there is nothing to calibrate for.
+        """
         client, pruning = job.client, job.assignment.pruning
         if pruning == 0:
-            structure = whole(self.shape)
-            return structure, cut(self._model, self.shape, structure)
+            return whole(self.shape), None
         section = self.scenario.pruning
         statistics = self._calibrated(client)
         select = selection_of(
@@ -340,8 +356,7 @@ class Worker:
             multiple=self.shape.channel_multiple,
         )
         structure = choose(statistics, self.shape, pruning, section.units, select=select)
-        refit = statistics if section.refit else None
-        return structure, cut(self._model, self.shape, structure, refit)
+        return structure, statistics if section.refit else None
 
     def _calibrated(self, client: int) -> Statistics:
         """Return the statistics that the client is cut by, read from their text once."""
@@ -384,11 +399,3 @@ class Worker:
         return cost_curve(
             self._calibrated(client), self.shape, section.units, max_pruning=section.max_pruning
         )
-
-
-def tokens_of(batch: Batch) -> StepTokens:
-    """Count what a step on this batch computes: rows, padded length, answer tokens."""
-    rows, length = batch.input_ids.shape
-    return StepTokens(
-        rows=rows, length=length, label_tokens=int(torch.count_nonzero(batch.labels != -100))
-    )

@@ -1,0 +1,270 @@
+"""The studies at ten times the length on one GPU, in short calls that go on with one another.
+
+    python experiments/gpu/run.py --models FOLDER --data FOLDER --work FOLDER --out FOLDER
+
+README.md beside this file has the exact calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+STUDIES = ("clinc150", "gsm8k", "yahoo", "gemma", "large")
+SOURCES = {"clinc150": "clinc150", "gsm8k": "gsm8k", "yahoo": "yahoo", "gemma": "clinc150",
+           "large": "clinc150"}  # fmt: skip
+"""The folder below --data that each study reads."""
+GGUF_FILES = {
+    "smollm2-135m-instruct": (
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "gemma-3-270m": (
+        "gemma-3-270m-q4_k_m.gguf",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
+MARGIN_S = 20.0
+"""Kept of the call's time to end processes and write the archives."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the options ask; return the exit status."""
+    begin = time.time()
+    given = _parser().parse_args(arguments)
+    if given.split is not None:
+        from parts import split
+
+        for path in split(given.split, given.out, int(given.part_mib * 2**20)):
+            print(path)
+        return 0
+    lacking = _bare_packages(given)
+    if lacking:
+        return _refused(lacking)
+    from airtune.errors import InputError
+
+    try:
+        return _chunk(given, begin + 60 * given.minutes - MARGIN_S)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--models", type=Path, help="what has arrived of models; may be parts")
+    parser.add_argument("--data", type=Path, help="folders clinc150, gsm8k, yahoo: docs/data.md")
+    parser.add_argument("--work", type=Path, default=Path("runs/gpu"), help="stays on the machine")
+    parser.add_argument("--out", type=Path, default=Path("gpu-out"), help="to be carried back")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of this call (default 9)")
+    parser.add_argument("--studies", default="clinc150,gsm8k", help=f"of {', '.join(STUDIES)}")
+    parser.add_argument("--large-model", type=Path, help="its folder, for the study large")
+    parser.add_argument("--jobs", type=int, help="runs at once (default: by memory and cores)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
+    parser.add_argument("--part-mib", type=float, default=15.0, help="largest file of --out")
+    parser.add_argument("--check", action="store_true", help="say what is missing, and end")
+    parser.add_argument("--cpu", action="store_true", help="without a GPU, for a try")
+    parser.add_argument("--split", type=Path, metavar="FILE", help="cut FILE into --out, and end")
+    return parser
+
+
+def _bare_packages(given: argparse.Namespace) -> list[str]:
+    """Look for packages before anything is imported that needs one."""
+    sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]
+    # Processes that are started for the runs look there too.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [sys.path[1], *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    import machine
+
+    return machine.packages(machine.PACKAGES.items())
+
+
+def _refused(lacking: Sequence[str]) -> int:
+    for line in lacking:
+        print(f"missing: {line}", file=sys.stderr)
+    return 2
+
+
+def _chunk(given: argparse.Namespace, until: float) -> int:
+    import machine
+    import parts
+
+    work: Path = given.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("AIRTUNE_CACHE", str(work / "cache"))
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for source, name in ((given.models, "models"), (given.data, "data")):
+        if source is not None:
+            parts.take(source, work / name)
+    lacking = parts.join(work / "models")
+    studies = {name: _study(name, given, work) for name in given.studies.split(",")}
+    found: machine.Gpu | None = None
+    if given.cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        found, ways = machine.gpu(machine.probe())
+        lacking += ways
+    lacking += machine.disk(work, 0 if given.cpu else machine.LEAST_DISK_BYTES)
+    for name, study in studies.items():
+        lacking += [f"{name}: {line}" for line in _inputs(study, given, work)]
+    if lacking:
+        return _refused(lacking)
+    at_once = {name: _at_once(study, found, given) for name, study in studies.items()}
+    for name, count in at_once.items():
+        print(f"{name}: {count} runs at once on {found.name if found else 'the CPU'}", flush=True)
+    if 0 in at_once.values():
+        return _refused(["room in the GPU's memory for one run: lower evaluation.batch_size"])
+    if given.check:
+        return 0
+    return _go(studies, at_once, given, work, until)
+
+
+def _study(name: str, given: argparse.Namespace, work: Path) -> Any:
+    from airtune.errors import InputError
+    from airtune.study import load_study
+
+    file = Path(name)
+    if file.suffix == ".toml":
+        return load_study(file, given.sets)
+    if name not in STUDIES:
+        raise InputError(f"--studies '{name}': allowed are {', '.join(STUDIES)}, or a study's file")
+    sets = [f"task.source={work / 'data' / SOURCES[name]}", *given.sets]
+    if name == "large":
+        if given.large_model is None:
+            raise InputError("--studies large needs --large-model FOLDER")
+        sets = [f"model.id={given.large_model.resolve()}", *sets]
+    return load_study(HERE / f"{name}.toml", sets)
+
+
+def _model(study: Any) -> dict[str, Any]:
+    from airtune.study.jobs import jobs_of
+
+    return dict(jobs_of(study)[0].values["model"])
+
+
+def _inputs(study: Any, given: argparse.Namespace, work: Path) -> list[str]:
+    """Return what a study's runs would not find: the model's file, the data."""
+    import machine
+
+    from airtune.models.assets import cache_dir
+
+    lines, model = [], _model(study)
+    source = study.set.get("task.source")
+    if source is not None and not Path(source).is_dir():
+        lines.append(f"data: no folder {source}: carry it as {Path(source).name} below --data")
+    if model["id"] in GGUF_FILES:
+        name, digest = GGUF_FILES[model["id"]]
+        done = cache_dir() / "models" / f"{model['id']}-float32" / "complete.json"
+        if not done.is_file():
+            lines += machine.packages([("gguf", machine.GGUF)])
+            if not (work / "models" / name).is_file():
+                lines.append(
+                    f"the model's file {name} (SHA-256 {digest[:12]}…): carry it, whole or in "
+                    "parts (--split), below --models"
+                )
+    elif model["id"] != "tiny" and not Path(model["id"]).is_dir():
+        lines.append(f"the model's folder {model['id']}")
+    return lines
+
+
+def _at_once(study: Any, found: Any, given: argparse.Namespace) -> int:
+    import machine
+
+    from airtune.study.jobs import jobs_of
+    from airtune.study.pools import free_cores
+
+    if given.jobs is not None or found is None:
+        return given.jobs or max(1, free_cores() - 1)
+    values = jobs_of(study)[0].values
+    parameters, vocab = _size(values["model"])
+    each = machine.run_bytes(values, parameters, vocab)
+    return machine.runs_at_once(found.free_bytes, each, free_cores())
+
+
+def _size(model: dict[str, Any]) -> tuple[float, int]:
+    """Return a model's parameters, from its files or as published, and its vocabulary."""
+    from airtune.models.shapes import SHAPES
+
+    if model["id"] in SHAPES:
+        parameters = {"smollm2-135m-instruct": 1.35e8, "gemma-3-270m": 2.7e8}.get(model["id"], 1e5)
+        return parameters, SHAPES[model["id"]].vocab
+    folder = Path(model["id"])
+    weights = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return weights / 2, int(config["vocab_size"])
+
+
+def _go(
+    studies: dict[str, Any],
+    at_once: dict[str, int],
+    given: argparse.Namespace,
+    work: Path,
+    until: float,
+) -> int:
+    """Convert models, then do one study after the other until the time is over."""
+    import parts
+
+    from airtune.study.running import UNENDED
+
+    failed = 0
+    for name, study in studies.items():
+        _convert(_model(study)["id"], work)
+        folder = work / "studies" / study.name
+        came = parts.unpack(given.out, study.name, folder)
+        if came:
+            print(f"{name}: {came} runs of earlier calls", flush=True)
+        results = _conducted(study, folder, at_once[name], until)
+        for path in parts.pack(folder, given.out, study.name, int(given.part_mib * 2**20)):
+            print(f"{path}  {path.stat().st_size / 2**20:.2f} MiB", flush=True)
+        left = sum(one.status in UNENDED for one in results)
+        failed += sum(one.status == "failed" for one in results)
+        print(f"{name}: {len(results) - left} of {len(results)} runs have ended", flush=True)
+        if left or not results or time.time() >= until:
+            print("out of time: the same call goes on", flush=True)
+            break
+    return 1 if failed else 0
+
+
+def _convert(model: str, work: Path) -> None:
+    """Unpack a GGUF file once, for all runs."""
+    if model not in GGUF_FILES:
+        return
+    from parts import digest_of
+
+    from airtune.errors import InputError
+    from airtune.models.builtin import packed_folder
+
+    name, wanted = GGUF_FILES[model]
+    file = work / "models" / name
+    if file.is_file() and digest_of(file) != wanted:
+        raise InputError(f"{file}: its SHA-256 is {digest_of(file)}, not {wanted}: carry it again")
+    packed_folder(model, file if file.is_file() else None)
+
+
+def _conducted(study: Any, folder: Path, at_once: int, until: float) -> list[Any]:
+    from airtune.rounds.apart import perform
+    from airtune.study.conduct import conduct
+    from airtune.study.pools import ProcessPool
+
+    def tell(progress: Any) -> None:
+        state = progress.error or "done"
+        print(f"{progress.done}/{progress.total}  {progress.where}: {state}", flush=True)
+
+    def pool() -> ProcessPool:
+        return ProcessPool(perform, preload=["airtune.rounds.running"])
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return conduct(study, folder, pool, at_once=at_once, threads=1, until=until, watch=tell)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

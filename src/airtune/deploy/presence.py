@@ -1,0 +1,124 @@
+"""A round is planned over the devices that are connected when it begins.
+
+A client whose device is away is not told anything and holds no share of the band; the record says
+that it was not connected. It takes part again in the round after its device is back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.assignment import Assignment, PlannedTimes
+from airtune.channel import ChannelState
+from airtune.planning.inputs import Link, Situation
+from airtune.planning.problem import Plan
+from airtune.rounds.cell import Cell, DecideHook, Decision
+from airtune.rounds.cell import decide as decide_for_all
+
+Value = TypeVar("Value")
+
+_NO_TIME = PlannedTimes(downlink_s=0.0, compute_s=0.0, upload_s=0.0, round_s=0.0)
+_ARRAYS = (
+    "pruning", "bandwidth_hz", "rate_bps", "downlink_s", "compute_s", "upload_s", "total_s",
+    "blocks", "energy_j",
+)  # fmt: skip
+
+
+def deciding_among(present: Callable[[], frozenset[int]]) -> DecideHook:
+    """Return the hook that plans a round over the clients whose devices are connected.
+
+    Args:
+        present: returns them.
+    """
+
+    def decide(cell: Cell, situation: Situation) -> Decision:
+        connected = present()
+        at = np.array([k for k, one in enumerate(situation.cohort) if one in connected], np.intp)
+        if at.size in (0, len(situation.cohort)):  # nobody: the round fails, and says why
+            return decide_for_all(cell, situation)
+        return _among_all(decide_for_all(cell, part_of(situation, at)), situation, at)
+
+    return decide
+
+
+def is_away(assignment: Assignment) -> bool:
+    """Say whether an assignment is that of a client whose device was away when it was planned."""
+    return assignment.bandwidth_hz == 0.0
+
+
+def part_of(situation: Situation, at: NDArray[np.intp]) -> Situation:
+    """Return the situation of some clients of the cohort alone; the broadcast is for them.
+
+    Args:
+        situation: the round's.
+        at: their places in the cohort, ascending.
+    """
+    whole = situation.link.air
+    assert whole.has_snr is not None
+    air = ChannelState(
+        whole.snr_hz[at],
+        whole.max_spectral_efficiency[at],
+        whole.downlink_rate_bps[at],
+        whole.has_snr[at],
+    )
+    link = Link(air, situation.link.needed_bits[at])
+    downlink_s = link.needed_s(link.everyone)
+    return replace(
+        situation,
+        cohort=_of(situation.cohort, at),
+        profiles=_of(situation.profiles, at),
+        loads=_of(situation.loads, at),
+        modes=_of(situation.modes, at),
+        link=link,
+        problem=replace(situation.problem.of_clients(at), downlink_s=downlink_s),
+        queues=situation.queues[at],
+    )
+
+
+def _of(values: tuple[Value, ...], at: NDArray[np.intp]) -> tuple[Value, ...]:
+    return tuple(values[k] for k in at)
+
+
+def _among_all(made: Decision, situation: Situation, at: NDArray[np.intp]) -> Decision:
+    """Return a decision over some clients as one over the cohort; the others have no band."""
+    planned: list[Assignment | None] = [
+        Assignment(
+            client=client,
+            mode=mode,
+            pruning=0.0,
+            bandwidth_hz=0.0,
+            rate_bps=0.0,
+            downlink_rate_bps=0.0,
+            downlink_bits=0.0,
+            planned=_NO_TIME,
+        )
+        for client, mode in zip(situation.cohort, situation.modes, strict=True)
+    ]
+    modes: list[str | None] = [None] * len(situation.cohort)
+    for k, place in enumerate(at):
+        planned[place] = made.assignments[k]
+        modes[place] = None if made.plan.modes is None else made.plan.modes[k]
+    names = situation.problem.names
+    return Decision(_spread(made.plan, names, at, modes), tuple(planned))
+
+
+def _spread(
+    plan: Plan, names: tuple[str, ...], at: NDArray[np.intp], modes: Sequence[str | None]
+) -> Plan:
+    clients = len(names)
+    wide: dict[str, Any] = {}
+    for field in _ARRAYS:
+        if (values := getattr(plan, field)) is not None:
+            wide[field] = np.zeros(clients, values.dtype)
+            wide[field][at] = values
+    losses = None
+    if plan.losses is not None:
+        losses = np.ones(clients)  # who is away contributes nothing
+        losses[at] = plan.losses
+    kept = None if plan.modes is None else tuple(modes)
+    return replace(plan, names=names, modes=kept, losses=losses, **wide)

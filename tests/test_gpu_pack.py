@@ -1,0 +1,256 @@
+"""The GPU pack: what is missing is said, files travel in parts, runs stop in time and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from airtune.errors import InputError
+from airtune.rounds.apart import perform
+from airtune.study import load_study
+from airtune.study.jobs import Job, jobs_of
+from airtune.study.running import BEGUN, FINISHED, MISSING, carry_out, folder_of, state_of
+
+ROOT = Path(__file__).resolve().parents[1]
+PACK = ROOT / "experiments" / "gpu"
+SMOKE = ROOT / "experiments" / "core" / "smoke.toml"
+STUDY = f"""
+name = "try"
+base = "{SMOKE}"
+seeds = [0]
+include = ["fedit", "exact"]
+set.task.eval_examples = 4
+set.evaluation.generate = true
+set.evaluation.generate_examples = 2
+[budget]
+rounds = 4
+"""
+
+
+@pytest.fixture
+def pack(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    monkeypatch.syspath_prepend(str(PACK))
+    import machine
+    import parts
+    import run
+
+    yield SimpleNamespace(machine=machine, parts=parts, run=run)
+    for name in ("machine", "parts", "run"):
+        sys.modules.pop(name)
+
+
+def rounds_of(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "rounds.jsonl").read_text().splitlines()
+    return [{**json.loads(line), "wall_s": None} for line in lines]
+
+
+def jobs(tmp_path: Path) -> list[Job]:
+    file = tmp_path / "try.toml"
+    file.write_text(STUDY)
+    return jobs_of(load_study(file))
+
+
+def task_of(job: Job, study_folder: Path, until: float | None) -> dict[str, Any]:
+    folder = str(folder_of(study_folder, job.key))
+    return {"folder": folder, "values": job.values, "threads": 1, "keep_adapter": False,
+            "until": until}  # fmt: skip
+
+
+def test_a_run_out_of_time_ends_with_a_round_and_goes_on_to_the_same_record(
+    tmp_path: Path,
+) -> None:
+    job = jobs(tmp_path)[1]
+    for expected in (1, 2):
+        assert perform(task_of(job, tmp_path / "a", until=1.0)) is None
+        assert state_of(tmp_path / "a", job) == (BEGUN, None)
+        assert len(rounds_of(folder_of(tmp_path / "a", job.key))) == expected
+    for study in ("a", "b"):
+        assert perform(task_of(job, tmp_path / study, until=time.time() + 1e6)) is None
+        assert state_of(tmp_path / study, job) == (FINISHED, None)
+    one, other = (rounds_of(folder_of(tmp_path / study, job.key)) for study in ("a", "b"))
+    assert one == other
+
+
+class _Pool:
+    """Ends each task in the second call; remembers."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.closed = False
+
+    def start(self, key: str, task: Any) -> None:
+        self.begun.append(key)
+
+    def ended(self, timeout_s: float) -> dict[str, str | None]:
+        return {}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_after_the_time_no_run_begins_and_those_that_run_are_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed, pool, now = jobs(tmp_path), _Pool(), [100.0]
+    carry_out(listed, tmp_path, pool, at_once=2, threads=1, until=1.0, limit_bytes=1e12)
+    assert (pool.begun, pool.closed) == ([], False)
+
+    def clock() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    monkeypatch.setattr("airtune.study.running.time.time", clock)
+    carry_out(listed, tmp_path, pool, at_once=2, threads=1, until=120.0, limit_bytes=1e12)
+    assert sorted(pool.begun) == sorted(job.key for job in listed)
+    assert pool.closed
+    assert state_of(tmp_path, listed[0])[0] == MISSING
+
+
+def test_a_model_in_parts_is_put_together_once_all_are_there(
+    pack: SimpleNamespace, tmp_path: Path
+) -> None:
+    whole, sent, store = tmp_path / "m.gguf", tmp_path / "sent", tmp_path / "store"
+    whole.write_bytes(os.urandom(2500))
+    first, second, third, manifest = pack.parts.split(whole, sent, 1000)
+    assert [p.stat().st_size for p in (first, second, third)] == [1000, 1000, 500]
+    third.rename(tmp_path / "later")
+    pack.parts.take(sent, store)
+    assert pack.parts.join(store) == [f"m.gguf: of its 3 parts not here: {third.name}"]
+    # The next call brings the rest alone.
+    for path in (first, second, manifest):
+        path.unlink()
+    (tmp_path / "later").rename(third)
+    pack.parts.take(sent, store)
+    assert pack.parts.join(store) == []
+    assert (store / "m.gguf").read_bytes() == whole.read_bytes()
+    assert sorted(p.name for p in store.iterdir()) == ["m.gguf", manifest.name]
+
+
+def test_a_damaged_part_is_refused(pack: SimpleNamespace, tmp_path: Path) -> None:
+    whole = tmp_path / "m.gguf"
+    whole.write_bytes(os.urandom(1500))
+    first, *_ = pack.parts.split(whole, tmp_path / "store", 1000)
+    first.write_bytes(bytes(1000))
+    with pytest.raises(InputError, match="a part is damaged"):
+        pack.parts.join(tmp_path / "store")
+
+
+def test_what_is_missing_of_a_gpu_is_said(pack: SimpleNamespace) -> None:
+    known = {"torch": "2.13.0", "cuda_build": "13.0", "available": True, "name": "G",
+             "free_bytes": 8e10, "total_bytes": 8.5e10, "bfloat16": True}  # fmt: skip
+    found, lines = pack.machine.gpu(known)
+    assert (found.free_bytes, lines) == (8e10, [])
+    for change, said in (
+        ({"error": "No module named 'torch'"}, "No module named 'torch'"),
+        ({"cuda_build": None}, "built without CUDA"),
+        ({"available": False}, "driver"),
+        ({"bfloat16": False}, "model.dtype=float32"),
+    ):
+        none, (line,) = pack.machine.gpu({**known, **change})
+        assert none is None
+        assert said in line
+
+
+def test_what_is_missing_of_packages_and_disk_is_said(
+    pack: SimpleNamespace, tmp_path: Path
+) -> None:
+    assert pack.machine.packages(pack.machine.PACKAGES.items()) == []
+    (absent, old) = pack.machine.packages([("no-such-package", "1.0"), ("numpy", "99.0")])
+    assert "no-such-package (at least 1.0)" in absent
+    assert "too old (at least 99.0)" in old
+    assert pack.machine.packages([("numpy", "2.0")]) == []
+    assert pack.machine.disk(tmp_path, 1.0) == []
+    (full,) = pack.machine.disk(tmp_path, 1e18)
+    assert "GB free" in full
+
+
+def test_runs_share_a_gpu_by_their_memory(pack: SimpleNamespace) -> None:
+    needs = {}
+    for name in ("clinc150", "gsm8k"):
+        values = jobs_of(load_study(PACK / f"{name}.toml"))[0].values
+        needs[name] = pack.machine.run_bytes(values, 1.35e8, 49_152)
+    assert needs["gsm8k"] > needs["clinc150"]  # longer texts
+    assert pack.machine.runs_at_once(80e9, 10e9, 16) == 7
+    assert pack.machine.runs_at_once(80e9, 1e9, 16) == 16
+    assert pack.machine.runs_at_once(5e9, 10e9, 16) == 0
+
+
+@pytest.mark.parametrize("name", ["clinc150", "gsm8k", "yahoo", "gemma", "large"])
+def test_each_study_is_ten_times_as_long(name: str) -> None:
+    study = load_study(PACK / f"{name}.toml")
+    for job in jobs_of(study):
+        factor = study.methods[job.method].rounds_factor
+        assert job.values["rounds"] == round(100 * factor)
+        assert job.values["task"]["eval_examples"] == 1000
+        assert job.values["task"]["max_tokens"] == (512 if name in ("gsm8k", "yahoo") else 40)
+        assert (job.values["evaluation"]["generate_examples"] == 1000) == (name == "gsm8k")
+
+
+def script(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, str(PACK / "run.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes, **options)
+
+
+@pytest.mark.slow
+def test_killed_and_called_again_it_ends_as_if_never_interrupted(tmp_path: Path) -> None:
+    file = tmp_path / "try.toml"
+    file.write_text(STUDY)
+    work, out = tmp_path / "work", tmp_path / "out"
+    asked = ("--cpu", "--studies", str(file), "--jobs", "2", "--minutes", "600",
+             "--work", str(work), "--out", str(out))  # fmt: skip
+    killed = script(*asked, start_new_session=True)
+    runs = work / "studies" / "try" / "runs"
+    while killed.poll() is None and not any(
+        path.read_text().count("\n") >= 2 for path in runs.glob("*/rounds.jsonl")
+    ):
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+
+    again = script(*asked)
+    told, errors = again.communicate()
+    assert again.returncode == 0, errors
+    assert "2 of 2 runs have ended" in told
+    (archive,) = out.iterdir()
+    assert archive.stat().st_size < 100_000
+
+    whole = script(*asked[:-3], str(tmp_path / "other"), "--out", str(tmp_path / "fresh"))
+    whole.communicate()
+    for folder in sorted(runs.glob("*/")):
+        same = tmp_path / "other" / "studies" / "try" / "runs" / folder.name
+        assert rounds_of(folder) == rounds_of(same)
+
+    # On another machine with nothing but what was carried back, no run is done again.
+    moved = script(*asked[:-3], str(tmp_path / "bare"), "--out", str(out))
+    told, errors = moved.communicate()
+    assert "2 runs of earlier calls" in told, errors
+    assert ": done" not in told
+    folder = tmp_path / "bare" / "studies" / "try" / "runs"
+    assert not list(folder.glob("*/checkpoint"))
+
+
+def test_the_script_says_all_that_is_missing_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRTUNE_CACHE", str(tmp_path / "cache"))
+    done = script("--studies", "gsm8k,gemma", "--work", str(tmp_path / "work"))
+    told, errors = done.communicate()
+    assert (done.returncode, told) == (2, "")
+    lines = errors.splitlines()
+    assert all(line.startswith("missing: ") for line in lines)
+    assert "CUDA" in errors
+    for name in ("gsm8k: data: no folder", "SmolLM2-135M-Instruct.Q4_1.gguf",
+                 "gemma-3-270m-q4_k_m.gguf"):  # fmt: skip
+        assert sum(name in line for line in lines) == 1
