@@ -1,4 +1,4 @@
-"""Small parts of the merging rules by hand: sums in float64, factors completed, refusals by name."""
+"""Small parts of the merging rules by hand: sums in float64, completed factors, refusals."""
 
 from __future__ import annotations
 

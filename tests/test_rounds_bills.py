@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -212,13 +213,17 @@ STATE = State(
 )
 
 
+# All that a state is restored for: a scenario in which every client takes part.
+CELL: Any = SimpleNamespace(scenario=load_scenario("tiny"))
+
+
 def saved(state: State, **changes: Any) -> Checkpoint:
     tensors, payload = packed(state)
     return Checkpoint(round=state.round, tensors=tensors, payload=payload | changes)
 
 
 def test_a_state_comes_back_from_its_checkpoint() -> None:
-    back = restored(saved(STATE))
+    back = restored(saved(STATE), CELL)
     assert back is not None
     plain = ("round", "elapsed_s", "losses", "pruning_losses", "speeds", "stacked_bits", "queues")
     assert [getattr(back, k) for k in plain] == [getattr(STATE, k) for k in plain]
@@ -228,12 +233,12 @@ def test_a_state_comes_back_from_its_checkpoint() -> None:
     for client, moments in STATE.optimizer_states.items():
         assert back.optimizer_states[client].keys() == moments.keys()
         torch.testing.assert_close(back.optimizer_states[client], moments)
-    assert restored(None) is None
+    assert restored(None, CELL) is None
 
 
 def test_a_restored_state_does_not_share_the_checkpoints_memory() -> None:
     checkpoint = saved(STATE)
-    back = restored(checkpoint)
+    back = restored(checkpoint, CELL)
     assert back is not None
     for array in checkpoint.tensors.values():
         array = np.asarray(array)
@@ -251,14 +256,14 @@ def test_what_later_versions_added_may_be_missing_and_what_was_always_there_may_
     old = saved(STATE)
     for key in ("stacked_bits", "queues"):
         del old.payload[key]
-    back = restored(old)
+    back = restored(old, CELL)
     assert back is not None
     assert (back.stacked_bits, back.queues) == (None, ())
     for key in ("losses", "pruning_losses", "speeds"):
         older = saved(STATE)
         del older.payload[key]
         with pytest.raises(InputError, match="the checkpoint of round 3 is an earlier version's"):
-            restored(older)
+            restored(older, CELL)
 
 
 def test_a_run_ends_with_its_rounds_or_its_time() -> None:
