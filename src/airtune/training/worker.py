@@ -140,6 +140,7 @@ class Worker:
                 self._tokenizer, self._task.test, self._task.choices, longest_text(self._model)
             )
         data = encode(self._task.train, self._tokenizer, limit)
+        self._task = replace(self._task, train=())  # from here on they are held as tokens
         shared = scenario.pruning.calibration == "shared"
         self._shared_texts = data[: scenario.pruning.calibration_examples] if shared else []
         data = data[len(self._shared_texts) :]
@@ -339,10 +340,7 @@ class Worker:
             self._on_disk.remove()
 
     def _cut_of(self, job: ClientJob) -> tuple[Structure, Statistics | None]:
-        """Return what the client's submodel keeps, and what to refit it on.
-
-        Without pruning there is nothing to calibrate for.
-        """
+        """Return what the client's submodel keeps, and what to refit it on: nothing if all."""
         client, pruning = job.client, job.assignment.pruning
         if pruning == 0:
             return whole(self.shape), None
