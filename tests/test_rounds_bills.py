@@ -145,6 +145,7 @@ def test_who_sits_out_has_a_line_of_nothing() -> None:
     known = {"name": "k", "status": "sat out", "examples": 13}
     unknown = {"asked_pruning", "pruning", "rate_bps", "snr_db", "train_loss", "engine_s", "binds"}
     unknown |= {"local_steps", "rank", "bits_per_value", "eval_loss", "energy_j", "compute_j"}
+    unknown |= {"inclusion_probability", "success_probability"}  # a cohort's draws alone have them
     unknown |= {"transmit_j", "receive_j", "wait_j"}  # `with_energy` knows the round's end
     for key, value in found.items():
         if key in known:
