@@ -16,6 +16,7 @@ import airtune as at
 from airtune.engines.local import LocalEngine
 from airtune.merging.functions import Contribution
 from airtune.models.energy import energy_of
+from airtune.planning.cohorts import DrawMemory, draw_cohort
 from airtune.rounds import Cell, Decision, Situation
 from airtune.rounds import cell as hooks
 from airtune.rounds.moments import StoredMoments
@@ -136,6 +137,34 @@ def test_clients_are_asked_billed_and_measured_by_who_they_are() -> None:
             assert (record.cohort, record.available, record.waited_s) == (2, 4, 0.0)
             assert {c.inclusion_probability for c in record.clients} == {0.5}
         assert len({job.client for job in engine.jobs}) == 2
+
+
+def test_a_client_of_the_cohort_that_sits_out_is_recorded_by_its_name() -> None:
+    def decide(cell: Cell, situation: Situation) -> Decision:
+        made = hooks.decide(cell, situation)
+        return replace(made, assignments=(made.assignments[0], None))
+
+    with at.open_cell(tiny(*COHORT), decide=decide) as cell:
+        _, record = at.step(cell, at.begin(cell))
+        names = cell.scenario.client_names
+    cohort = draw_of(tiny(*COHORT), 1)
+    assert cohort != (0, 1)
+    assert [client.name for client in record.clients] == [names[k] for k in cohort]
+    assert [client.status for client in record.clients] == ["ok", "sat out"]
+
+
+def draw_of(scenario: Scenario, round: int) -> tuple[int, ...]:
+    clients = len(scenario.client_devices)
+    drawn = draw_cohort(
+        scenario,
+        round=round,
+        time_s=0.0,
+        rate_bps=np.ones(clients),
+        examples=np.ones(clients),
+        availability=None,
+        memory=DrawMemory(),
+    )
+    return drawn.clients
 
 
 EVERYONE = {
