@@ -137,7 +137,7 @@ def in_place(
         client.structure, config, start, statistics, freezes_a=client.freezes_a
     ) as (placed, parameters):
         torch.manual_seed(7)
-        kept, loss = fit(placed.peft_model, parameters, given.batches, SECTION, moments)
+        kept, loss, _ = fit(placed.peft_model, parameters, given.batches, SECTION, moments)
         return Trained(placed.values(), kept, loss)
 
 

@@ -21,6 +21,7 @@ from airtune.record.schema import (
     ClientSite,
     RoundRecord,
     RunDescription,
+    TurnRecord,
     from_json,
     plain,
 )
@@ -62,7 +63,9 @@ def test_a_line_has_the_fields_of_the_format() -> None:
     assert set(expected.split()) <= set(line["clients"][0])
 
 
-@pytest.mark.parametrize("kind", [ClientRecord, RoundRecord, ClientSite, RunDescription])
+@pytest.mark.parametrize(
+    "kind", [ClientRecord, TurnRecord, RoundRecord, ClientSite, RunDescription]
+)
 def test_every_field_is_documented(kind: type) -> None:
     document = (Path(__file__).parents[1] / "docs" / "record.md").read_text()
     missing = [f.name for f in dataclasses.fields(kind) if f"`{f.name}`" not in document]

@@ -24,6 +24,8 @@ class Mode:
     change, rounded to `bits_per_value` bits; 0: the values themselves."""
     freezes_a: bool = False
     """Only B is trained and sent."""
+    control_variates: bool = False
+    """A control variate is sent with each adapter value, both ways (SCAFFOLD)."""
 
     @property
     def sends_change(self) -> bool:

@@ -99,7 +99,7 @@ def _layout(
 ) -> tuple[tuple[str, int, int, Tensor | None], ...]:
     """Return per adapter entry its name, cut dimension, full length, and what is kept of it.
 
-    None means all of an uncut side; an empty tensor means that the layer is not there.
+    None means all of a side, as it is; an empty tensor means that the layer is not there.
     """
     layout: list[tuple[str, int, int, Tensor | None]] = []
     for block in range(shape.blocks):
@@ -111,10 +111,10 @@ def _layout(
             total = shape.mlp_channels if unit == "mlp" else shape.kv_heads
             for (factor, dim), side in zip(_SIDES, sides, strict=True):
                 name = entry_name(shape, block, matrix.name, factor)
-                if side.unit == "hidden" and units:
-                    layout.append((name, dim, side.size(1), None))
-                    continue
                 length = side.size(1 if side.unit == "hidden" else total)
+                if units and (side.unit == "hidden" or len(units) == total):
+                    layout.append((name, dim, length, None))
+                    continue
                 known = (side.widths if units else (), unit)
                 if known not in kept_of:
                     kept = entries(side, units, total) if units else np.empty(0, np.int64)

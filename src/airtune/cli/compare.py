@@ -58,6 +58,7 @@ def compare(
     """
     from airtune.cli.output import console
     from airtune.errors import InputError
+    from airtune.planning.scheduling import check_parts
     from airtune.record import RunDirectory
     from airtune.scenario import load_scenario
     from airtune.scenario.overrides import key_of
@@ -83,6 +84,7 @@ def compare(
     }
     # All of them before the first: what is refused after hours of work should be refused now.
     for name, each in planned.items():
+        check_parts(each)
         values = each.model_dump(mode="json")
         goes_on = resume and (folder / name / "run.json").exists()
         RunDirectory.check(

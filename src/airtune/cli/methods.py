@@ -18,7 +18,7 @@ def methods(
         ),
     ] = None,
 ) -> None:
-    """List planning methods, merging and participation rules, channel models, tasks; or devices.
+    """List planning methods, merging rules, participation, schedules, channels, tasks; or devices.
 
     **Examples**
 
@@ -50,6 +50,7 @@ def methods(
     from airtune.merging.rules import MERGING
     from airtune.planning import METHODS
     from airtune.planning.participation import PARTICIPATION
+    from airtune.planning.scheduling import SCHEDULES
     from airtune.plugins import load_entry_points, load_plugins
     from airtune.scenario import TASKS
 
@@ -59,6 +60,7 @@ def methods(
         ("planning.method", METHODS),
         ("aggregation.rule", MERGING),
         ("participation.rule", PARTICIPATION),
+        ("schedule.kind", SCHEDULES),
         ("cell.channel", CHANNEL_MODELS),
         ("task.name", TASKS),
     ):

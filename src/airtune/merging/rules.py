@@ -29,6 +29,8 @@ class MergingRule:
             imported on the first call.
         freezes_a: clients neither train nor send A, and it is never broadcast.
         restarts: the round's updates go into the base, and clients begin a new adapter.
+        refactors: it makes new factors of the product, which need not lie near the server's: their
+            difference is then no direction to go on in.
         coincides: with every entry held by all and equal ranks it is FedIT's weighted average
             (to equal weights, where it does not look at them).
         weighs: an entry is the average by the contributions' weights, so that weights by inclusion
@@ -40,6 +42,7 @@ class MergingRule:
     merge: RuleFunction | str
     freezes_a: bool = False
     restarts: bool = False
+    refactors: bool = False
     coincides: bool = False
     weighs: bool = False
 
@@ -72,6 +75,7 @@ _BUILT_IN = {
         "weighted sum of the products, its truncated SVD handed out by rank",
         "FlexLoRA: Bai et al., NeurIPS 2024",
         "airtune.merging.products:flexlora",
+        refactors=True,
     ),
     "ffa-lora": MergingRule(
         "A stays as it began; weighted average of B",
@@ -112,6 +116,7 @@ def merging_rule(
     source: str = "a plugin",
     freezes_a: bool = False,
     restarts: bool = False,
+    refactors: bool = False,
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Register a function as a merging rule.
 
@@ -127,13 +132,21 @@ def merging_rule(
         freezes_a: clients neither train nor send A.
         restarts: the updates go into the base, and clients begin a new adapter each round;
             contributions then have each client's own rank.
+        refactors: it makes new factors of the product, as a decomposition does.
 
     Raises:
         InputError: the name exists already.
     """
 
     def register(function: RuleFunction) -> RuleFunction:
-        rule = MergingRule(description, source, function, freezes_a=freezes_a, restarts=restarts)
+        rule = MergingRule(
+            description,
+            source,
+            function,
+            freezes_a=freezes_a,
+            restarts=restarts,
+            refactors=refactors,
+        )
         MERGING.add(name, rule)
         return function
 
@@ -151,6 +164,13 @@ def check_deployable(scenario: Scenario) -> None:
             f"aggregation.rule = '{scenario.aggregation.rule}' runs in simulation only, not on "
             "real devices"
         )
+    for key, asked in (
+        (f"schedule.kind = '{scenario.schedule.kind}'", not scenario.schedule.is_synchronous),
+        ("training.scaffold = true", scenario.training.scaffold),
+        ("training.optimizer = 'sgd'", scenario.training.optimizer == "sgd"),
+    ):
+        if asked:
+            raise InputError(f"{key} runs in simulation only, not on real devices")
     simulated = {
         "cell.csi_error_db": scenario.cell.csi_error_db,
         "cell.outage_probability": scenario.cell.outage_probability,
@@ -195,8 +215,24 @@ def rule_of(scenario: Scenario) -> MergingRule:
             f"aggregation.rule = '{name}' cannot go with participation.rule = 'partial-fednova': "
             "clients that restart have no common point to normalise their steps from"
         )
+    if rule.restarts or rule.refactors:
+        _check_steady(scenario, name)
     if rule.freezes_a and len(set(scenario.client_ranks)) > 1:
         raise InputError(
             f"aggregation.rule = '{name}' needs one rank for all: leave out devices.lora_rank"
         )
     return rule
+
+
+def _check_steady(scenario: Scenario, name: str) -> None:
+    """Refuse what needs the same factors from round to round."""
+    server = scenario.aggregation.server_optimizer
+    for key, asked in (
+        (f"aggregation.server_optimizer = '{server}'", server != "none"),
+        ("training.scaffold = true", scenario.training.scaffold),
+    ):
+        if asked:
+            raise InputError(
+                f"{key} cannot go with aggregation.rule = '{name}', whose factors begin anew every "
+                "round; allowed: a rule that averages the factors, such as fedit"
+            )

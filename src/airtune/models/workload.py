@@ -240,10 +240,12 @@ def payload_bits(
 ) -> float:
     """Count the bits of an uplink message: adapter values, a bitmap of kept units, a header.
 
-    Where the mode has `bits_per_scale`, each rank of A and of B in each layer has a scale.
+    Where the mode has `bits_per_scale`, each rank of A and of B in each layer has a scale; where it
+    has control variates, there are twice as many values.
     """
     sides = _adapter_sides(shape, sizes, freezes_a=mode.freezes_a)
     values, scales = mode.rank * sum(sides), mode.rank * len(sides)
+    values *= 2 if mode.control_variates else 1
     bits = HEADER_BITS + mode.bits_per_value * values + mode.bits_per_scale * scales
     if with_unit_indices:
         bits += shape.blocks * (shape.mlp_channels + shape.kv_heads)
@@ -262,15 +264,16 @@ def memory_bytes(
     """Estimate the peak memory of a training step.
 
     Weights of the submodel and the embeddings; the adapter in float32 with its gradient and
-    AdamW's two moments (16 bytes a value); what the backward pass needs of each block:
-    `ACTIVATION_FACTOR` times the inputs and outputs of its linear layers and two norms' inputs;
-    logits in float32 with softmax and gradient (12 bytes). Not counted: the runtime itself, and
-    one layer's weight unpacked, where weights are quantized.
+    AdamW's two moments (16 bytes a value; 24 with a control variate and a sum of gradients); what
+    the backward pass needs of each block: `ACTIVATION_FACTOR` times the inputs and outputs of its
+    linear layers and two norms' inputs; logits in float32 with softmax and gradient (12 bytes).
+    Not counted: the runtime itself, and one layer's weight unpacked, where weights are quantized.
     """
     embeddings = shape.vocab * shape.head_inputs * (1 if shape.tied else 2)
     in_blocks = bytes_per_weight if quantize is None else BYTES_PER_QUANTIZED_WEIGHT[quantize]
     weights = in_blocks * kept_parameters(shape, sizes) + bytes_per_weight * embeddings
-    adapter = 16 * mode.rank * sum(_adapter_sides(shape, sizes, freezes_a=False))
+    a_value = 24 if mode.control_variates else 16
+    adapter = a_value * mode.rank * sum(_adapter_sides(shape, sizes, freezes_a=False))
     activations = 0
     for block in range(shape.blocks):
         for matrix in shape.matrices:

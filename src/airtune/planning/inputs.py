@@ -34,6 +34,7 @@ from airtune.models.workload import (
 from airtune.planning import Plan, PlanningProblem
 from airtune.planning.cohorts import Cohort, cohort_before_run
 from airtune.planning.known_shape import shape_of_model
+from airtune.planning.scheduling import check_has_rounds
 from airtune.randomness import generator
 from airtune.scenario import Scenario
 
@@ -137,6 +138,7 @@ def modes_of(scenario: Scenario, cohort: Sequence[int] | None = None) -> tuple[M
             bits_per_value=section.uplink_bits_per_value,
             bits_per_scale=section.uplink_bits_per_scale,
             freezes_a=freezes_a,
+            control_variates=scenario.training.scaffold,
         )
         for rank in _those(scenario.client_ranks, cohort)
     )
@@ -307,6 +309,7 @@ def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
     (task.max_tokens), half of their tokens as answers, and the clients as equally large: what
     can be known from the file alone. The cohort is drawn with the virtual clock at 0.
     """
+    check_has_rounds(scenario)
     load = nominal_load(scenario)
     devices = scenario.client_devices
     placement = channel.place(scenario.cell, devices, generator(scenario.seed, "placement"))

@@ -25,7 +25,7 @@ PARTICIPATION: dict[str, ParticipationRule] = {
     "all": ParticipationRule("every client does all of its local steps", "FedAvg"),
     "partial": ParticipationRule(
         "slow clients do fewer local steps on the whole model, by the optimal plan",
-        "FedProx: Li et al., MLSys 2020 (without its proximal term)",
+        "FedProx: Li et al., MLSys 2020 (its proximal term: training.proximal_mu)",
         frozenset({"steps"}),
         for_pruning=True,
     ),

@@ -10,7 +10,14 @@ from __future__ import annotations
 from airtune.record.checkpoint import Checkpoint
 from airtune.record.directory import RunDirectory
 from airtune.record.reading import Record, read_record
-from airtune.record.schema import ClientRecord, ClientSite, RoundRecord, RunDescription, json_line
+from airtune.record.schema import (
+    ClientRecord,
+    ClientSite,
+    RoundRecord,
+    RunDescription,
+    TurnRecord,
+    json_line,
+)
 
 __all__ = [
     "Checkpoint",
@@ -20,6 +27,7 @@ __all__ = [
     "RoundRecord",
     "RunDescription",
     "RunDirectory",
+    "TurnRecord",
     "json_line",
     "read_record",
 ]

@@ -105,6 +105,37 @@ class ClientRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TurnRecord:
+    """One client's work that a merge took up, where rounds are not synchronous.
+
+    Attributes:
+        name: the client's name; a client may have several turns in one merge.
+        status: as in `ClientRecord`.
+        turn: its n-th one, counted from 1.
+        start_round: rounds that had ended when it began.
+        staleness: tau, merges between its start and this one.
+        share: what its answer counted: s(tau), or with fedasync alpha s(tau); 0 if left out.
+        started_s: s of the virtual clock at which it began to receive.
+        received_s: s at which it had the adapter.
+        computed_s: s at which it began to send.
+        ended_s: s at which its answer had arrived.
+        uplink_bits: bits that it sent.
+    """
+
+    name: str
+    status: str = OK
+    turn: int
+    start_round: int
+    staleness: int
+    share: float
+    started_s: float
+    received_s: float
+    computed_s: float
+    ended_s: float
+    uplink_bits: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundRecord:
     """One round: one line of rounds.jsonl.
 
@@ -134,6 +165,8 @@ class RoundRecord:
         waited_s: s of the virtual clock before the round, until enough clients were available,
             likewise; not part of `round_latency_s`.
         clients: of the cohort, in the run's order.
+        turns: in the order of the answers; empty, and left out of the JSON, where rounds are
+            synchronous.
     """
 
     round: int
@@ -159,6 +192,7 @@ class RoundRecord:
     available: int | None = _where_known()
     waited_s: float | None = _where_known()
     clients: tuple[ClientRecord, ...]
+    turns: tuple[TurnRecord, ...] = field(default=(), metadata={"left_out": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,11 +258,11 @@ class RunDescription:
     knob_costs: str = ""
 
 
-Value = TypeVar("Value", ClientRecord, RoundRecord, ClientSite, RunDescription)
+Value = TypeVar("Value", ClientRecord, TurnRecord, RoundRecord, ClientSite, RunDescription)
 
 _HINTS: dict[type, dict[str, Any]] = {
     kind: typing.get_type_hints(kind)
-    for kind in (ClientRecord, RoundRecord, ClientSite, RunDescription)
+    for kind in (ClientRecord, TurnRecord, RoundRecord, ClientSite, RunDescription)
 }
 
 
@@ -254,7 +288,7 @@ def json_line(value: ClientRecord | RoundRecord | RunDescription) -> str:
 
 
 def _known(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {key: item for key, item in pairs if item is not None or key not in _LEFT_OUT}
+    return {k: item for k, item in pairs if k not in _LEFT_OUT or not (item is None or item == ())}
 
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:

@@ -14,6 +14,7 @@ from airtune.record import Record, read_record
 from airtune.record.files import write_durably
 from airtune.report import figures, numbers
 from airtune.report.cellmap import cell_map, data_shares
+from airtune.report.overlaps import overlaps
 from airtune.report.population import has_cohorts, how_many, shown_clients
 from airtune.report.summary import (
     ClientSummary,
@@ -47,6 +48,7 @@ def render_run(record: Record) -> str:
     has_rounds = bool(record.rounds)
     shown = shown_clients(record)
     clients = _numbered(client_summaries(record), shown)
+    overlapping = overlaps(shown)
     return render(
         "run.html.j2",
         record=record,
@@ -61,7 +63,8 @@ def render_run(record: Record) -> str:
         ),
         time=present(
             figures.latency(record) if has_rounds else None,
-            figures.timeline(record) if has_rounds else None,
+            None if overlapping or not has_rounds else figures.timeline(record),
+            overlapping,
         ),
         plan=present(
             figures.pruning_map(shown) if has_rounds else None,
@@ -146,7 +149,8 @@ def _cards(record: Record) -> list[tuple[str, str, str]]:
     each = total.uplink_bits / total.updates if total.updates else None
     remark = f"{numbers.scaled(each, 'bit')} an update"
     cards.append(("Uplink", numbers.scaled(total.uplink_bits, "bit"), remark))
-    remark = f"{numbers.scaled(total.downlink_bits / total.rounds, 'bit')} a round, broadcast"
+    how = "to each client" if record.rounds[-1].turns else "broadcast"
+    remark = f"{numbers.scaled(total.downlink_bits / total.rounds, 'bit')} a round, {how}"
     cards.append(("Downlink", numbers.scaled(total.downlink_bits, "bit"), remark))
     remark = "calibration and fine-tuning" if total.setup_s else "fine-tuning"
     remark += ", all clients"

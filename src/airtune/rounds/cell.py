@@ -31,6 +31,7 @@ from airtune.planning.availability import Availability
 from airtune.planning.cohorts import availability_of
 from airtune.planning.inputs import Situation
 from airtune.planning.round_plan import plan_round
+from airtune.planning.scheduling import check_parts
 from airtune.randomness import generator
 from airtune.record.temporary import TemporaryFolder
 from airtune.rounds.observer import Observer
@@ -214,6 +215,7 @@ def checked_profiles(scenario: Scenario) -> tuple[DeviceProfile, ...]:
     METHODS.find(scenario.planning.method)
     channel.CHANNEL_MODELS.find(channel.model_name(scenario.cell))
     rule_of(scenario)
+    check_parts(scenario)
     availability_of(scenario)
     kinds = {device: profile_of(device) for device in scenario.devices}
     return tuple(kinds[device] for device in scenario.client_devices)

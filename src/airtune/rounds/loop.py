@@ -14,12 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from airtune import planning
-from airtune.adapters.names import Adapter, padded, rank_of
-from airtune.adapters.slices import scatter_adapter, submodel_shapes
 from airtune.assignment import Assignment
 from airtune.errors import RunError
-from airtune.merging.functions import Contribution, fault_of
 from airtune.merging.rules import rule_of
+from airtune.merging.server import server_step
 from airtune.models.devices import DeviceProfile
 from airtune.planning import PlanningProblem
 from airtune.planning.floor import first_queues, next_queues
@@ -30,6 +28,7 @@ from airtune.planning.plausible import doubts
 from airtune.randomness import generator
 from airtune.record import RoundRecord, RunDescription
 from airtune.record.schema import OK, ClientRecord
+from airtune.rounds.answers import contribution_of, evaluation_after, measured, status_of
 from airtune.rounds.bills import (
     Outcome,
     bill,
@@ -47,13 +46,13 @@ from airtune.rounds.cohort import (
     queues_with,
     weight_of,
 )
+from airtune.rounds.control import Controls, controls_after
 from airtune.rounds.description import description_of
 from airtune.rounds.losses import Upload, as_sent, uploads_of
 from airtune.rounds.moments import moments_after
 from airtune.rounds.situation import may_be_cut, situation_of
 from airtune.rounds.state import State, no_moments
-from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
-from airtune.training.worker import Evaluation
+from airtune.training.client import ClientJob, ClientUpdate
 
 
 def begin(cell: Cell) -> State:
@@ -66,9 +65,11 @@ def begin(cell: Cell) -> State:
 
 def opening(cell: Cell) -> tuple[State, RunDescription]:
     """Return the state before the first round, and what run.json says of it."""
+    if cell.availability is not None and (absent := cell.availability.never()):
+        cell.observer.noticed(f"{cell.availability.path}: {absent:,} clients are never available")
     adapter = cell.engine.initial_adapter()
     cell.observer.preparing("measuring the untrained model")
-    untrained = _measured(cell, adapter, (), final=False)
+    untrained = measured(cell, adapter, (), final=False)
     told = description_of(cell, untrained, may_be_cut(cell, adapter))
     start = State(0, told.setup_s, adapter, no_moments(cell), (finite(untrained.loss),))
     floor = cell.scenario.participation.floor
@@ -97,6 +98,9 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
     profiles = tuple(map(kept_speed, cell.profiles, _speeds(cell, state)))
     situation = situation_of(cell, state, profiles)
     drawn = situation.drawn
+    if scenario.participation.cohort and len(situation.cohort) < scenario.cohort_size:
+        asked = f"{len(situation.cohort):,} of the {scenario.cohort_size:,} clients asked for"
+        cell.observer.noticed(f"round {situation.round}: {asked} are available")
 
     # 2. Plan: who listens, who leaves out how much of the model, who gets which band.
     decision = cell.decide(cell, situation)
@@ -127,10 +131,19 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
             f"round {situation.round}: no client's update could be used; first: {reason}"
         )
     contributions = [
-        _contribution(cell, state.adapter, answer, _weight(cell, situation, update, sent))
+        contribution_of(
+            cell,
+            state.adapter,
+            update,
+            answer.assignment.mode.local_steps,
+            _weight(cell, situation, update, sent),
+        )
         for answer, update in _usable(answers)
     ]
-    adapter = cell.merge(cell, state.adapter, contributions) if updates else state.adapter
+    adapter, moments = state.adapter, state.server_moments
+    if updates:
+        merged = cell.merge(cell, state.adapter, contributions)
+        adapter, moments = server_step(scenario.aggregation, state.adapter, merged, moments)
 
     # 5. Put it on the clock.
     clients = _bills(cell, situation, decision, answers, profiles, sent)
@@ -156,8 +169,10 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         else None,
         queues=_queues_after(cell, state, situation, decision, updates),
         draws=state.draws if drawn is None else drawn.memory,
+        server_moments=moments,
+        controls=_controls_after(cell, state, updates),
     )
-    evaluation = _evaluation(cell, after, situation.cohort)
+    evaluation = evaluation_after(cell, after, situation.cohort)
     loss = None if evaluation is None else evaluation.loss
     if evaluation is not None and evaluation.client_losses:
         pairs = zip(clients, evaluation.client_losses, strict=True)
@@ -225,22 +240,6 @@ def _speeds(cell: Cell, state: State) -> tuple[float | None, ...]:
     return state.speeds or (None,) * len(cell.profiles)
 
 
-def _evaluation(cell: Cell, after: State, cohort: Sequence[int]) -> Evaluation | None:
-    """Measure where the scenario asks for it: every n-th round, and the last one."""
-    scenario = cell.scenario
-    last = after.is_last(scenario)
-    if not last and after.round % scenario.evaluation.every_rounds:
-        return None
-    return _measured(cell, after.adapter, cohort, final=last)
-
-
-def _measured(cell: Cell, adapter: Adapter, cohort: Sequence[int], *, final: bool) -> Evaluation:
-    """Measure; of the clients' own text that of the cohort, where not everyone takes part."""
-    if not cell.scenario.participation.draws:
-        return cell.engine.evaluate(adapter, final=final)
-    return cell.engine.evaluate(adapter, final=final, clients=cohort)
-
-
 def _queues_after(
     cell: Cell,
     state: State,
@@ -262,6 +261,13 @@ def _queues_after(
     return queues_with(state.queues, situation.cohort, owed)
 
 
+def _controls_after(cell: Cell, state: State, updates: Sequence[ClientUpdate]) -> Controls:
+    if not cell.scenario.training.scaffold:
+        return state.controls
+    examples = [client.examples for client in cell.federation.clients]
+    return controls_after(state.controls, state.adapter, updates, examples, cell.federation.shape)
+
+
 def _answers(cell: Cell, state: State, situation: Situation, decision: Decision) -> list[_Answer]:
     """Have every client do its part; answers in the cohort's order, whichever ends first."""
     assigned = {a.client: a for a in decision.assignments if a is not None}
@@ -274,33 +280,16 @@ def _answers(cell: Cell, state: State, situation: Situation, decision: Decision)
                 assignment=assignment,
                 adapter=state.adapter,
                 optimizer_state=state.optimizer_states.get(client),
+                correction=state.controls.correction(client, state.adapter)
+                if cell.scenario.training.scaffold
+                else None,
             )
 
     outcomes = {outcome.client: outcome for outcome in cell.engine.train(jobs())}
     return [
-        _Answer(one, outcomes[k], _status(cell, outcomes[k], one, state.adapter))
+        _Answer(one, outcomes[k], status_of(cell, outcomes[k], one.mode.rank, state.adapter))
         for k, one in assigned.items()
     ]
-
-
-def _status(cell: Cell, outcome: Outcome, assigned: Assignment, server: Adapter) -> str:
-    if isinstance(outcome, ClientFailure):
-        return f"failed: {outcome.reason}"
-    rank = min(assigned.mode.rank, rank_of(server))
-    expected = submodel_shapes(outcome.structure, cell.federation.shape, rank)
-    return fault_of(outcome.adapter, expected, outcome.train_loss) or OK
-
-
-def _contribution(cell: Cell, server: Adapter, answer: _Answer, weight: float) -> Contribution:
-    update = answer.outcome
-    assert isinstance(update, ClientUpdate)
-    values, held = scatter_adapter(update.adapter, update.structure, cell.federation.shape)
-    # Where clients restart, their rank is their own; otherwise the server's, zero-padded.
-    if not rule_of(cell.scenario).restarts:
-        rank = rank_of(server)
-        values, held = padded(values, rank), padded(held, rank)
-    steps = answer.assignment.mode.local_steps
-    return Contribution(values, held, weight=weight, steps=steps)
 
 
 def _bills(

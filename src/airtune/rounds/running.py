@@ -13,9 +13,10 @@ from airtune.errors import RunError
 from airtune.record import Record, RunDirectory, read_record
 from airtune.record.folder import CLIENTS
 from airtune.rounds.cell import Cell, DecideHook, checked_profiles, decide, open_cell
-from airtune.rounds.loop import opening, step
+from airtune.rounds.loop import opening
 from airtune.rounds.observer import Observer
 from airtune.rounds.state import State, packed, restored
+from airtune.rounds.stepping import step
 from airtune.scenario import Scenario
 
 

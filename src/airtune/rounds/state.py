@@ -11,9 +11,12 @@ import torch
 
 from airtune.adapters.names import Adapter
 from airtune.errors import InputError
+from airtune.merging.server import ServerMoments
 from airtune.planning.cohorts import DrawMemory
 from airtune.record import Checkpoint
 from airtune.rounds.cell import Cell
+from airtune.rounds.control import Controls
+from airtune.rounds.flight import Flight, flight_payload, restored_flight
 from airtune.rounds.moments import StoredMoments
 from airtune.scenario import Scenario
 from airtune.training.client import OptimizerState
@@ -40,6 +43,12 @@ class State:
     """What `participation.floor` still owes each client; empty without a floor."""
     draws: DrawMemory = field(default_factory=DrawMemory)
     """What the rule that draws cohorts remembers."""
+    server_moments: ServerMoments = field(default_factory=dict)
+    """Of `aggregation.server_optimizer`; empty without one."""
+    controls: Controls = field(default_factory=Controls)
+    """SCAFFOLD's control variates; empty without `training.scaffold`."""
+    flight: Flight = field(default_factory=Flight)
+    """What is under way, where `schedule.kind` is not `synchronous`."""
 
     def is_last(self, scenario: Scenario) -> bool:
         """Whether the run ends here: no round, or no time on the virtual clock, is left."""
@@ -58,6 +67,8 @@ def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     else:
         for client, moments in state.optimizer_states.items():
             arrays |= {f"optimizer/{client}/{key}": value.numpy() for key, value in moments.items()}
+    for prefix, adapter in _adapters_beside(state).items():
+        arrays |= {f"{prefix}/{name}": value.numpy() for name, value in adapter.items()}
     return arrays, {
         "elapsed_s": state.elapsed_s,
         "losses": list(state.losses),
@@ -65,8 +76,18 @@ def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "speeds": list(state.speeds),
         "stacked_bits": state.stacked_bits,
         "queues": list(state.queues),
+        "flight": flight_payload(state.flight),
         **stored,
     }
+
+
+def _adapters_beside(state: State) -> dict[str, Adapter]:
+    """Return what has the shapes of an adapter, beside the adapter itself, by its prefix."""
+    found = {f"server/{moment}": values for moment, values in state.server_moments.items()}
+    found["control/server"] = state.controls.server
+    found |= {f"control/{k}": values for k, values in state.controls.clients.items()}
+    found |= {f"began/{merges}": adapter for merges, adapter in state.flight.adapters.items()}
+    return found
 
 
 def restored(checkpoint: Checkpoint | None, cell: Cell) -> State | None:
@@ -75,13 +96,19 @@ def restored(checkpoint: Checkpoint | None, cell: Cell) -> State | None:
         return None
     adapter: Adapter = {}
     moments: dict[int, OptimizerState] = {}
+    beside: dict[str, dict[str, Adapter]] = {}
     for key, array in checkpoint.tensors.items():
         kind, _, rest = key.partition("/")
+        value = torch.from_numpy(array.copy())
         if kind == "adapter":
-            adapter[rest] = torch.from_numpy(array.copy())
+            adapter[rest] = value
+            continue
+        owner, _, entry = rest.partition("/")
+        if kind == "optimizer":
+            moments.setdefault(int(owner), {})[entry] = value
         else:
-            client, _, entry = rest.partition("/")
-            moments.setdefault(int(client), {})[entry] = torch.from_numpy(array.copy())
+            beside.setdefault(kind, {}).setdefault(owner, {})[entry] = value
+    controls = beside.get("control", {})
     payload = checkpoint.payload
     if not {"losses", "pruning_losses", "speeds"} <= payload.keys():
         raise InputError(
@@ -103,6 +130,9 @@ def restored(checkpoint: Checkpoint | None, cell: Cell) -> State | None:
         payload.get("stacked_bits"),
         tuple(payload.get("queues", ())),
         DrawMemory(draws.get("next", 0), tuple(draws.get("mean_rate_bps", ()))),
+        beside.get("server", {}),
+        Controls(controls.pop("server", {}), {int(k): own for k, own in controls.items()}),
+        restored_flight(payload.get("flight", {}), beside.get("began", {})),
     )
 
 

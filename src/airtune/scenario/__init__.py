@@ -1,8 +1,9 @@
 """What the user writes: TOML, overrides and built-in files, read into a frozen `Scenario`."""
 
+from airtune.scenario.aggregation import AggregationSection
 from airtune.scenario.loading import builtin_scenarios, load_scenario, scenario_from_dict
+from airtune.scenario.schedule import ScheduleSection
 from airtune.scenario.schema import (
-    AggregationSection,
     CellSection,
     DeviceSection,
     EvaluationSection,
@@ -31,6 +32,7 @@ __all__ = [
     "PlanningSection",
     "PruningSection",
     "Scenario",
+    "ScheduleSection",
     "Section",
     "TaskSection",
     "TaskSource",

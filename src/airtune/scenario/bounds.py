@@ -75,6 +75,7 @@ ALPHA = between(1e-4, 1e6, "outside of it the draws of a Dirichlet distribution 
 TOLERANCE = between(LEAST_TOLERANCE, 1.0, "64-bit sums do not tell smaller gaps apart")
 LEARNING_RATE = between(1e-12, 1e3, "32-bit weights do not change, or overflow")
 FACTOR = between(1e-12, 1e12, "32-bit numbers vanish or overflow outside of it")
+FACTOR_OR_NONE = between(0, 1e3, "a larger exponent leaves nothing")
 DECAY = between(0, 1e3, "a larger one leaves nothing of the weights")
 COST = between(0, 1e6, "kappa Q must stay below 1")
 BANDWIDTH_HZ = between(

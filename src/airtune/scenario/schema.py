@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from airtune.scenario import bounds
+from airtune.scenario.aggregation import AggregationSection, check_training
 from airtune.scenario.cell import CellSection, DeviceSection
 from airtune.scenario.participation import ParticipationSection
+from airtune.scenario.schedule import ScheduleSection, check_schedule
 from airtune.scenario.section import (
     NonNegativeFloat,
     PositiveFloat,
@@ -101,7 +103,7 @@ class PartitionSection(Section):
 
 
 class TrainingSection(Section):
-    """Local fine-tuning with LoRA and AdamW."""
+    """Local fine-tuning with LoRA, by AdamW unless another optimiser is named."""
 
     local_steps: Annotated[PositiveInt, bounds.COUNT_OF_STEPS] = 4
     """AdamW steps of a client in a round."""
@@ -122,6 +124,12 @@ class TrainingSection(Section):
     """LoRA's scale is alpha / rank; a lower rank keeps the scale."""
     keep_optimizer: bool = False
     """Clients keep AdamW's moments from round to round instead of starting afresh."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """The clients' own: AdamW, or plain SGD at the same learning rate and weight decay."""
+    proximal_mu: Annotated[NonNegativeFloat, bounds.COST] = 0.0
+    """FedProx: mu of the term mu/2 |w - w_t|^2 over adapter values in each client's loss."""
+    scaffold: bool = False
+    """SCAFFOLD: gradients are corrected by control variates, which are sent both ways."""
 
     @model_validator(mode="after")
     def _sizes(self) -> TrainingSection:
@@ -214,29 +222,6 @@ class PlanningSection(Section):
         return frozenset(get_args(Knob) if self.knobs == "all" else self.knobs or ())
 
 
-class AggregationSection(Section):
-    """How the clients' adapters are merged, and in what precision they are sent."""
-
-    rule: str = "fedit"
-    """A merging rule from `airtune methods`."""
-    payload_bits_per_value: Literal[16, 32] = 16
-    """Bits of an adapter value in a message."""
-    uplink_change_bits: Literal[2, 4, 8] | None = None
-    """Given: uplinks carry the adapter's change, rounded at random to this many bits a value, with
-    a 32-bit scale for each rank of A and B in each layer. Of the broadcasts, only flora's is
-    rounded too."""
-
-    @property
-    def uplink_bits_per_value(self) -> int:
-        """Bits of a value in an uplink message."""
-        return self.uplink_change_bits or self.payload_bits_per_value
-
-    @property
-    def uplink_bits_per_scale(self) -> int:
-        """Bits of each rank's scale in an uplink message, 0 where values are sent unchanged."""
-        return 32 if self.uplink_change_bits else 0
-
-
 class EvaluationSection(Section):
     """What is measured on the server's test set."""
 
@@ -278,6 +263,7 @@ class Scenario(Section):
     planning: PlanningSection = PlanningSection()
     participation: ParticipationSection = ParticipationSection()
     aggregation: AggregationSection = AggregationSection()
+    schedule: ScheduleSection = ScheduleSection()
     evaluation: EvaluationSection = EvaluationSection()
 
     def _check_knobs(self) -> None:
@@ -351,6 +337,8 @@ class Scenario(Section):
                 "how many rounds the rate has to fall over is not known beforehand"
             )
         self._check_knobs()
+        check_training(self)
+        check_schedule(self)
         clients = len(self.client_devices)
         if self.cohort_size > clients:
             raise ValueError(

@@ -18,7 +18,7 @@ RANK_SHARES = ((0.5, 1.0), (0.1, 0.5), (0.0, 0.25))
 
 @cache
 def shipped_sets() -> dict[str, dict[str, StudyMethod]]:
-    """Return `published`, `rivals`, `joint` and `ablations`: each set's methods by name."""
+    """Return `published`, `rivals`, `joint`, `ablations`, `knobs`: each set with its methods."""
     text = (resources.files("airtune.study") / "methods.toml").read_text(encoding="utf-8")
     return {
         name: {one: _method(values) for one, values in methods.items()}

@@ -115,16 +115,16 @@ def carry_out(
             folder = folder_of(study_folder, key)
             if error:  # it died without a word of its own
                 _note(folder, {"files": job.files, "error": error})
-            told = sidecar(folder)
-            if told.get("peak_bytes"):
+            beside = sidecar(folder)
+            if beside.get("peak_bytes"):
                 model = _model_of(job)
-                peaks[model] = max(peaks.get(model, 0.0), float(told["peak_bytes"]))
+                peaks[model] = max(peaks.get(model, 0.0), float(beside["peak_bytes"]))
             if error is None and state_of(study_folder, job)[0] != FINISHED:
                 total -= 1  # out of time: it goes on with the next call
                 continue
             done = total - len(waiting) - len(running)
             left_s = (time.monotonic() - begin) / done * (total - done)
-            failed = told.get("error") if error is not None else None
+            failed = beside.get("error") if error is not None else None
             watch(Progress(done, total, job.where, failed or error, left_s))
 
 

@@ -23,6 +23,7 @@ from airtune.models.loading import label_logits
 from airtune.models.structure import Structure
 from airtune.models.workload import ModelShape
 from airtune.scenario import TrainingSection
+from airtune.training.local_terms import LocalTerms, local_optimizer, with_untrained
 
 OptimizerState = dict[str, Tensor]
 """AdamW's moments by `<adapter entry>|exp_avg`, `…|exp_avg_sq` and `…|step`."""
@@ -54,6 +55,10 @@ class ClientJob:
     """The server's adapter, of the full model."""
     optimizer_state: OptimizerState | None = None
     """AdamW's moments of the full adapter, where clients keep them between rounds."""
+    rate_round: int | None = None
+    """The round that the learning rate is of, where `round` is the client's own turn."""
+    correction: Adapter | None = None
+    """c - c_k of the full adapter, where training has control variates (SCAFFOLD)."""
 
     @property
     def client(self) -> int:
@@ -78,6 +83,8 @@ class ClientUpdate:
     train_loss: float | None
     """Mean over the local steps, per answer token; None where privacy keeps it on the device."""
     optimizer_state: OptimizerState | None = None
+    control: Adapter | None = None
+    """The client's new control variate, shaped as `adapter`, where training has them."""
     measured: Measured | None = None
     """Given: these times go on the record in place of the counted ones."""
 
@@ -115,6 +122,8 @@ class Trained:
     adapter: Adapter
     optimizer_state: OptimizerState | None
     train_loss: float
+    control: Adapter | None = None
+    """The mean of the steps' gradients, where a correction was given."""
 
 
 def train(
@@ -126,8 +135,9 @@ def train(
     optimizer_state: OptimizerState | None = None,
     *,
     freezes_a: bool = False,
+    correction: Adapter | None = None,
 ) -> Trained:
-    """Fine-tune the adapter for one AdamW step a batch; loss on answer tokens only.
+    """Fine-tune the adapter for one optimiser step a batch; loss on answer tokens only.
 
     Args:
         submodel: the client's model, cut or whole; its own weights stay as they are.
@@ -137,9 +147,11 @@ def train(
         section: learning rate, weight decay, gradient-norm bound.
         optimizer_state: AdamW's moments to go on from, in the submodel's shapes.
         freezes_a: train B alone.
+        correction: c - c_k of SCAFFOLD, in the submodel's shapes, added to every step's gradient.
 
     Returns:
-        The new adapter and, where `section.keep_optimizer`, the new moments.
+        The new adapter and, where `section.keep_optimizer`, the new moments; with a correction
+        also the new control variate.
     """
     with adapted(submodel, config, adapter) as peft_model:
         peft_model.train()
@@ -151,9 +163,11 @@ def train(
             for name, parameter in peft_model.named_parameters()
             if parameter.requires_grad
         }
-        kept, train_loss = fit(peft_model, named, batches, section, optimizer_state)
+        kept, train_loss, control = fit(
+            peft_model, named, batches, section, optimizer_state, correction
+        )
         trained = values_of(peft_model)
-    return Trained(trained, kept, train_loss)
+    return Trained(trained, kept, train_loss, with_untrained(control, trained))
 
 
 def fit(
@@ -162,7 +176,8 @@ def fit(
     batches: Sequence[Batch],
     section: TrainingSection,
     optimizer_state: OptimizerState | None = None,
-) -> tuple[OptimizerState | None, float]:
+    correction: Adapter | None = None,
+) -> tuple[OptimizerState | None, float, Adapter | None]:
     """Train the named parameters of a model, where they are, as `train` does.
 
     Args:
@@ -171,14 +186,15 @@ def fit(
         batches: one a local step.
         section: as for `train`.
         optimizer_state: as for `train`.
+        correction: as for `train`.
 
     Returns:
-        The new moments where `section.keep_optimizer`, and the mean loss over the steps.
+        The new moments where `section.keep_optimizer`, the mean loss over the steps, and with a
+        correction the new control variate of what was trained.
     """
     parameters = list(named.values())
-    optimizer = torch.optim.AdamW(
-        parameters, lr=section.learning_rate, weight_decay=section.weight_decay
-    )
+    optimizer = local_optimizer(section, named)
+    terms = LocalTerms(named, section.proximal_mu, correction)
     if optimizer_state is not None:
         for name, parameter in named.items():
             moments = {key: optimizer_state[f"{name}|{key}"].clone() for key in _MOMENTS}
@@ -190,7 +206,9 @@ def fit(
         loss = answer_token_loss(model, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        terms.before_clipping()
         nn.utils.clip_grad_norm_(parameters, section.max_grad_norm)
+        terms.after_clipping()
         optimizer.step()
         losses.append(float(loss.detach()))
     kept = None
@@ -200,7 +218,7 @@ def fit(
             for name, parameter in named.items()
             for key in _MOMENTS
         }
-    return kept, sum(losses) / len(losses)
+    return kept, sum(losses) / len(losses), terms.control(len(losses))
 
 
 def gather_moments(
