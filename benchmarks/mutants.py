@@ -51,7 +51,7 @@ GROUPS = {
             "merging/rules.py",
             "adapters/names.py",
         ),
-        ("test_merging.py", "test_merging_faults.py"),
+        ("test_merging.py", "test_merging_faults.py", "test_merging_exact.py"),
     ),
     "few-bits": Group(("adapters/few_bits.py",), ("test_few_bits.py",)),
     "bills": Group(("rounds/bills.py", "rounds/state.py"), ("test_rounds_bills.py",)),

@@ -61,6 +61,10 @@ class CudaTensor(Tensor):
     def __repr__(self) -> str:
         return f"on cuda: {self.held!r}"
 
+    def untyped_storage(self) -> Any:
+        """Give what safetensors tells shared tensors by."""
+        return self.held.untyped_storage()
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
@@ -157,13 +161,14 @@ def _places(func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Any:
 
 
 @contextmanager
-def _cuda_in_a_build_without() -> Iterator[None]:
+def cuda_in_a_build_without() -> Iterator[None]:
     """Let autograd accept tensors that say they are on CUDA, in a build of PyTorch without it.
 
     It asks for a guard of the device and for the accelerator, and ends the process where there is
     none. PyTorch has a guard that does nothing, for builds with CUDA on machines without a GPU: it
     is put in place where a guard says that there are 0 devices. Two answers of the hooks of CUDA
-    ("is built", "has a context") are made to be yes. Both are put back at the end.
+    ("is built", "has a context") are made to be yes. Both are put back at the end. It has to come
+    before the first backward pass of the process, which counts the devices.
     """
     libraries = Path(torch.__file__).parent / "lib"
     answer = ctypes.CFUNCTYPE(ctypes.c_int8, ctypes.c_void_p)
@@ -196,7 +201,10 @@ def _cuda_in_a_build_without() -> Iterator[None]:
 
 @contextmanager
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have `device="cuda"` mean `CudaTensor` for the length of a `with` block."""
+    """Have `device="cuda"` mean `CudaTensor` for the length of a `with` block.
+
+    Inside of `cuda_in_a_build_without`.
+    """
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: the tests marked gpu say more")
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
@@ -205,5 +213,5 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     kinds = [torch.Tensor, torch.nn.Parameter, CudaTensor]
     monkeypatch.setattr(sys.modules["torch.optim.optimizer"], "_foreach_supported_types", kinds)
     RANDOM_ON_CUDA.clear()
-    with _cuda_in_a_build_without(), _FAKE, _Mode():
+    with _FAKE, _Mode():
         yield

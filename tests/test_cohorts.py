@@ -141,6 +141,18 @@ def test_proportional_fairness_serves_a_weak_link_when_it_is_at_its_own_best() -
     assert np.mean(gain) > 1.3  # and it is served above its mean
 
 
+def test_a_mean_rate_moves_towards_what_was_served_by_hand() -> None:
+    """Two of six, so a window of 3: T = r/3 at first, then T + (r [served] - T)/3."""
+    asked = scenario("participation.cohort=2", "participation.cohort_by=proportional-fair")
+    rate = np.array([3.0, 6.0, 9.0, 12.0, 15.0, 18.0])
+    first = drawn(asked, 1, rate_bps=rate)
+    served = np.isin(np.arange(6), first.clients)
+    mean = rate / 3 + (np.where(served, rate, 0.0) - rate / 3) / 3
+    np.testing.assert_allclose(first.memory.mean_rate_bps, mean)
+    second = drawn(asked, 2, rate_bps=rate, memory=first.memory)
+    assert not set(first.clients) & set(second.clients)
+
+
 def test_a_share_is_of_all_clients_and_a_whole_number_is_itself() -> None:
     sizes = {
         given: scenario(f"participation.cohort={given}", clients=10).cohort_size

@@ -95,7 +95,8 @@ def test_a_device_that_is_away_leaves_its_band_to_the_others(
         mailbox.away.clear()
         return body
 
-    mailbox.tamper[names[0], "1"] = back
+    for name in names[:2]:  # whichever of them the plan gives work
+        mailbox.tamper[name, "1"] = back
     engine = FlowerEngine(
         scenario, mailbox, Conditions(devices=2, wait_s=0.2), run="run-1", say=lambda line: None
     )

@@ -69,10 +69,11 @@ def run(scenario: Scenario, out: Path, shared: Path | None) -> tuple[list[str], 
         (),
         ("training.keep_optimizer=true",),
         ("aggregation.uplink_change_bits=4",),
+        ("training.scaffold=true",),
         ("aggregation.rule=flora",),
         ("task.client_eval_examples=2", "evaluation.every_rounds=2"),
     ],
-    ids=["plain", "moments", "few bits", "restarts", "clients' own text"],
+    ids=["plain", "moments", "few bits", "control variates", "restarts", "clients' own text"],
 )
 def test_another_bandwidth_plan_trains_nothing_again(
     tmp_path: Path, common: tuple[str, ...]
@@ -199,6 +200,8 @@ def test_a_hash_depends_on_all_of_the_job_but_the_air(tmp_path: Path) -> None:
         job(bits_per_value=4, bits_per_scale=32), job(freezes_a=True),
         replace(base, adapter=changed), replace(base, optimizer_state={"step": torch.zeros(())}),
         replace(base, optimizer_state={"step": torch.ones(())}),
+        replace(base, rate_round=2), replace(base, correction=base.adapter),
+        replace(base, correction=changed),
     ]  # fmt: skip
     found = {keys(tmp_path, scenario, one) for one in [base, *others]}
     assert len(found) == 1 + len(others)

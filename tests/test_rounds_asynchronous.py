@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from airtune.record import RoundRecord
 from airtune.report import write_report
 from airtune.rounds import State, run
 from airtune.rounds.observer import Observer
+from airtune.rounds.schedules import next_clients
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
 
@@ -147,6 +149,35 @@ def test_a_merge_is_the_published_one_from_the_adapters_that_clients_began_with(
             assert torch.allclose(state.adapter[name].double(), value, atol=1e-6)
         before = state.adapter
     assert stale >= 2
+
+
+def test_draws_rates_and_momentum_go_on_from_merge_to_merge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[int] = []
+    chosen: list[int] = []
+
+    def noted(scenario: Scenario, turns: Any, so_far: int) -> list[int]:
+        begun.append(so_far)
+        chosen.append(len(found := next_clients(scenario, turns, so_far)))
+        return found
+
+    monkeypatch.setattr("airtune.rounds.asynchronous.next_clients", noted)
+    scenario = tiny(
+        "schedule.kind=fedasync",
+        "schedule.concurrency=2",
+        "training.learning_rate_schedule=linear",
+        "rounds=6",
+        "aggregation.server_optimizer=momentum",
+    )
+    engine = Watched(scenario)
+    state, _ = followed(scenario, 5, engine)[-1]
+    assert begun == [sum(chosen[:i]) for i in range(len(chosen))]
+    assert set(state.server_moments) == {"momentum"}
+    key, job = next((k, j) for k, j in engine.jobs.items() if j.rate_round != j.round)
+    by_turn = next(iter(LocalEngine.train(engine, [replace(job, rate_round=None)])))
+    assert isinstance(by_turn, ClientUpdate)
+    assert not same(by_turn.adapter, engine.outcomes[key].adapter)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -16,9 +16,11 @@ import airtune as at
 from airtune.engines.local import LocalEngine
 from airtune.merging.functions import Contribution
 from airtune.models.energy import energy_of
+from airtune.planning.cohorts import DrawMemory, draw_cohort
 from airtune.rounds import Cell, Decision, Situation
 from airtune.rounds import cell as hooks
 from airtune.rounds.moments import StoredMoments
+from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
 
@@ -137,6 +139,34 @@ def test_clients_are_asked_billed_and_measured_by_who_they_are() -> None:
         assert len({job.client for job in engine.jobs}) == 2
 
 
+def test_a_client_of_the_cohort_that_sits_out_is_recorded_by_its_name() -> None:
+    def decide(cell: Cell, situation: Situation) -> Decision:
+        made = hooks.decide(cell, situation)
+        return replace(made, assignments=(made.assignments[0], None))
+
+    with at.open_cell(tiny(*COHORT), decide=decide) as cell:
+        _, record = at.step(cell, at.begin(cell))
+        names = cell.scenario.client_names
+    cohort = draw_of(tiny(*COHORT), 1)
+    assert cohort != (0, 1)
+    assert [client.name for client in record.clients] == [names[k] for k in cohort]
+    assert [client.status for client in record.clients] == ["ok", "sat out"]
+
+
+def draw_of(scenario: Scenario, round: int) -> tuple[int, ...]:
+    clients = len(scenario.client_devices)
+    drawn = draw_cohort(
+        scenario,
+        round=round,
+        time_s=0.0,
+        rate_bps=np.ones(clients),
+        examples=np.ones(clients),
+        availability=None,
+        memory=DrawMemory(),
+    )
+    return drawn.clients
+
+
 EVERYONE = {
     "plain": ["training.keep_optimizer=true", "task.client_eval_examples=2"],
     "measured": ["pruning.cost=measured", "aggregation.rule=flora"],
@@ -209,11 +239,21 @@ def test_moments_are_on_disk_two_files_a_client_and_gone_with_a_temporary_cell()
 
 def test_the_floor_owes_for_the_rounds_in_whose_cohort_a_client_is() -> None:
     settings = ["planning.knobs=all", "participation.floor=0.4", "planning.tolerance=1e-3"]
-    with at.open_cell(tiny(*settings, *COHORT)) as cell:
+    seen: list[Situation] = []
+
+    def decide(cell: Cell, situation: Situation) -> Decision:
+        seen.append(situation)
+        return hooks.decide(cell, situation)
+
+    with at.open_cell(tiny(*settings, *COHORT), decide=decide) as cell:
         before = at.begin(cell)
         after, record = at.step(cell, before)
         names = [client.name for client in record.clients]
     assert len(after.queues) == 4
+    own = [before.queues[client] for client in seen[-1].cohort]
+    assert seen[-1].queues.tolist() == own
+    assert seen[-1].cohort != (0, 1)
+    assert len(set(before.queues)) == 4
     for k, name in enumerate(cell.scenario.client_names):
         if name not in names:
             assert after.queues[k] == before.queues[k]
@@ -231,6 +271,25 @@ def test_calibration_is_billed_for_the_population_before_the_first_round(tmp_pat
         for record in (cohort, everyone):
             assert record.description is not None
         assert cohort.description == everyone.description
+
+
+def test_clients_that_are_away_are_never_passed_over_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "there.csv"
+    path.write_text("client,from_s,to_s\n2,0,1e9\n4,0,1e9\n")
+    there = [f"participation.availability={path}", "participation.too_few=fewer"]
+    scenario = tiny("participation.cohort=3", *there)
+    said: list[str] = []
+
+    class Listening(Observer):
+        def noticed(self, what: str) -> None:
+            said.append(what)
+
+    with at.open_cell(scenario, observer=Listening()) as cell:
+        _, record = at.step(cell, at.begin(cell))
+    assert (record.cohort, record.available, record.waited_s) == (2, 2, 0.0)
+    assert [client.name for client in record.clients] == [scenario.client_names[k] for k in (1, 3)]
+    assert f"{path}: 2 clients are never available" in said
+    assert "round 1: 2 of the 3 clients asked for are available" in said
 
 
 # --- waiting, lost uploads, weights ------------------------------------------------------------

@@ -129,13 +129,15 @@ def test_the_first_round_of_scaffold_is_plain_sgd_and_every_round_sends_twice_as
 
 
 def test_the_server_has_the_weighted_sum_of_the_clients_variates_also_of_submodels() -> None:
-    scenario = tiny(*SCAFFOLD, "planning.method=uniform", "planning.kappa=0.1")
+    unequal = ["partition.kind=quantity", "partition.alpha=1.0"]
+    scenario = tiny(*SCAFFOLD, *unequal, "planning.method=uniform", "planning.kappa=0.1")
     with at.open_cell(scenario) as cell:
         state = at.begin(cell)
         for _ in range(2):
             state, record = at.step(cell, state)
         examples = [client.examples for client in cell.federation.clients]
     assert any(client.pruning for client in record.clients)
+    assert len(set(examples)) > 1
     controls = state.controls
     assert sorted(controls.clients) == [0, 1, 2, 3]
     for name, value in controls.server.items():

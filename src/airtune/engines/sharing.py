@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,16 @@ NOT_READ_IN_TRAINING = frozenset({"max_pruning", "cost", "cache_statistics"})
 """Of the pruning section; the last chooses where the same statistics are read from."""
 FOR_A_CUT = frozenset({"units", "selection", "refit"})
 """Of the pruning section: read only where something is left out."""
+THE_AIR = frozenset({
+    "bandwidth_hz", "rate_bps", "downlink_rate_bps", "downlink_bits", "planned",
+})  # fmt: skip
+"""Of an assignment: what the clock is billed from, and training does not read."""
 FOR_STEPS = frozenset({
     "local_steps", "batch_size", "learning_rate", "learning_rate_schedule", "weight_decay",
     "max_grad_norm", "keep_optimizer",
 })  # fmt: skip
 """Of the training section: not read in an evaluation."""
 _SUFFIX = ".safetensors"
-_PLAIN = ("round", "client", "pruning", "flops", "uplink_bits", "examples", "train_loss")
 
 
 class SharingEngine:
@@ -150,20 +153,19 @@ class SharingEngine:
                 return found
             (outcome,) = self._engine.train([job])
             if isinstance(outcome, ClientUpdate):
-                with suppress(OSError, SafetensorError):
+                with suppress(OSError, SafetensorError, TypeError):  # a value that JSON has not
                     _write(path, outcome)
                     _make_room(self._folder, self._limit_bytes)
             return outcome
 
     def _key(self, job: ClientJob) -> str:
-        assigned, moments = job.assignment, job.optimizer_state
+        assigned = job.assignment
+        asked = {one.name: getattr(job, one.name) for one in fields(job) if one.name != "adapter"}
+        assignment = _without(asdict(assigned), THE_AIR)
         return _hash({
-            "round": job.round,
-            "client": job.client,
-            "mode": asdict(assigned.mode),
-            "pruning": assigned.pruning,
+            **{name: _described(value) for name, value in asked.items()},
             "adapter": self._digest(job.adapter),
-            "moments": None if moments is None else _digest(moments),
+            "assignment": assignment,
             "scenario": self._cutting if assigned.pruning > 0 else self._training,
         })  # fmt: skip
 
@@ -206,6 +208,11 @@ def _hash(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def _described(value: Any) -> str:
+    """Return a part of a job for its hash: tensors by name as a digest, others as text."""
+    return _digest(value) if isinstance(value, Mapping) else str(value)
+
+
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
@@ -217,15 +224,18 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _write(path: Path, update: ClientUpdate) -> None:
-    moments = update.optimizer_state
+    found = {one.name: getattr(update, one.name) for one in fields(update)}
+    named = {name: value for name, value in found.items() if isinstance(value, Mapping)}
     values = {
-        **{name: getattr(update, name) for name in _PLAIN},
+        **found,
         "structure": asdict(update.structure),
-        "adapter": list(update.adapter),
-        "optimizer_state": None if moments is None else list(moments),
+        # In the order that they were computed in.
+        **{name: list(value) for name, value in named.items()},
+        "tensors": list(named),
     }
-    tensors = {f"adapter|{name}": value for name, value in update.adapter.items()}
-    tensors |= {f"moments|{name}": value for name, value in (moments or {}).items()}
+    tensors = {
+        f"{of}|{name}": value for of, every in named.items() for name, value in every.items()
+    }
     temporary = path.with_suffix(f".{os.getpid()}")
     copied = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     save_file(copied, temporary, {"update": json.dumps(values)})
@@ -239,17 +249,10 @@ def _read(path: Path, job: ClientJob) -> ClientUpdate | None:
             values = json.loads(file.metadata()["update"])
             if (values["round"], values["client"]) != (job.round, job.client):
                 return None
-            moments = values["optimizer_state"]
+            for of in values.pop("tensors"):
+                values[of] = {name: file.get_tensor(f"{of}|{name}") for name in values[of]}
             kept = {name: tuple(map(tuple, of)) for name, of in values["structure"].items()}
-            return ClientUpdate(**{
-                **{name: values[name] for name in _PLAIN},
-                # In the order that they were computed in.
-                "adapter": {name: file.get_tensor(f"adapter|{name}") for name in values["adapter"]},
-                "optimizer_state": None if moments is None else {
-                    name: file.get_tensor(f"moments|{name}") for name in moments
-                },
-                "structure": Structure(**kept),
-            })  # fmt: skip
+            return ClientUpdate(**{**values, "structure": Structure(**kept)})
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
 

@@ -66,6 +66,8 @@ def begin(cell: Cell) -> State:
 
 def opening(cell: Cell) -> tuple[State, RunDescription]:
     """Return the state before the first round, and what run.json says of it."""
+    if cell.availability is not None and (absent := cell.availability.never()):
+        cell.observer.noticed(f"{cell.availability.path}: {absent:,} clients are never available")
     adapter = cell.engine.initial_adapter()
     cell.observer.preparing("measuring the untrained model")
     untrained = measured(cell, adapter, (), final=False)
@@ -97,6 +99,9 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
     profiles = tuple(map(kept_speed, cell.profiles, _speeds(cell, state)))
     situation = situation_of(cell, state, profiles)
     drawn = situation.drawn
+    if scenario.participation.cohort and len(situation.cohort) < scenario.cohort_size:
+        asked = f"{len(situation.cohort):,} of the {scenario.cohort_size:,} clients asked for"
+        cell.observer.noticed(f"round {situation.round}: {asked} are available")
 
     # 2. Plan: who listens, who leaves out how much of the model, who gets which band.
     decision = cell.decide(cell, situation)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 
 import torch
@@ -28,13 +28,11 @@ from airtune.data import Batch, Encoded, encode, eval_batches, load_task, local_
 from airtune.data.partition import holders_of
 from airtune.merging.rules import rule_of
 from airtune.models import assets
-from airtune.models.devices import DeviceProfile
 from airtune.models.loading import load_model, longest_text, speed_up_attention
 from airtune.models.reference import base_reference
 from airtune.models.structure import Structure, whole
 from airtune.models.workload import (
     KeptSizes,
-    ModelShape,
     StepTokens,
     calibration_flops,
     payload_bits,
@@ -55,54 +53,10 @@ from airtune.training.evaluation import (
     group_losses,
     label_accuracy,
 )
+from airtune.training.federation import ClientData, Evaluation, Federation, MeasuredCosts
 from airtune.training.local_terms import with_untrained
 from airtune.training.placements import Placements
 from airtune.training.sizes import TextSizes, sizes_of, step_tokens, tokens_of
-
-
-@dataclass(frozen=True)
-class ClientData:
-    """What the server knows of one client's data before the first round."""
-
-    examples: int
-    labels: dict[str, int]
-    """How many examples of each label."""
-    pruning_cost: tuple[tuple[float, float], ...] | None
-    """Measured learning cost of pruning, or None for the linear one."""
-    calibration_flops: float = 0.0
-    """What its device computes before it can be cut; 0 where others do it, or before the run."""
-    most_pruned: KeptSizes | None = None
-    """Its submodel at pruning.max_pruning, where it has been calibrated: the line that planning
-    draws through its FLOPs and bits then ends at its own cut."""
-
-
-MeasuredCosts = tuple[tuple[tuple[float, float], ...], KeptSizes | None]
-"""What pruning costs a client at each rate, and its submodel at pruning.max_pruning."""
-
-
-@dataclass(frozen=True)
-class Federation:
-    """What planning and the record know of the model and the clients."""
-
-    shape: ModelShape
-    model_fingerprint: str
-    model_parameters: int
-    clients: tuple[ClientData, ...]
-    profiles: tuple[DeviceProfile | None, ...] = ()
-    """What real devices measured of themselves, a client each; None: as the scenario says."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What the full model with the adapter achieves."""
-
-    loss: float
-    """Per answer token, on the server's test set."""
-    metrics: dict[str, float]
-    """`accuracy` or `exact_match` (strict) and `exact_match_flexible`; `mean_client_loss` and
-    `worst_client_loss` where clients hold data back."""
-    client_losses: tuple[float, ...] = ()
-    """Of the clients' own held-out text, in the order asked for; () where not measured."""
 
 
 class Worker:
@@ -140,6 +94,7 @@ class Worker:
                 self._tokenizer, self._task.test, self._task.choices, longest_text(self._model)
             )
         data = encode(self._task.train, self._tokenizer, limit)
+        self._task = replace(self._task, train=())  # from here on they are held as tokens
         shared = scenario.pruning.calibration == "shared"
         self._shared_texts = data[: scenario.pruning.calibration_examples] if shared else []
         data = data[len(self._shared_texts) :]
@@ -339,10 +294,7 @@ class Worker:
             self._on_disk.remove()
 
     def _cut_of(self, job: ClientJob) -> tuple[Structure, Statistics | None]:
-        """Return what the client's submodel keeps, and what to refit it on.
-
-        Without pruning there is nothing to calibrate for.
-        """
+        """Return what the client's submodel keeps, and what to refit it on: nothing if all."""
         client, pruning = job.client, job.assignment.pruning
         if pruning == 0:
             return whole(self.shape), None
