@@ -2,13 +2,17 @@
 
     python benchmarks/knobs.py --out benchmarks/results/knobs.json          # all parts
     python benchmarks/knobs.py --parts table --seeds 4
+    python benchmarks/knobs.py --parts real --seeds 1 --source FOLDER       # GSM8K's train and test
 
 Parts: ``table`` (J of each set of knobs, relative to no plan at all), ``broadcast`` (the same for
-four seeds, with a broadcast that everyone waits for, and without one), ``scale`` (time and gap of
-``exact`` with 64 modes a client). The first round is planned as `airtune plan` does: its channel,
-the cell's devices, clients of equal weight, full batches. What the knobs cost in learning is
-assumed, not measured: rank 8, 4, 2, 1 lose 0, 0.005, 0.02, 0.05; bits 16, 8, 4, 2 lose 0, 0, 0.005,
-0.08; fewer steps lose in proportion; pruning loses its rate; sitting out loses 1; κ = 1.
+four seeds, with a broadcast that everyone waits for, and without one), ``change`` (the second round
+with the adapter's change broadcast in 4 bits), ``scale`` (time and gap of ``exact`` with 64 modes a
+client), and only where named ``real`` and ``coverage`` (training of
+SmolLM2-135M: knobs_real.py; what is in the file is not run again). The first round is planned as
+`airtune plan` does: its channel, the cell's devices, clients of equal weight, full batches. What
+the knobs cost in learning is assumed, not measured: rank 8, 4, 2, 1 lose 0, 0.005, 0.02, 0.05; bits
+16, 8, 4, 2 lose 0, 0, 0.005, 0.08; fewer steps lose in proportion; pruning loses its rate; sitting
+out loses 1; κ = 1.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -33,7 +38,7 @@ from airtune.planning.inputs import Situation, situation_of_scenario
 from airtune.planning.knobs import Setting
 from airtune.planning.round_plan import plan_round
 from airtune.scenario import load_scenario
-from planner import cell
+from planner_cell import cell
 
 CORE = Path(__file__).resolve().parents[1] / "experiments" / "core" / "gsm8k.toml"
 STEPS = 4
@@ -99,13 +104,14 @@ def with_broadcast(at: Situation, broadcast: str) -> Situation:
     return replace(at, link=link, problem=problem)
 
 
-def planned(seed: int, costs: Path, planning: list[str], broadcast: str) -> Plan:
-    """The plan of the core cell's first round."""
+def planned(seed: int, costs: Path, planning: list[str], broadcast: str, round: int = 1) -> Plan:
+    """The plan of a round of the core cell; in a later one all have heard the one before."""
     changes = [f"seed={seed}", f"training.local_steps={STEPS}", "planning.kappa=1.0", *planning]
     if planning[0].startswith("planning.knobs"):
         changes.append(f"planning.costs={costs}")
     scenario = load_scenario(str(CORE), changes)
-    return plan_round(scenario, with_broadcast(situation_of_scenario(scenario), broadcast)).plan
+    situation = situation_of_scenario(scenario, round)
+    return plan_round(scenario, with_broadcast(situation, broadcast)).plan
 
 
 def table(
@@ -146,8 +152,36 @@ def table(
     return rows
 
 
+def change(seeds: list[int]) -> list[dict[str, Any]]:
+    """J of the second round with the whole adapter broadcast, and with its change in 4 bits."""
+    rows = []
+    with TemporaryDirectory() as folder:
+        costs = Path(folder) / "costs.json"
+        costs.write_text(assumed_costs().model_dump_json(by_alias=True))
+        for seed, label in product(seeds, ("all but absence", "all but pruning", "all")):
+            asked = [f"planning.knobs={json.dumps(SETS[label])}"]
+            few = [*asked, "aggregation.downlink_change_bits=4"]
+            busy = time.process_time()
+            whole = planned(seed, costs, asked, "for who listens", 2)
+            between = time.process_time()
+            made = planned(seed, costs, few, "for who listens", 2)
+            row = {
+                "seed": seed,
+                "knobs": label,
+                "ratio": made.objective_s / whole.objective_s,
+                "gap": made.gap,
+                "downlink_share": float(made.downlink_s.max()) / made.round_latency_s,
+                "whole_downlink_share": float(whole.downlink_s.max()) / whole.round_latency_s,
+                "cpu_s": time.process_time() - between,
+                "whole_cpu_s": between - busy,
+            }
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
 def with_modes(problem: PlanningProblem, absent: bool) -> PlanningProblem:
-    """A cell of planner.py with 64 modes a client."""
+    """A cell of planner_cell.py with 64 modes a client."""
     lists = []
     for k in range(problem.clients):
         mine = []
@@ -196,11 +230,15 @@ def scale(sizes: list[int]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", default=["table", "broadcast", "scale"])
+    parser.add_argument("--parts", nargs="+", default=["table", "broadcast", "change", "scale"])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--clients", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--source", help="folder of GSM8K, for the parts that train")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    if asked.source is None and {"real", "coverage"} & set(asked.parts):
+        parser.error("--parts real and coverage need --source")
+    earlier = json.loads(asked.out.read_text()) if asked.out and asked.out.exists() else {}
     found: dict[str, Any] = {"python": platform.python_version(), "numpy": np.__version__}
 
     def keep(part: str, rows: list) -> None:
@@ -217,8 +255,18 @@ def main() -> None:
         for broadcast in BROADCASTS:
             rows += table(seeds, SETS, broadcast, lambda made: None)
             keep("broadcast", rows)
+    if "change" in asked.parts:
+        keep("change", change(list(range(min(asked.seeds, 4)))))
     if "scale" in asked.parts:
         keep("scale", scale(asked.clients))
+    if {"real", "coverage"} & set(asked.parts):
+        import knobs_real
+
+        for part in ("real", "coverage"):
+            if part in asked.parts:
+                run = getattr(knobs_real, part)
+                seeds, known = list(range(asked.seeds)), earlier.get(part, [])
+                run(asked.source, seeds, known, partial(keep, part))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ import pytest
 
 from airtune.errors import InputError
 from airtune.planning.assigning import assignments_of
+from airtune.planning.broadcast import Link
 from airtune.planning.costs import KnobCosts, Measured, Pair, _convex, read_costs, shipped_costs
 from airtune.planning.floor import first_queues, next_queues
-from airtune.planning.inputs import Link, situation_of_scenario
+from airtune.planning.inputs import situation_of_scenario
 from airtune.planning.round_plan import plan_round
 from airtune.scenario import load_scenario
 from assigned import mode

@@ -17,8 +17,10 @@ from airtune.merging.rules import MERGING, check_deployable
 from airtune.models.workload import affine_coefficients, full_sizes, payload_bits, training_flops
 from airtune.planning.costs import KnobCosts, Measured
 from airtune.planning.inputs import Situation, situation_of_scenario
+from airtune.planning.knobs import modes_offered, name_of
+from airtune.planning.methods import better_than
 from airtune.planning.participation import PARTICIPATION
-from airtune.planning.round_plan import RoundPlan, modes_offered, name_of, plan_round
+from airtune.planning.round_plan import RoundPlan, plan_round
 from airtune.scenario import ParticipationSection, Scenario, load_scenario
 
 SLOW = ["cell.uplink_bandwidth_hz=5e6", "cell.downlink_bandwidth_hz=2e4", "planning.kappa=0.8",
@@ -140,7 +142,8 @@ def test_ranks_bits_and_absence_together_are_the_best_of_all(costs_file: str) ->
     whole = at.modes[0]
     offers: list[list[tuple]] = []
     for _ in at.modes:
-        own: list[tuple] = [(None, 0.9)]
+        # Absence beside the weakest work on offer: rank 1 and 4 bits.
+        own: list[tuple] = [(None, 1 - (1 - 0.9) * 0.9 * 0.98)]
         for rank, bits in itertools.product((4, 1), (16, 4)):
             loss = 1 - (1 - {4: 0.0, 1: 0.1}[rank]) * (1 - {16: 0.0, 4: 0.02}[bits])
             scale = 32 if bits == 4 else 0
@@ -148,6 +151,30 @@ def test_ranks_bits_and_absence_together_are_the_best_of_all(costs_file: str) ->
             own.append((mode, loss))
         offers.append(own)
     assert made.plan.objective_s == pytest.approx(best_of(scenario, at, offers), rel=1e-5)
+
+
+def test_what_no_broadcast_is_shown_to_beat_bounds_the_plan(
+    costs_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broadcast that is left before its optimum is known leaves its bound, and the tolerance."""
+    asked: list[tuple] = []
+
+    def left(problem, known, *, tolerance):
+        asked.append((known, tolerance))
+        if len(asked) == 1:
+            return better_than(problem, known, tolerance=tolerance)
+        return None, 0.7 * asked[1][0].objective_s
+
+    monkeypatch.setattr("airtune.planning.round_plan.better_than", left)
+    made, _ = planned(tiny("planning.knobs=all", f"planning.costs={costs_file}",
+                           "planning.tolerance=1e-3"))  # fmt: skip
+    assert len(asked) > 1
+    assert {tolerance for _, tolerance in asked} == {1e-3}
+    first = asked[1][0]
+    assert {known.objective_s for known, _ in asked[1:]} == {first.objective_s}
+    assert made.plan.objective_s <= first.objective_s
+    assert made.plan.lower_bound_s == pytest.approx(0.7 * first.objective_s)
+    assert made.plan.gap == pytest.approx(made.plan.objective_s / (0.7 * first.objective_s) - 1)
 
 
 def test_what_is_offered_is_the_product_of_what_is_turned(costs_file: str) -> None:
@@ -312,3 +339,17 @@ def test_what_is_deployable_is() -> None:
     for name, rule in MERGING.items():
         if not rule.restarts:
             check_deployable(load_scenario("tiny", [f"aggregation.rule={name}"]))
+
+
+def test_absence_is_no_cheaper_than_the_weakest_work_on_offer(costs_file: str) -> None:
+    """Without other knobs it costs what was measured; beside them, what is left multiplies."""
+
+    def absent(knobs: str) -> np.ndarray:
+        made, _ = planned(tiny(f"planning.knobs={knobs}", f"planning.costs={costs_file}"))
+        assert made.problem.absent_cost is not None
+        return made.problem.absent_cost
+
+    np.testing.assert_allclose(absent('["bandwidth","absence"]'), 0.9)
+    np.testing.assert_allclose(absent('["steps","absence"]'), 1 - 0.1 * 0.65)
+    weakest = 0.65 * 0.9 * 0.7 * 0.6  # a step of two, rank 1, 2 bits, pruned by 0.6
+    np.testing.assert_allclose(absent("all"), 1 - 0.1 * weakest)

@@ -16,7 +16,7 @@ from airtune.channel import ChannelState
 from airtune.engines.local import LocalEngine
 from airtune.merging.functions import Contribution
 from airtune.models.workload import training_flops
-from airtune.planning.inputs import Link
+from airtune.planning.broadcast import Link
 from airtune.rounds import Cell, Decision, Situation
 from airtune.rounds import cell as hooks
 from airtune.scenario import Scenario, load_scenario

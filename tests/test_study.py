@@ -225,9 +225,9 @@ def test_what_a_newer_version_made_is_refused(tmp_path: Path) -> None:
 
 def test_every_shipped_method_and_study_is_valid() -> None:
     sets = shipped_sets()
-    assert list(sets) == ["published", "rivals", "joint", "ablations", "knobs"]
+    assert list(sets) == ["published", "rivals", "joint", "ablations", "knobs", "coverage"]
     names = [name for one in sets.values() for name in one]
-    assert len(set(names)) == len(names) == 46
+    assert len(set(names)) == len(names) == 48
     study = study_from("tiny", list(sets), "0")
     for job in jobs_of(study):
         scenario = scenario_from_dict(job.values)

@@ -60,6 +60,6 @@ class Assignment:
     downlink_rate_bps: float
     """The broadcast's rate: that of the slowest client that listens."""
     downlink_bits: float
-    """What it needs of the broadcast: its ranks of the adapter."""
+    """What it receives of the broadcast, until it has its ranks of the adapter or its change."""
     planned: PlannedTimes | None = None
     """None at the device: the plan's times stay with the server."""

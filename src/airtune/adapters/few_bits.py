@@ -1,4 +1,4 @@
-"""Uplinks of few bits: what an adapter's values changed by, rounded without bias."""
+"""Changes of an adapter in few bits: up, rounded without bias; down, to the nearest."""
 
 from __future__ import annotations
 
@@ -24,8 +24,23 @@ def rounded_change(before: Adapter, after: Adapter, bits: int, *, seed: int) -> 
     return received(before, *rounded_codes(before, after, bits, seed=seed))
 
 
+def nearest_change(before: Adapter, after: Adapter, bits: int) -> Adapter:
+    """Return `after` as a receiver has it who knows `before`, each change at its nearest multiple.
+
+    For a sender that remembers what its receivers hold, and sends the rest of the change the next
+    time (error feedback: Karimireddy et al., ICML 2019). Of a rank whose values change by at most
+    D a round, no value is ever off by more than D/(2^bits − 3).
+
+    Args:
+        before: as for `rounded_change`.
+        after: as for `rounded_change`.
+        bits: of a value, its sign included; at least 2.
+    """
+    return received(before, *rounded_codes(before, after, bits, seed=None))
+
+
 def rounded_codes(
-    before: Adapter, after: Adapter, bits: int, *, seed: int
+    before: Adapter, after: Adapter, bits: int, *, seed: int | None
 ) -> tuple[Adapter, Adapter]:
     """Return what is sent: each value's whole multiple, and each rank's scale, by entry.
 
@@ -33,14 +48,14 @@ def rounded_codes(
         before: as for `rounded_change`.
         after: as for `rounded_change`.
         bits: of a value, its sign included; at least 2.
-        seed: of the rounding.
+        seed: of the rounding; None: to the nearest.
 
     Returns:
         Whole numbers from -(2^(bits - 1) - 1) to 2^(bits - 1) - 1 in float64, shaped as the
         values; scales in float32, broadcastable to them.
     """
     levels = 2 ** (bits - 1) - 1
-    generator = torch.Generator().manual_seed(seed)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     codes, scales = {}, {}
     for name in sorted(after):
         change = (after[name] - before[name]).double()
@@ -49,7 +64,9 @@ def rounded_codes(
         scales[name] = (largest / levels).float()
         scale = scales[name].double()
         steps = torch.where(scale > 0, change / scale, torch.zeros_like(change))
-        drawn = torch.rand(steps.shape, generator=generator, dtype=torch.float64)
+        drawn = torch.full_like(steps, 0.5)
+        if generator is not None:
+            drawn = torch.rand(steps.shape, generator=generator, dtype=torch.float64)
         codes[name] = (steps + drawn).floor().clamp(-levels, levels)
     return codes, scales
 

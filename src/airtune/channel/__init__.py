@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from airtune.channel.rate import rate_of_band
-from airtune.channel.state import ChannelState, broadcast_rate_bps
+from airtune.channel.state import ChannelState
 
 if TYPE_CHECKING:
     from airtune.channel.drawn import draw
@@ -33,7 +33,6 @@ __all__ = [
     "CHANNEL_MODELS",
     "ChannelState",
     "Placement",
-    "broadcast_rate_bps",
     "channel_model",
     "draw",
     "model_name",

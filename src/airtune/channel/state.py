@@ -53,8 +53,3 @@ class ChannelState:
         """Return a client's received power over noise density, Hz; None where it has none."""
         assert self.has_snr is not None
         return float(self.snr_hz[client]) if self.has_snr[client] else None
-
-
-def broadcast_rate_bps(state: ChannelState) -> float:
-    """Return the rate of the downlink broadcast, bit/s: the slowest client's, so all can follow."""
-    return float(state.downlink_rate_bps.min())

@@ -135,7 +135,11 @@ def plan(
 
 
 def _show(
-    problem: PlanningProblem, made: Plan, as_json: bool, modes: Sequence[Mode | None] | None = None
+    problem: PlanningProblem,
+    made: Plan,
+    as_json: bool,
+    modes: Sequence[Mode | None] | None = None,
+    queues: Sequence[float] | None = None,
 ) -> None:
     from airtune.cli.plan_tables import print_plan
     from airtune.planning import plan_to_json
@@ -146,7 +150,7 @@ def _show(
     if as_json:
         _print_json(plan_to_json(made))
     else:
-        print_plan(problem, made, modes)
+        print_plan(problem, made, modes, queues)
 
 
 def _scenario(
@@ -198,7 +202,7 @@ def _plan_knobs(scenario: Scenario, round: int, as_json: bool) -> None:
     made = found.plan
     if made.energy_j is None and None not in powers:
         made = replace(made, energy_j=np.array(powers, dtype=float) * made.compute_s)
-    _show(found.problem, made, as_json, found.modes)
+    _show(found.problem, made, as_json, found.modes, situation.queues.tolist())
 
 
 def _read(file: str, overrides: list[str], plugins: list[str]) -> PlanningProblem:

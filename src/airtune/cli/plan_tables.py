@@ -38,7 +38,10 @@ def print_sweep(axes: list[SweepAxis], points: list[SweepPoint]) -> None:
 
 
 def print_plan(
-    problem: PlanningProblem, made: Plan, modes: Sequence[Mode | None] | None = None
+    problem: PlanningProblem,
+    made: Plan,
+    modes: Sequence[Mode | None] | None = None,
+    queues: Sequence[float] | None = None,
 ) -> None:
     """Print a plan client by client, and in a few lines as a whole.
 
@@ -46,6 +49,7 @@ def print_plan(
         problem: what was planned.
         made: its plan.
         modes: of a scenario's round: what the plan's modes stand for.
+        queues: what a floor owes each client.
     """
     from airtune.cli.output import console
     from airtune.report.tables import MOST_ROWS, Column, Fitted
@@ -71,7 +75,9 @@ def print_plan(
         column("compute\ns", [f"{made.compute_s[k]:.4g}" for k in order], 3),
         column("upload\ns", [f"{made.upload_s[k]:.4g}" for k in order], 4),
         column("total\ns", [f"{made.total_s[k]:.4g}" for k in order]),
-        Column("what binds", [_binds(problem, made, k) for k in order], kind="text", rank=2),
+        Column(
+            "what binds", [_bounds_of(problem, made, k, queues) for k in order], kind="text", rank=2
+        ),
     ]
     if made.blocks is not None:
         columns.insert(2, column("blocks", [str(int(made.blocks[k])) for k in order], 1))
@@ -92,6 +98,13 @@ def _short(mode: Mode | None) -> str:
     if mode is None:
         return "sits out"
     return f"{mode.local_steps}, {mode.rank}, {mode.bits_per_value}"
+
+
+def _bounds_of(problem: PlanningProblem, made: Plan, k: int, queues: Sequence[float] | None) -> str:
+    """Say what binds a client's plan, the floor included: it weighs a client that it owes more."""
+    found = _binds(problem, made, k)
+    owed = queues is not None and queues[k] > 0 and found != "sits out"
+    return f"{found}, floor" if owed else found
 
 
 def _binds(problem: PlanningProblem, made: Plan, k: int) -> str:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from airtune.assignment import Assignment, PlannedTimes
 from airtune.channel import ChannelState
-from airtune.planning.inputs import Link, Situation
+from airtune.planning.broadcast import Link
+from airtune.planning.inputs import Situation
 from airtune.planning.problem import Plan
 from airtune.rounds.cell import Cell, DecideHook, Decision
 from airtune.rounds.cell import decide as decide_for_all
@@ -66,7 +67,8 @@ def part_of(situation: Situation, at: NDArray[np.intp]) -> Situation:
         whole.downlink_rate_bps[at],
         whole.has_snr[at],
     )
-    link = Link(air, situation.link.needed_bits[at])
+    known = situation.link
+    link = Link(air, known.needed_bits[at], known.needs_whole[at], known.held_ranks[at])
     downlink_s = link.needed_s(link.everyone)
     return replace(
         situation,

@@ -159,6 +159,11 @@ def check_deployable(scenario: Scenario) -> None:
     Where clients restart, what they are sent grows and shrinks with the updates of the round
     before, which no message carries. Devices are away and late by themselves, on a real clock.
     """
+    if (bits := scenario.aggregation.downlink_change_bits) is not None:
+        raise InputError(
+            f"aggregation.downlink_change_bits = {bits} runs in simulation only: to real devices "
+            "the whole adapter is sent; leave it out"
+        )
     if rule_of(scenario).restarts:
         raise InputError(
             f"aggregation.rule = '{scenario.aggregation.rule}' runs in simulation only, not on "
@@ -209,6 +214,11 @@ def rule_of(scenario: Scenario) -> MergingRule:
             f"aggregation.rule = '{name}' changes the base weights every round, and weights of "
             f"model.quantize = '{scenario.model.quantize}' cannot hold a small change: "
             "leave out model.quantize"
+        )
+    if rule.restarts and (bits := scenario.aggregation.downlink_change_bits) is not None:
+        raise InputError(
+            f"aggregation.rule = '{name}' cannot go with aggregation.downlink_change_bits = "
+            f"{bits}: its clients restart, so that no adapter is sent that could have changed"
         )
     if rule.restarts and scenario.participation.rule == "partial-fednova":
         raise InputError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from airtune.assignment import Assignment, Mode, PlannedTimes
-from airtune.planning.inputs import Link
+from airtune.planning.broadcast import Link
 from airtune.planning.problem import Plan
 
 
@@ -24,6 +24,7 @@ def assignments_of(
     """
     listens = np.array([mode is not None for mode in modes])
     downlink_rate_bps, needed_s = link.rate_bps(listens), link.needed_s(listens)
+    received_bits = link.received_bits(listens)
     return tuple(
         None
         if mode is None
@@ -34,7 +35,7 @@ def assignments_of(
             bandwidth_hz=float(plan.bandwidth_hz[k]),
             rate_bps=float(plan.rate_bps[k]),
             downlink_rate_bps=downlink_rate_bps,
-            downlink_bits=float(link.needed_bits[k]),
+            downlink_bits=float(received_bits[k]),
             planned=PlannedTimes(
                 downlink_s=float(needed_s[k]),
                 compute_s=float(plan.compute_s[k]),

@@ -7,8 +7,11 @@ import numpy as np
 from airtune.planning.bcd import bandwidth_block, pruning_block
 from airtune.planning.problem import Array, Plan, PlanningProblem, priced
 
+# Points from which the golden section starts: J of one common rate may have several valleys.
 _GRID = 17
+# The golden section's ratio.
 _GOLDEN = 0.5 * (np.sqrt(5.0) - 1.0)
+# Halves a range of rates down to a double's digits.
 _BISECTIONS = 60
 
 

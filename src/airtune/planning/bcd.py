@@ -16,6 +16,7 @@ from airtune.planning.problem import MIN_PROGRESS, Array, Plan, PlanningProblem,
 
 # Newton's steps on the deadline roughly double the correct digits; this many is never reached.
 _MAX_STEPS = 200
+# Sweeps end by the tolerance, after some tens at most; this only ends a cycle of rounding.
 _MAX_SWEEPS = 100
 
 

@@ -17,6 +17,7 @@ from airtune.planning.optimum.choices import choices_of
 from airtune.planning.optimum.fixed_bands import at_bands
 from airtune.planning.problem import Plan, PlanningProblem, priced
 
+# Sweeps end by the tolerance, after some tens at most; this only ends a cycle of rounding.
 _MAX_SWEEPS = 100
 
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from airtune.assignment import Mode
 from airtune.errors import InputError
+from airtune.scenario import Scenario
 
 FORMAT = "airtune-costs/1"
 SHIPPED = "smollm2-135m.json"
@@ -143,13 +144,25 @@ def shipped_costs() -> KnobCosts:
     return _parsed(text, SHIPPED)
 
 
-def described(path: str | None) -> str:
+def costs_of(scenario: Scenario) -> KnobCosts | None:
+    """Read what a scenario's knobs cost; None where it names no knobs.
+
+    Raises:
+        InputError: the file cannot be read, or is none.
+    """
+    section = scenario.planning
+    if section.knobs is None:
+        return None
+    return shipped_costs() if section.costs is None else read_costs(section.costs)
+
+
+def described(costs: KnobCosts, path: str | None) -> str:
     """Name a costs file for the record: its name, SHA-256, and where its costs were measured.
 
     Args:
+        costs: read from it.
         path: the file; None: the one that comes with the package.
     """
-    costs = shipped_costs() if path is None else read_costs(path)
     text = costs.model_dump_json()
     known = [f"{key} {costs.provenance[key]}" for key in ("model", "task", "rounds", "seeds")
              if key in costs.provenance]  # fmt: skip

@@ -7,7 +7,7 @@ loop with the sizes of the very batches that the clients will train on.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,17 +22,16 @@ from airtune.merging.rules import rule_of
 from airtune.models.devices import DeviceProfile, profile_of
 from airtune.models.energy import budgets_of
 from airtune.models.workload import (
-    HEADER_BITS,
     AffineCosts,
     KeptSizes,
     ModelShape,
     StepTokens,
     affine_coefficients,
-    full_sizes,
-    payload_bits,
 )
 from airtune.planning import Plan, PlanningProblem
+from airtune.planning.broadcast import Link, link_of
 from airtune.planning.cohorts import Cohort, cohort_before_run
+from airtune.planning.floor import first_queues
 from airtune.planning.known_shape import shape_of_model
 from airtune.planning.scheduling import check_has_rounds
 from airtune.randomness import generator
@@ -44,40 +43,6 @@ _T = TypeVar("_T")
 NOMINAL_LABEL_SHARE = 0.5
 """Share of the tokens that are answer tokens, where no data has been read yet."""
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
-
-
-@dataclass(frozen=True, eq=False)
-class Link:
-    """What the air offers the clients of one round, and the broadcast that opens it.
-
-    The broadcast is sent once, at the rate of the slowest client that listens: who sits the round
-    out delays no other.
-
-    Attributes:
-        air: the round's channel.
-        needed_bits: (K,) what each client needs of the broadcast. Ranks are sent in order, the
-            first ones first.
-    """
-
-    air: ChannelState
-    needed_bits: FloatArray
-
-    def rate_bps(self, listens: NDArray[np.bool_]) -> float:
-        """Return the broadcast's rate, bit/s; `listens` is (K,), at least one of them True."""
-        return float(self.air.downlink_rate_bps[listens].min())
-
-    def bits(self, listens: NDArray[np.bool_]) -> float:
-        """Return what is sent once to all who listen: what the largest of their ranks needs."""
-        return float(self.needed_bits[listens].max())
-
-    def needed_s(self, listens: NDArray[np.bool_]) -> FloatArray:
-        """Return (K,) when each client has what it needs, s; 0 for one that does not listen."""
-        return np.where(listens, self.needed_bits / self.rate_bps(listens), 0.0)
-
-    @property
-    def everyone(self) -> NDArray[np.bool_]:
-        """(K,) True: all clients listen."""
-        return np.ones(self.needed_bits.size, dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -146,45 +111,6 @@ def modes_of(scenario: Scenario, cohort: Sequence[int] | None = None) -> tuple[M
 
 def _those(values: Sequence[_T], cohort: Sequence[int] | None) -> Sequence[_T]:
     return values if cohort is None else [values[client] for client in cohort]
-
-
-def link_of(
-    scenario: Scenario,
-    shape: ModelShape,
-    modes: Sequence[Mode],
-    air: ChannelState,
-    stacked_bits: float | None = None,
-) -> Link:
-    """Return what each client needs of the round's broadcast: the full model's adapter.
-
-    Args:
-        scenario: precision on the air, merging rule.
-        shape: of the full model.
-        modes: one a client; its rank and trained factors are what it needs.
-        air: the round's channel.
-        stacked_bits: what the updates of the round before take together, where clients merge
-            them into their base; None before there are any, when nothing but a header is sent.
-    """
-    restart = float(HEADER_BITS) if stacked_bits is None else stacked_bits
-    return Link(air, needed_bits(scenario, shape, modes, restart))
-
-
-def needed_bits(
-    scenario: Scenario, shape: ModelShape, modes: Sequence[Mode], restart_bits: float
-) -> FloatArray:
-    """Return what a client in each of the modes needs of the broadcast, bit.
-
-    Args:
-        scenario: precision on the air, merging rule.
-        shape: of the full model.
-        modes: their ranks and trained factors decide.
-        restart_bits: what every client needs where they restart, whatever its mode.
-    """
-    if rule_of(scenario).restarts:
-        return np.full(len(modes), restart_bits)
-    whole, bits_per_value = full_sizes(shape), scenario.aggregation.payload_bits_per_value
-    sent = [replace(mode, bits_per_value=bits_per_value, bits_per_scale=0) for mode in modes]
-    return np.array([payload_bits(shape, whole, mode) for mode in sent])
 
 
 def problem_of_round(
@@ -306,8 +232,9 @@ def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
     """Return what is known of a scenario's round before any data or model is loaded.
 
     The channel is the one that the run will draw for `round`. Batches are taken as full
-    (task.max_tokens), half of their tokens as answers, and the clients as equally large: what
-    can be known from the file alone. The cohort is drawn with the virtual clock at 0.
+    (task.max_tokens), half of their tokens as answers, the clients as equally large, and all of
+    them as having heard the round before: what can be known from the file alone. The cohort is
+    drawn with the virtual clock at 0.
     """
     check_has_rounds(scenario)
     load = nominal_load(scenario)
@@ -324,9 +251,12 @@ def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
     shape, modes = shape_of_model(scenario), modes_of(scenario, cohort)
     profiles = tuple(profile_of(devices[client]) for client in cohort)
     loads = (load,) * len(cohort)
-    link = link_of(scenario, shape, modes, backed_off(scenario.cell, known))
+    held_ranks = _those(scenario.client_ranks, cohort) if round > 1 else ()
+    link = link_of(scenario, shape, modes, backed_off(scenario.cell, known), held_ranks=held_ranks)
     problem = problem_of_round(scenario, shape, profiles, loads, modes, link, cohort)
-    queues = np.zeros(len(cohort))
+    floor = scenario.participation.floor
+    # A run's first round begins with these; what later ones owe is not known.
+    queues = first_queues(len(devices), floor, generator(scenario.seed, "floor"))[list(cohort)]
     return Situation(
         round, shape, cohort, profiles, loads, modes, link, problem, queues, drawn, known
     )

@@ -1,19 +1,25 @@
-"""Which knobs a plan may turn: every rival is the optimum over its own knobs.
+"""Which knobs a plan may turn, and which values each has: each rival is optimal for its own knobs.
 
-A scenario's full problem has all of them. Without a knob the problem is restricted, not the
-method: ``restricted(problem, knobs)`` is a planning problem like any other one, and ``exact`` finds
-its optimum. Which of a client's modes differ in what its maker knows, so it says so
-by their settings.
+``modes_offered`` makes a client's modes from a scenario: the values of the knobs that are turned,
+multiplied. For a problem that has all modes already, ``restricted(problem, knobs)`` is the one in
+which only some knobs are turned, and ``exact`` finds its optimum. In what its modes differ their
+settings say. In both, a knob that is not turned stands at its most.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from airtune.assignment import Mode
 from airtune.errors import InputError
+from airtune.planning.broadcast import SCALE_BITS
 from airtune.planning.modes import ClientMode
 from airtune.planning.problem import PlanningProblem
+from airtune.scenario import Scenario
 
 KNOBS: dict[str, str] = {
     "bandwidth": "each one's band; without it: equal bands for all who take part",
@@ -25,6 +31,9 @@ KNOBS: dict[str, str] = {
 }
 """The knobs by name, each with what holds where it is not turned."""
 MODE_KNOBS = ("steps", "rank", "bits")
+"""Those that make a client's modes."""
+MOST_STEPS = 4
+"""Numbers of local steps to choose from, where the scenario does not list them."""
 
 
 @dataclass(frozen=True)
@@ -111,3 +120,44 @@ def _restricted(
         else mode
         for mode in kept
     )
+
+
+def modes_offered(scenario: Scenario, whole: Mode, turned: frozenset[str]) -> tuple[Mode, ...]:
+    """Return the modes that a client may be told, its whole one first.
+
+    The values of a knob that is turned are the scenario's or, where it lists none, the client's own
+    one and its halves (ranks), an even spread (steps) or 8, 4 and 2 (bits).
+    """
+    section = scenario.planning
+    steps, ranks = [whole.local_steps], [whole.rank]
+    few_bits: list[int | None] = [None]
+    if "steps" in turned:
+        listed = section.steps_values or _spread(whole.local_steps)
+        steps = sorted(
+            {min(s, whole.local_steps) for s in listed} | {whole.local_steps}, reverse=True
+        )
+    if "rank" in turned:
+        listed = section.rank_values or halves(whole.rank)
+        ranks = sorted({min(r, whole.rank) for r in listed} | {whole.rank}, reverse=True)
+    if "bits" in turned:
+        few_bits += [bits for bits in section.bits_values if bits < whole.bits_per_value]
+    return tuple(
+        replace(whole, local_steps=s, rank=r)
+        if bits is None
+        else replace(whole, local_steps=s, rank=r, bits_per_value=bits, bits_per_scale=SCALE_BITS)
+        for s, r, bits in itertools.product(steps, ranks, few_bits)
+    )
+
+
+def halves(value: int) -> list[int]:
+    """Return a value and its halves down to 1, rounded down."""
+    return [value >> i for i in range(value.bit_length())]
+
+
+def _spread(steps: int) -> list[int]:
+    return sorted({int(np.ceil(steps * i / MOST_STEPS)) for i in range(1, MOST_STEPS + 1)})
+
+
+def name_of(mode: Mode) -> str:
+    """Return a mode's name in plans: its steps, rank and bits."""
+    return f"{mode.local_steps} steps, rank {mode.rank}, {mode.bits_per_value} bits"

@@ -11,10 +11,15 @@ from airtune.errors import InputError
 from airtune.planning.problem import Plan, PlanningProblem
 from airtune.units import LEAST_BANDWIDTH_HZ, LEAST_SNR_HZ
 
+# A client's part, or a round, of more than a day is more often a wrong unit than meant.
 _DAY_S = 86_400.0
+# Below one resource block or so: more likely MHz written as Hz.
 _NARROW_HZ = 100e3
+# Not even a message's header (models/workload.py): more likely Mbit written as bits.
 _FEW_BITS = 1000.0
+# Over the whole band; below it even the lowest modulation needs a hundredth of the band.
 _WEAK_DB = -40.0
+# With a wrong unit every client has the same doubt; a few lines say it.
 _MOST_DOUBTS = 5
 
 

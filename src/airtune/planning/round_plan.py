@@ -8,7 +8,6 @@ all knobs that are turned, so that every rival is at the best of its own.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -25,27 +24,30 @@ from airtune.models.workload import (
     full_sizes,
     training_flops,
 )
-from airtune.planning.costs import KnobCosts, read_costs, shipped_costs
+from airtune.planning.broadcast import (
+    Broadcast,
+    Link,
+    Offer,
+    broadcasts,
+    heard_modes,
+    offer_of,
+    waits_s,
+)
+from airtune.planning.costs import KnobCosts, costs_of
 from airtune.planning.floor import check_floor, required, weighed
 from airtune.planning.inputs import (
     BYTES_PER_WEIGHT,
     ClientLoad,
-    Link,
     Situation,
-    needed_bits,
     plan_of_round,
     sizes_ending_at,
 )
+from airtune.planning.knobs import modes_offered, name_of
 from airtune.planning.methods import METHODS, better_than
 from airtune.planning.modes import ClientMode
 from airtune.planning.participation import PARTICIPATION
 from airtune.planning.problem import Plan, PlanningProblem
 from airtune.scenario import Scenario
-
-SCALE_BITS = 32
-"""Of each rank's scale, where an uplink carries a change in few bits."""
-MOST_STEPS = 4
-"""Numbers of local steps to choose from, where the scenario does not list them."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class RoundPlan:
 
     plan: Plan
     modes: tuple[Mode | None, ...]
-    needed_bits: NDArray[np.float64]
-    """What each client needs of the broadcast, bit; 0 where it sits out."""
+    link: Link
+    """The round's, with what each client needs of the broadcast in its mode."""
     problem: PlanningProblem
     """What was planned: where knobs are turned, the clients' modes at the broadcast's rate."""
 
@@ -99,17 +101,46 @@ class Prices:
         return 1.0 - work if self.costs is None else self.costs.of_mode(mode, whole)
 
 
-def prices_of(scenario: Scenario) -> Prices:
-    """Return the scenario's prices: a pilot's where knobs are named, else in proportion to work."""
-    if scenario.planning.knobs is None:
+def prices_of(scenario: Scenario, costs: KnobCosts | None = None) -> Prices:
+    """Return the scenario's prices: a pilot's where knobs are named, else in proportion to work.
+
+    Args:
+        scenario: names the knobs and the costs file.
+        costs: of that file, where it has been read.
+    """
+    costs = costs_of(scenario) if costs is None else costs
+    if costs is None:
         return Prices(None, scenario.participation.left_out_cost)
-    path = scenario.planning.costs
-    costs = shipped_costs() if path is None else read_costs(path)
     return Prices(costs, costs.absent.cost)
 
 
-def plan_round(scenario: Scenario, situation: Situation) -> RoundPlan:
+def absent_beside(problem: PlanningProblem, measured: float) -> float:
+    """Return what sitting out costs beside the other knobs: 1 − (1 − e_out)·p.
+
+    A pilot measures e_out with all others doing their whole work. The merged change is an average
+    over those present: where their mean progress is p̄ and a share s of the weight sits out, a round
+    is worth p̄(1 − s·e_out). With p the least progress of any mode, pruned as far as it may be, the
+    additive (1 − s)·p̄ + s·p·(1 − e_out) is never more than that: no plan counts on progress that
+    nobody makes.
+
+    Args:
+        problem: with all modes.
+        measured: e_out.
+    """
+    table = problem.table
+    progress = (1.0 - table.cost) * (1.0 - problem.costs_of(table.owner, table.max_pruning))
+    return 1.0 - (1.0 - measured) * float(progress.min(initial=1.0))
+
+
+def plan_round(
+    scenario: Scenario, situation: Situation, costs: KnobCosts | None = None
+) -> RoundPlan:
     """Plan one round as the scenario asks: by its method alone, or over every knob it turns.
+
+    Args:
+        scenario: how to plan.
+        situation: the round.
+        costs: of the scenario's knobs, where they have been read (`costs_of`).
 
     Raises:
         InputError: a participation rule and a method that cannot be combined, or costs that cannot
@@ -120,16 +151,15 @@ def plan_round(scenario: Scenario, situation: Situation) -> RoundPlan:
     turned = knobs_of_round(scenario, round)
     if turned is None:
         plan = plan_of_round(scenario, problem, round)
-        return RoundPlan(plan, tuple(modes), link.needed_bits, problem)
-    prices = prices_of(scenario)
-    offered = [modes_offered(scenario, mode, turned) for mode in modes]
-    needed = [
-        needed_bits(scenario, shape, own, float(link.needed_bits[k]))
-        for k, own in enumerate(offered)
+        return RoundPlan(plan, tuple(modes), link, problem)
+    prices = prices_of(scenario, costs)
+    offers = [
+        offer_of(scenario, shape, modes_offered(scenario, mode, turned), link, k)
+        for k, mode in enumerate(modes)
     ]
     costed = [
-        _costed(scenario, shape, profile, load, own, whole, prices, turned)
-        for profile, load, own, whole in zip(situation.profiles, loads, offered, modes, strict=True)
+        _costed(scenario, shape, profile, load, own.modes, whole, prices, turned)
+        for profile, load, own, whole in zip(situation.profiles, loads, offers, modes, strict=True)
     ]
     asked = replace(
         problem,
@@ -139,6 +169,8 @@ def plan_round(scenario: Scenario, situation: Situation) -> RoundPlan:
         pruning_cost=_curves(scenario, prices, problem),
         downlink_s=np.zeros(len(modes)),
     )
+    if "absence" in turned and prices.costs is not None:
+        asked = replace(asked, absent_cost=np.full(len(modes), absent_beside(asked, prices.absent)))
     if scenario.participation.floor > 0:
         check_floor(asked, scenario.participation.floor)
         asked = required(weighed(asked, situation.queues), situation.queues)
@@ -146,19 +178,18 @@ def plan_round(scenario: Scenario, situation: Situation) -> RoundPlan:
     began = perf_counter()
     best: RoundPlan | None = None
     lower, refusal = np.inf, None
-    for rate in _broadcast_rates(link, asked.absent_costs):
-        heard = link.air.downlink_rate_bps >= rate
+    for sent in broadcasts(link, asked.absent_costs, offers):
         try:
-            at_rate = _heard_at(asked, needed, heard, rate)
+            heard = heard_modes(asked, offers, link, sent)
             known = None if best is None else best.plan
-            made, bound = _at_rate(scenario, at_rate, round, solver, known)
-        except InputError as error:  # too few hear this rate; another one may do
+            made, bound = _at_broadcast(scenario, heard, round, solver, known)
+        except InputError as error:  # too few can hear this broadcast; another one may do
             refusal = error
             continue
         lower = min(lower, bound)
         if made is None:
             continue
-        found = _without_wait(made, at_rate, offered, needed, rate, link)
+        found = _without_wait(made, heard, offers, sent, link)
         if best is None or found.plan.objective_s < best.plan.objective_s:
             best = found
     if best is None:
@@ -171,54 +202,18 @@ def plan_round(scenario: Scenario, situation: Situation) -> RoundPlan:
     return replace(best, plan=proved)
 
 
-def _at_rate(
+def _at_broadcast(
     scenario: Scenario, problem: PlanningProblem, round: int, solver: str, known: Plan | None
 ) -> tuple[Plan | None, float]:
-    """Return a plan at one broadcast rate, None if it is no better, and a lower bound.
+    """Return a plan at one broadcast, None if it is no better, and a lower bound.
 
-    `exact` leaves off where it has proved that no plan at this rate beats the known one.
+    `exact` leaves off where it has proved that no plan at this one beats the known one.
     """
     if solver == "exact" and scenario.cell.subcarrier_spacing_hz is None:
         return better_than(problem, known, tolerance=scenario.planning.tolerance)
     made = plan_of_round(scenario, problem, round, method=solver)
     assert made.lower_bound_s is not None
     return made, made.lower_bound_s
-
-
-def modes_offered(scenario: Scenario, whole: Mode, turned: frozenset[str]) -> tuple[Mode, ...]:
-    """Return the modes that a client may be told, its whole one first."""
-    section = scenario.planning
-    steps, ranks = [whole.local_steps], [whole.rank]
-    few_bits: list[int | None] = [None]
-    if "steps" in turned:
-        listed = section.steps_values or _spread(whole.local_steps)
-        steps = sorted(
-            {min(s, whole.local_steps) for s in listed} | {whole.local_steps}, reverse=True
-        )
-    if "rank" in turned:
-        listed = section.rank_values or _halves(whole.rank)
-        ranks = sorted({min(r, whole.rank) for r in listed} | {whole.rank}, reverse=True)
-    if "bits" in turned:
-        few_bits += [bits for bits in section.bits_values if bits < whole.bits_per_value]
-    return tuple(
-        replace(whole, local_steps=s, rank=r)
-        if bits is None
-        else replace(whole, local_steps=s, rank=r, bits_per_value=bits, bits_per_scale=SCALE_BITS)
-        for s, r, bits in itertools.product(steps, ranks, few_bits)
-    )
-
-
-def _halves(value: int) -> list[int]:
-    return [value >> i for i in range(value.bit_length())]
-
-
-def _spread(steps: int) -> list[int]:
-    return sorted({int(np.ceil(steps * i / MOST_STEPS)) for i in range(1, MOST_STEPS + 1)})
-
-
-def name_of(mode: Mode) -> str:
-    """Return a mode's name in plans: its steps, rank and bits."""
-    return f"{mode.local_steps} steps, rank {mode.rank}, {mode.bits_per_value} bits"
 
 
 def _costed(
@@ -276,59 +271,29 @@ def _curves(
     return (curve,) * problem.clients
 
 
-def _broadcast_rates(link: Link, absent_costs: NDArray[np.float64]) -> list[float]:
-    """Return the rates that the broadcast can have, one for each client that can be the slowest."""
-    rates = link.air.downlink_rate_bps
-    everyone = float(rates.min())
-    needed = float(rates[~np.isfinite(absent_costs)].min(initial=np.inf))
-    return sorted({float(rate) for rate in rates if rate <= needed} | {everyone})
-
-
-def _heard_at(
-    asked: PlanningProblem,
-    needed: Sequence[NDArray[np.float64]],
-    heard: NDArray[np.bool_],
-    rate: float,
-) -> PlanningProblem:
-    """Return the problem at one broadcast rate: slower clients sit out, the others wait for theirs.
-
-    What a client needs of the broadcast depends on its rank, so that the wait is part of its mode.
-    """
-    assert asked.modes is not None
-    modes = tuple(
-        tuple(
-            replace(mode, compute_fixed_s=mode.compute_fixed_s + bits / rate)
-            if heard[k]
-            else replace(mode, min_pruning=np.inf)
-            for mode, bits in zip(own or (), needed[k], strict=True)
-        )
-        for k, own in enumerate(asked.modes)
-    )
-    return replace(asked, modes=modes)
-
-
 def _without_wait(
-    plan: Plan,
-    asked: PlanningProblem,
-    offered: Sequence[Sequence[Mode]],
-    needed: Sequence[NDArray[np.float64]],
-    rate_bps: float,
-    link: Link,
+    plan: Plan, asked: PlanningProblem, offers: Sequence[Offer], sent: Broadcast, link: Link
 ) -> RoundPlan:
     """Take the wait for the broadcast out of the computing, where planning had put it.
 
-    Where the client whose rate was planned with sits out as well, the broadcast is faster still.
+    Where the client whose rate or rank was planned with sits out as well, the broadcast is faster
+    still.
     """
     assert plan.modes is not None
-    names = [[name_of(mode) for mode in own] for own in offered]
     index = [
-        None if name is None else own.index(name)
-        for name, own in zip(plan.modes, names, strict=True)
+        None if name is None else [name_of(mode) for mode in own.modes].index(name)
+        for name, own in zip(plan.modes, offers, strict=True)
     ]
-    bits = np.array([0.0 if i is None else needed[k][i] for k, i in enumerate(index)])
+    told = list(zip(index, offers, strict=True))
     listens = np.array([i is not None for i in index])
-    downlink_s = bits / link.rate_bps(listens)
-    compute_s = plan.compute_s - bits / rate_bps
+    heard = replace(
+        link,
+        needed_bits=np.array([0.0 if i is None else own.needed_bits[i] for i, own in told]),
+        needs_whole=np.array([i is not None and own.needs_whole[i] for i, own in told]),
+    )
+    downlink_s = heard.needed_s(listens)
+    waited_s = np.array([0.0 if i is None else waits_s(own, sent)[i] for i, own in told])
+    compute_s = plan.compute_s - waited_s
     total_s = downlink_s + compute_s + plan.upload_s
     latency_s = float(total_s.max())
     bounded = asked.max_pruning_loss is not None
@@ -340,6 +305,5 @@ def _without_wait(
         round_latency_s=latency_s,
         objective_s=latency_s if bounded else latency_s * plan.rounds_factor,
     )
-    assert plan.losses is not None
-    modes = [None if i is None else own[i] for i, own in zip(index, offered, strict=True)]
-    return RoundPlan(changed, tuple(modes), bits, asked)
+    modes = [None if i is None else own.modes[i] for i, own in told]
+    return RoundPlan(changed, tuple(modes), heard, asked)

@@ -10,6 +10,7 @@ from airtune.merging.functions import Contribution, fault_of
 from airtune.merging.rules import rule_of
 from airtune.record.schema import OK
 from airtune.rounds.bills import Outcome
+from airtune.rounds.broadcast import onto_server
 from airtune.rounds.cell import Cell
 from airtune.rounds.state import State
 from airtune.training.client import ClientFailure, ClientUpdate
@@ -34,7 +35,12 @@ def status_of(cell: Cell, outcome: Outcome, rank: int, start: Adapter) -> str:
 
 
 def contribution_of(
-    cell: Cell, server: Adapter, update: ClientUpdate, steps: int, weight: float
+    cell: Cell,
+    server: Adapter,
+    update: ClientUpdate,
+    steps: int,
+    weight: float,
+    reached: Adapter | None = None,
 ) -> Contribution:
     """Return an update in the server's shapes.
 
@@ -44,8 +50,11 @@ def contribution_of(
         update: a sound one.
         steps: local steps done.
         weight: what it weighs in the average.
+        reached: the adapter that the client began from, where that is not the server's own.
     """
     values, held = scatter_adapter(update.adapter, update.structure, cell.federation.shape)
+    if reached is not None:
+        values = onto_server(server, reached, values, held)
     # Where clients restart, their rank is their own; otherwise the server's, zero-padded.
     if not rule_of(cell.scenario).restarts:
         rank = rank_of(server)

@@ -29,6 +29,7 @@ from airtune.planning import METHODS, Plan
 from airtune.planning.assigning import assignments_of
 from airtune.planning.availability import Availability
 from airtune.planning.cohorts import availability_of
+from airtune.planning.costs import KnobCosts, costs_of
 from airtune.planning.inputs import Situation
 from airtune.planning.round_plan import plan_round
 from airtune.planning.scheduling import check_parts
@@ -66,6 +67,8 @@ class Cell:
     draw: DrawHook
     decide: DecideHook
     merge: MergeHook
+    knob_costs: KnobCosts | None = None
+    """What the knobs cost, read once; None without `planning.knobs`."""
     observer: Observer = field(default_factory=Observer)
     availability: Availability | None = None
     """When clients are there; None: always."""
@@ -120,9 +123,9 @@ def draw(cell: Cell, round: int) -> ChannelState:
 
 def decide(cell: Cell, situation: Situation) -> Decision:
     """Plan by the scenario's method, or every knob that it turns."""
-    made = plan_round(cell.scenario, situation)
-    link = replace(situation.link, needed_bits=made.needed_bits)
-    return Decision(made.plan, assignments_of(made.plan, made.modes, link, situation.cohort))
+    made = plan_round(cell.scenario, situation, cell.knob_costs)
+    told = assignments_of(made.plan, made.modes, made.link, situation.cohort)
+    return Decision(made.plan, told)
 
 
 def merge(cell: Cell, adapter: Adapter, contributions: Sequence[Contribution]) -> Adapter:
@@ -166,7 +169,7 @@ def open_cell(
     Raises:
         InputError: the scenario cannot be run.
     """
-    profiles = checked_profiles(scenario)
+    profiles, knob_costs = checked_profiles(scenario), costs_of(scenario)
     availability, draws = availability_of(scenario), scenario.participation.draws
     placement = channel.place(
         scenario.cell, scenario.client_devices, generator(scenario.seed, "placement")
@@ -190,6 +193,7 @@ def open_cell(
         draw=draw,
         decide=decide,
         merge=merge,
+        knob_costs=knob_costs,
         observer=observer or Observer(),
         availability=availability,
         temporary=TemporaryFolder() if draws and folder is None else None,

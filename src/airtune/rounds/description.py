@@ -53,7 +53,9 @@ def description_of(cell: Cell, untrained: Evaluation, may_be_cut: Sequence[bool]
         clients=clients,
         setup_s=max(compute_s(f, p) for f, p in zip(setup_flops, profiles, strict=True)),
         setup_flops=sum(setup_flops),
-        knob_costs="" if scenario.planning.knobs is None else described(scenario.planning.costs),
+        knob_costs=""
+        if cell.knob_costs is None
+        else described(cell.knob_costs, scenario.planning.costs),
         initial_eval_loss=untrained.loss,
         initial_metrics=untrained.metrics,
         model_fingerprint=federation.model_fingerprint,

@@ -40,6 +40,7 @@ from airtune.rounds.bills import (
     what_binds,
     with_energy,
 )
+from airtune.rounds.broadcast import adapter_sent, held_ranks_after
 from airtune.rounds.cell import Cell, Decision
 from airtune.rounds.cohort import (
     inclusion_of,
@@ -108,8 +109,11 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         for doubt in doubts(situation.problem, decision.plan):
             cell.observer.noticed(doubt)
 
-    # 3. The clients work.
-    answers = _answers(cell, state, situation, decision)
+    # 3. The clients work, from the adapter as it reaches them.
+    reached = adapter_sent(scenario, state, decision.assignments)
+    answers = _answers(cell, replace(state, adapter=reached), situation, decision)
+    told = {a.assignment.client: a.assignment for a in answers}
+    outcomes = {a.assignment.client: a.outcome for a in answers}
     sent = uploads_of(
         scenario,
         situation,
@@ -137,6 +141,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
             update,
             answer.assignment.mode.local_steps,
             _weight(cell, situation, update, sent),
+            reached,
         )
         for answer, update in _usable(answers)
     ]
@@ -169,6 +174,8 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         else None,
         queues=_queues_after(cell, state, situation, decision, updates),
         draws=state.draws if drawn is None else drawn.memory,
+        held=reached if scenario.aggregation.downlink_change_bits else None,
+        held_ranks=held_ranks_after(scenario, told, outcomes),
         server_moments=moments,
         controls=_controls_after(cell, state, updates),
     )

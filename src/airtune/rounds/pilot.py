@@ -21,16 +21,18 @@ from airtune.assignment import Mode
 from airtune.engines import Engine
 from airtune.errors import InputError, RunError
 from airtune.planning.assigning import assignments_of
+from airtune.planning.broadcast import SCALE_BITS
 from airtune.planning.costs import KnobCosts, Measured, Pair
 from airtune.planning.inputs import Situation
 from airtune.planning.kappa import learning_curve
+from airtune.planning.knobs import halves
 from airtune.rounds.cell import Cell, Decision, open_cell
 from airtune.rounds.loop import begin, step
 from airtune.scenario import Scenario
 
 PRUNING_RATES = (0.2, 0.4, 0.6)
 FEW_BITS = (8, 4, 2)
-SCALE_BITS = 32
+
 WHOLE = "whole"
 SHARES = 1001
 """How finely e is looked for."""
@@ -63,8 +65,8 @@ class Trial:
 def trials_of(scenario: Scenario) -> tuple[Trial, ...]:
     """Return the pilot's trials: the whole work first, each knob alone, then three pairs."""
     training, most = scenario.training, scenario.pruning.max_pruning
-    ranks = _halves(training.lora_rank)
-    steps = _halves(training.local_steps)
+    ranks = halves(training.lora_rank)[1:]
+    steps = halves(training.local_steps)[1:]
     rates = [rate for rate in PRUNING_RATES if rate <= most]
     clients = len(scenario.client_devices)
     alone = [
@@ -80,14 +82,6 @@ def trials_of(scenario: Scenario) -> tuple[Trial, ...]:
         Trial(f"{a.name} + {b.name}", **_together(a, b)) for a, b in _pairs_of(ranks, steps, rates)
     ]
     return (Trial(WHOLE), *alone, *pairs)
-
-
-def _halves(value: int) -> list[int]:
-    found = []
-    while value > 1:
-        value = value // 2
-        found.append(value)
-    return found
 
 
 def _pairs_of(
@@ -217,11 +211,12 @@ def lost_share(whole: Sequence[float], trial: Sequence[float]) -> float:
 
     The unchanged run's losses give the curve L(m) = a + (L0 − a)/(1 + m/h) over rounds; e is where
     the trial's losses after r rounds are nearest, in squares, to L(r(1 − e)). All rounds count: a
-    last loss alone says little where the curve is flat, and a first one where it is steep.
+    last loss alone says little where the curve is flat, and a first one where it is steep. A trial
+    may have another number of rounds than the unchanged run.
     """
     rounds = np.arange(len(whole), dtype=float)
     end, pace = learning_curve(np.asarray(whole, dtype=float), rounds)
-    after, shares = rounds[1:], np.linspace(0.0, 1.0, SHARES)[:, None]
+    after, shares = np.arange(1.0, len(trial)), np.linspace(0.0, 1.0, SHARES)[:, None]
     expected = end + (whole[0] - end) / (1.0 + after * (1.0 - shares) / pace)
     misfit = ((np.asarray(trial[1:]) - expected) ** 2).sum(1)
     return float(shares[int(np.argmin(misfit)), 0])

@@ -11,7 +11,8 @@ from airtune.adapters.names import Adapter
 from airtune.channel.outage import backed_off
 from airtune.models.devices import DeviceProfile
 from airtune.planning import METHODS, PlanningProblem, fitted_kappa
-from airtune.planning.inputs import Situation, link_of, modes_of, problem_of_round
+from airtune.planning.broadcast import link_of
+from airtune.planning.inputs import Situation, modes_of, problem_of_round
 from airtune.rounds.cell import Cell
 from airtune.rounds.cohort import cohort_of_round, load_of, may_be_forced
 from airtune.rounds.state import State
@@ -37,7 +38,9 @@ def situation_of(cell: Cell, state: State, profiles: Sequence[DeviceProfile]) ->
     own = tuple(profiles[client] for client in cohort)
     loads = tuple(load_of(cell, round, client) for client in cohort)
     modes, shape = modes_of(scenario, cohort), cell.federation.shape
-    link = link_of(scenario, shape, modes, backed_off(scenario.cell, air), state.stacked_bits)
+    held = [state.held_ranks[client] for client in cohort] if state.held_ranks else ()
+    known = backed_off(scenario.cell, air)
+    link = link_of(scenario, shape, modes, known, state.stacked_bits, held)
     problem = problem_of_round(scenario, shape, own, loads, modes, link, cohort)
     if scenario.planning.fit_kappa:
         problem = _with_fitted_kappa(problem, state, scenario)

@@ -43,6 +43,10 @@ class State:
     """What `participation.floor` still owes each client; empty without a floor."""
     draws: DrawMemory = field(default_factory=DrawMemory)
     """What the rule that draws cohorts remembers."""
+    held: Adapter | None = None
+    """The adapter that the last broadcast left at its listeners, where changes of it are sent."""
+    held_ranks: tuple[int, ...] = ()
+    """How many of its ranks each client has: 0 for one that did not hear the round; () before."""
     server_moments: ServerMoments = field(default_factory=dict)
     """Of `aggregation.server_optimizer`; empty without one."""
     controls: Controls = field(default_factory=Controls)
@@ -60,6 +64,7 @@ class State:
 def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Flatten the state into arrays and JSON for a checkpoint."""
     arrays = {f"adapter/{name}": value.numpy() for name, value in state.adapter.items()}
+    arrays |= {f"held/{name}": value.numpy() for name, value in (state.held or {}).items()}
     stored: dict[str, Any] = {}
     if isinstance(state.optimizer_states, StoredMoments):
         stored["moments"] = {str(k): n for k, n in state.optimizer_states.written.items()}
@@ -76,6 +81,7 @@ def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "speeds": list(state.speeds),
         "stacked_bits": state.stacked_bits,
         "queues": list(state.queues),
+        "held_ranks": list(state.held_ranks),
         "flight": flight_payload(state.flight),
         **stored,
     }
@@ -95,13 +101,14 @@ def restored(checkpoint: Checkpoint | None, cell: Cell) -> State | None:
     if checkpoint is None:
         return None
     adapter: Adapter = {}
+    held: Adapter = {}
     moments: dict[int, OptimizerState] = {}
     beside: dict[str, dict[str, Adapter]] = {}
     for key, array in checkpoint.tensors.items():
         kind, _, rest = key.partition("/")
         value = torch.from_numpy(array.copy())
-        if kind == "adapter":
-            adapter[rest] = value
+        if kind in ("adapter", "held"):
+            (adapter if kind == "adapter" else held)[rest] = value
             continue
         owner, _, entry = rest.partition("/")
         if kind == "optimizer":
@@ -130,6 +137,8 @@ def restored(checkpoint: Checkpoint | None, cell: Cell) -> State | None:
         payload.get("stacked_bits"),
         tuple(payload.get("queues", ())),
         DrawMemory(draws.get("next", 0), tuple(draws.get("mean_rate_bps", ()))),
+        held or None,
+        tuple(payload.get("held_ranks", ())),
         beside.get("server", {}),
         Controls(controls.pop("server", {}), {int(k): own for k, own in controls.items()}),
         restored_flight(payload.get("flight", {}), beside.get("began", {})),

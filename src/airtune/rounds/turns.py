@@ -12,11 +12,11 @@ from airtune.channel import ChannelState
 from airtune.errors import InputError
 from airtune.models.devices import compute_s
 from airtune.models.workload import AffineCosts, affine_coefficients
+from airtune.planning.broadcast import needed_bits
 from airtune.planning.inputs import (
     BYTES_PER_WEIGHT,
     ClientLoad,
     modes_of,
-    needed_bits,
     sizes_ending_at,
 )
 from airtune.record import ClientRecord, TurnRecord
@@ -105,7 +105,7 @@ def task_of(cell: Cell, client: int, number: int, air: ChannelState | None = Non
         load=load,
         costs=costs,
         pruning=pruning,
-        downlink_bits=float(needed_bits(scenario, shape, [mode], 0.0)[0]),
+        downlink_bits=float(needed_bits(scenario, shape, [mode], 0.0, 0)[0][0]),
         downlink_rate_bps=float(air.downlink_rate_bps[client]),
         snr_hz=float(air.snr_hz[client]),
         efficiency=efficiency if np.isfinite(efficiency) else None,

@@ -24,6 +24,9 @@ class AggregationSection(Section):
     """Given: uplinks carry the adapter's change, rounded at random to this many bits a value, with
     a 32-bit scale for each rank of A and B in each layer. Of the broadcasts, only flora's is
     rounded too."""
+    downlink_change_bits: Literal[2, 4, 8] | None = None
+    """Given: the broadcast carries the adapter's change in this many bits a value to clients that
+    heard the round before, and the whole adapter to those that did not. In simulation only."""
     server_optimizer: Literal["none", "momentum", "adam"] = "none"
     """What the server makes of a merge: the merged adapter itself, or a step of FedAvgM or FedAdam
     along the difference between it and the adapter before."""
@@ -69,6 +72,11 @@ def check_training(scenario: Scenario) -> None:
         raise ValueError(
             "training.keep_optimizer = true is allowed with training.optimizer = 'adamw' only: "
             "plain SGD has no moments to keep"
+        )
+    if training.scaffold and scenario.aggregation.downlink_change_bits is not None:
+        raise ValueError(
+            "training.scaffold = true cannot be combined with aggregation.downlink_change_bits: "
+            "control variates are broadcast as values"
         )
     if training.scaffold and few_bits is not None:
         raise ValueError(

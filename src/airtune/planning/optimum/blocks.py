@@ -24,6 +24,7 @@ from airtune.planning.problem import Array, Plan, PlanningProblem, priced
 
 # K·N numbers are held at a time.
 _MAX_CELLS = 20_000_000
+# Halves any range of deadlines down to neighbouring doubles, with room.
 _BISECTIONS = 100
 
 

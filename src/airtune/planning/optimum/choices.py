@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from airtune.channel.rate import LN2
 from airtune.planning.problem import Array, PlanningProblem
 
+# A range of pruning rates that rounding alone can make is a point.
 _TINY_RANGE = 1e-12
 
 

@@ -40,9 +40,13 @@ from airtune.planning.problem import Array
 _ROUNDING = 1e-14
 # A plan's times are sums in doubles: the deadline is known to so much, relatively.
 _CLOCK = 1e-15
+# Stands for 0 where a logarithm is taken.
 _TINY = 1e-300
+# A slope that stands for infinity; its products with times and bits stay finite.
 _STEEPEST = 1e100
+# ln of a price that is 0 for a double: the band is not scarce.
 _FREE = -700.0
+# In ln(s/b): how near to a corner of its loss a client counts as on it.
 _CORNER = 1e-10
 _LOG_LN2 = float(np.log(LN2))
 

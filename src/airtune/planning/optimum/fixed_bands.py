@@ -20,8 +20,11 @@ from airtune.planning.optimum.choices import Choices, choices_of
 from airtune.planning.optimum.polish import modes_of, pruning_for
 from airtune.planning.problem import MIN_PROGRESS, Array, Plan, PlanningProblem, priced
 
+# Halves any interval of doubles down to two neighbours.
 _BISECTIONS = 200
+# Deadlines are sums of a few doubles: a choice whose own start is the deadline has to count.
 _MET = 1e-13
+# Relative: a bound equal to a plan's own loss must not be missed by rounding.
 _NO_LOSS = 1e-9
 
 

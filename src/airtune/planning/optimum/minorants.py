@@ -21,8 +21,11 @@ from airtune.planning.optimum.pricing import (
 )
 from airtune.planning.problem import Array
 
+# Of a sum of up to some thousand doubles, relative to its terms: taken off every bound.
 _ROUNDING = 1e-13
+# Newton steps from a solved neighbour; the tangent's error then is below the rounding.
 _STEPS = 3
+# In ln(s/b): how near to the end of its range a band counts as at the end.
 _CORNER = 1e-10
 
 

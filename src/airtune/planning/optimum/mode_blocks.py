@@ -19,6 +19,7 @@ from airtune.planning.optimum.fixed_bands import Timed, best_corner, levels_of, 
 from airtune.planning.optimum.polish import modes_of, pruning_for
 from airtune.planning.problem import Array, Plan, PlanningProblem, priced
 
+# Choices × blocks are held at a time, in some arrays of doubles: 1 to 2 GB.
 _MAX_CELLS = 20_000_000
 
 

@@ -29,11 +29,15 @@ from airtune.planning.problem import Plan, PlanningProblem
 
 # How much of the tolerance the refuted intervals use; the rest is for the plan itself.
 _SHARE = 0.9
+# First intervals of T: wider ones are split anyway, narrower ones cost evaluations.
 _FIRST_RATIO = 1.15
+# In a wider interval halving T brings more than splitting a client's choices.
 _WIDE = 1.02
+# Choices evaluated at once: some arrays of half a megabyte each.
 _MAX_ROWS = 60_000
 # The search ends after this many rows, whatever it has proved by then; the true gap is reported.
 MAX_WORK = 2_000_000
+# Relative: a bound equal to the least loss must not be missed by rounding.
 _NO_LOSS = 1e-9
 
 

@@ -14,8 +14,11 @@ from airtune.planning.optimum.pricing import limits_at
 from airtune.planning.optimum.search import locally_best
 from airtune.planning.problem import Array, Chosen, Plan, PlanningProblem, priced
 
+# Deadlines tried at once: one batch costs hardly more than one point.
 _POINTS = 9
+# Each turn narrows the range by (points − 1)/2: sixteen exhaust a double's digits.
 _MAX_ROUNDS = 16
+# Around the search's own deadline; its intervals are narrower than this from the start.
 _WIDE = 1.3
 
 

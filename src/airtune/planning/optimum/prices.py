@@ -16,9 +16,13 @@ from airtune.planning.optimum.batch import Batch
 from airtune.planning.optimum.pricing import Limits, Taken, at_price
 from airtune.planning.problem import Array
 
+# Brackets of the price halve at least; what is left goes into the reported gap.
 _MAX_TURNS = 24
+# Newton steps on the bands from a neighbour's values.
 _FIRST_STEPS = 5
+# Newton steps from the turn before, which is near.
 _STEPS = 2
+# Relative excess of the bands over B below which the price is the best one.
 _SETTLED = 1e-10
 
 

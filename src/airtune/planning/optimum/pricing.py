@@ -29,6 +29,7 @@ from airtune.planning.optimum.choices import Choices
 from airtune.planning.optimum.shares import MAX_LOG_SNR
 from airtune.planning.problem import Array
 
+# Stands for 0 where a logarithm or a quotient is taken.
 TINY = 1e-300
 _LOG_LN2 = float(np.log(LN2))
 

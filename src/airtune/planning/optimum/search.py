@@ -21,17 +21,25 @@ from airtune.planning.optimum.deadline import Solved, bound_at, solve
 from airtune.planning.optimum.reduced import Reduced, reduced
 from airtune.planning.problem import Array, Plan, PlanningProblem, priced
 
+# Each turn at least halves the range of T: sixty exhaust a double's digits.
 _MAX_DESCENT = 60
+# Far beyond what any tolerance allowed needs; the true gap is reported if it is met.
 _MAX_INTERVALS = 100_000
 # How much of the tolerance the intervals may use; the rest is for the plan itself.
 _SHARE = 0.5
 # A step of the cover is planned this much shorter than its model allows.
 _CAUTION = 0.92
+# As for the descent, with room for turns that only move one end.
 _MAX_TIGHTENING = 200
+# Below the half that the intervals may use, so that a step always makes progress.
 _LEAST_SHARE = 0.4
+# sqrt of rest over slope beyond which J is flat, and T the better variable to search in.
 _MAX_PSI = 3.0
+# First step of the cover, relative to T; a later one is planned from the bend that was met.
 _FIRST_REACH = 3e-3
+# What the descent leaves open is charged once: small beside the intervals' half.
 _DESCENT_SHARE = 0.05
+# In Q: at the latest deadline everyone keeps all, but for rounding.
 _ALL_KEPT = 1e-9
 
 

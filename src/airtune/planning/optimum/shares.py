@@ -26,10 +26,14 @@ from airtune.planning.problem import Array
 
 # A band s·e^−300 is nothing, and squares of e^−300 are still doubles.
 MAX_LOG_SNR = 300.0
+# Doubles of one array that stay in a core's cache: 256 kB.
 _CHUNK = 1 << 15
+# Newton with bisection needs below twenty; a problem that does not settle is bisected.
 _MAX_PASSES = 40
 _SETTLED = 1e-7
+# Relative excess of the bands over B that is rounding.
 _EXACT = 1e-12
+# Relative excess above which the band jumps at the price, and bisection has to split it.
 _NO_JUMP = 1e-9
 
 

@@ -1,0 +1,74 @@
+"""The adapter as a round's broadcast brings it, where it carries changes in few bits.
+
+The server remembers what its listeners hold. It sends how its own adapter differs from that, to
+the nearest multiples of few bits, and the clients' changes go onto its own adapter: what one
+broadcast rounds off is in the next one (error feedback). A client that did not hear the round
+before, or fewer ranks of it than it now trains, gets the whole adapter that the others then hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from airtune.adapters.few_bits import nearest_change
+from airtune.adapters.names import Adapter, leading, rank_of
+from airtune.assignment import Assignment
+from airtune.rounds.bills import Outcome
+from airtune.rounds.state import State
+from airtune.scenario import Scenario
+from airtune.training.client import ClientUpdate
+
+
+def adapter_sent(
+    scenario: Scenario, state: State, assignments: Iterable[Assignment | None]
+) -> Adapter:
+    """Return the adapter that all who listen have after the round's broadcast.
+
+    Args:
+        scenario: says whether changes are sent, and in how many bits.
+        state: before the round.
+        assignments: who listens, and at which rank.
+    """
+    bits = scenario.aggregation.downlink_change_bits
+    if bits is None or state.held is None:
+        return state.adapter
+    follow = any(
+        told is not None and told.mode.rank <= state.held_ranks[told.client] for told in assignments
+    )
+    # Where all are sent the whole adapter, it can be the server's own.
+    return nearest_change(state.held, state.adapter, bits) if follow else state.adapter
+
+
+def held_ranks_after(
+    scenario: Scenario, told: Mapping[int, Assignment], outcomes: Mapping[int, Outcome]
+) -> tuple[int, ...]:
+    """Return how many ranks of the round's broadcast each client has; () where none are sent.
+
+    A client whose work failed counts as one that did not hear the round.
+    """
+    if scenario.aggregation.downlink_change_bits is None:
+        return ()
+    heard = {k for k, outcome in outcomes.items() if isinstance(outcome, ClientUpdate)}
+    clients = range(len(scenario.client_devices))
+    return tuple(told[k].mode.rank if k in heard else 0 for k in clients)
+
+
+def onto_server(server: Adapter, sent: Adapter, values: Adapter, held: Adapter) -> Adapter:
+    """Return a client's values as if it had begun from the server's own adapter.
+
+    Args:
+        server: its adapter.
+        sent: what the broadcast made of it.
+        values: the client's, in the full model's shapes, of its own rank.
+        held: which of them it has.
+    """
+    if sent is server:
+        return values
+    rank = rank_of(values)
+    own, theirs = leading(server, rank), leading(sent, rank)
+    return {
+        name: torch.where(held[name], value + (own[name] - theirs[name]), value)
+        for name, value in values.items()
+    }
