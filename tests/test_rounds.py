@@ -217,7 +217,7 @@ def test_kappa_is_fitted_with_the_learning_rate_of_each_round(
         paces.append(given["paces"])
         return float(given["prior"])
 
-    monkeypatch.setattr("airtune.rounds.loop.fitted_kappa", fitted)
+    monkeypatch.setattr("airtune.rounds.situation.fitted_kappa", fitted)
     falls = "training.learning_rate_schedule=linear"
     given = ["rounds=4", "planning.fit_kappa=true", falls, "task.eval_examples=8"]
     run(load_scenario("tiny", given), out=tmp_path / "run")
