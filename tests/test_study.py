@@ -295,7 +295,7 @@ def test_one_baseline_sets_the_target_of_all_seeds() -> None:
     # It swings back above the target: what counts for the loss is its end.
     assert own.loss.value == pytest.approx(((1.2 - 1.0) + (1.35 - 1.3)) / 2)
     lost = {one.method: one for one in comparison.standings}["flora"]
-    assert (lost.broken, lost.loss.lost, lost.loss.verdict) == (1, 1, "not told apart")
+    assert (lost.broken, lost.loss.lost, lost.loss.verdict) == (1, 1, "no difference shown")
 
 
 def test_of_equal_losses_the_sooner_sets_the_target() -> None:

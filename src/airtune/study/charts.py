@@ -11,7 +11,7 @@ from airtune.study.results import Result
 from airtune.study.schema import Study
 
 Chart = dict[str, Any]
-TOLD = {"better": curves.PALETTE[2], "worse": curves.PALETTE[1], "not told apart": "#8a8f98"}
+TOLD = {"better": curves.PALETTE[2], "worse": curves.PALETTE[1], "no difference shown": "#8a8f98"}
 
 
 def charts_of(

@@ -115,7 +115,7 @@ def claim_text(estimate: Estimate) -> str:
         lower = "lower" if estimate.verdict == BETTER else "higher"
         return f"{lower}, {estimate_text(estimate)}"
     reached = f" (not reached on {estimate.censored} seeds)" if estimate.censored else ""
-    return f"not told apart{reached}"
+    return f"no difference shown{reached}"
 
 
 def estimate_text(estimate: Estimate) -> str:

@@ -121,7 +121,7 @@ def _ranking(figure: Any, comparison: Comparison) -> bool:
             if row["measure"] != measure:
                 continue
             at = names.index(row["method"])
-            told = row["verdict"] != "not told apart"
+            told = row["verdict"] != "no difference shown"
             colour = curves.PALETTE[0] if told else "0.55"
             axes.plot([row["low"], row["high"]], [at, at], color=colour, linewidth=1.5)
             axes.plot([row["value"]], [at], "o", color=colour, markersize=4)

@@ -25,7 +25,7 @@ POWER = 0.8
 MOST_SEEDS = 10_000
 """Beyond this a claim is out of reach, and no number is given."""
 
-BETTER, WORSE, OPEN = "better", "worse", "not told apart"
+BETTER, WORSE, OPEN = "better", "worse", "no difference shown"
 
 
 @dataclass(frozen=True)
