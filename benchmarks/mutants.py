@@ -53,8 +53,11 @@ GROUPS = {
         ),
         ("test_merging.py", "test_merging_faults.py", "test_merging_exact.py"),
     ),
-    "few-bits": Group(("adapters/few_bits.py",), ("test_few_bits.py",)),
-    "bills": Group(("rounds/bills.py", "rounds/state.py"), ("test_rounds_bills.py",)),
+    "few-bits": Group(("adapters/few_bits.py",), ("test_few_bits.py", "test_broadcast.py")),
+    "bills": Group(
+        ("rounds/bills.py", "rounds/state.py"),
+        ("test_rounds_bills.py", "test_rounds_state.py", "test_energy.py"),
+    ),
     "costs": Group(
         (
             "planning/assigning.py",
@@ -65,12 +68,24 @@ GROUPS = {
         ("test_planning_costs.py", "test_planning_knobs.py"),
     ),
     "inputs": Group(
-        ("planning/inputs.py", "planning/round_plan.py"),
-        ("test_planning_inputs.py", "test_round_plan.py"),
+        ("planning/inputs.py", "planning/round_plan.py", "planning/broadcast.py"),
+        ("test_round_plan.py", "test_broadcast.py", "test_cohorts.py"),
     ),
     "loop": Group(
-        ("rounds/loop.py", "rounds/cell.py", "rounds/description.py"),
-        ("test_rounds_wiring.py", "test_rounds.py", "test_rounds_rules.py"),
+        (
+            "rounds/loop.py",
+            "rounds/situation.py",
+            "rounds/answers.py",
+            "rounds/cell.py",
+            "rounds/description.py",
+        ),
+        (
+            "test_rounds_wiring.py",
+            "test_rounds.py",
+            "test_rounds_rules.py",
+            "test_rounds_cohort.py",
+            "test_broadcast.py",
+        ),
     ),
     "worker": Group(
         ("training/worker.py",),
