@@ -78,6 +78,8 @@ def trials_of(scenario: Scenario) -> tuple[Trial, ...]:
     if clients > 1:
         # The clients that come last in the file: an even share, whichever devices they are.
         alone.append(Trial("absent", left_out=tuple(range(clients - clients // 2, clients))))
+    if clients > 2:
+        alone.append(Trial("absent, all but one", left_out=tuple(range(1, clients))))
     pairs = [
         Trial(f"{a.name} + {b.name}", **_together(a, b)) for a, b in _pairs_of(ranks, steps, rates)
     ]
@@ -262,7 +264,12 @@ def costs_from(
         bits={payload_bits: free} | {t.bits: by_name[t.name] for t in alone if t.bits},
         steps={1.0: free}
         | {t.steps / training.local_steps: by_name[t.name] for t in alone if t.steps},
-        absent=by_name[absent[0].name] if absent else Measured(cost=1.0),
+        # Q is linear in the share that sits out; what is lost is not. The higher cost counts.
+        absent=max(
+            (by_name[trial.name] for trial in absent),
+            key=lambda one: one.cost,
+            default=Measured(cost=1.0),
+        ),
         pruning={t.pruning: by_name[t.name] for t in alone if t.pruning},
         pairs=tuple(
             Pair(
