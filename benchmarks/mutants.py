@@ -65,7 +65,7 @@ GROUPS = {
             "planning/floor.py",
             "planning/participation.py",
         ),
-        ("test_planning_costs.py", "test_planning_knobs.py"),
+        ("test_planning_costs.py", "test_planning_floor.py", "test_planning_knobs.py"),
     ),
     "inputs": Group(
         ("planning/inputs.py", "planning/round_plan.py", "planning/broadcast.py"),
