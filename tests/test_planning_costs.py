@@ -192,3 +192,20 @@ def test_the_shipped_costs_are_read_and_say_where_they_are_from() -> None:
     assert max(one.cost for one in costs.bits.values()) < 0.05
     for pair in costs.pairs:
         assert pair.measured == pytest.approx(pair.product, abs=0.03)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_curve_is_the_lower_hull_of_what_was_measured(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    xs = np.concatenate([[0.0], np.sort(rng.uniform(0.1, 0.9, 5))])
+    ys = np.concatenate([[0.0], rng.uniform(0.0, 1.0, 5)])
+    curve = np.array(_convex(list(zip(xs.tolist(), ys.tolist(), strict=True)), float(xs[-1])))
+    # By hand: between any two measured points, none lies below the line that joins them.
+    for x in np.linspace(0.0, float(xs[-1]), 50):
+        lowest = min(
+            float(np.interp(x, [xs[i], xs[j]], [ys[i], ys[j]]))
+            for i in range(6)
+            for j in range(i + 1, 6)
+            if xs[i] <= x <= xs[j]
+        )
+        assert float(np.interp(x, curve[:, 0], curve[:, 1])) == pytest.approx(lowest, abs=1e-12)
