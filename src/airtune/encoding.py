@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import re
 from pathlib import Path
 
@@ -75,3 +76,28 @@ def surrogate_in(text: str) -> str | None:
 
 
 _REMEDY = "; save it as UTF-8"
+
+
+def csv_lines(path: str | Path, key: str) -> list[tuple[int, list[str]]]:
+    """Return the fields of a CSV file's lines that have any, with the lines' numbers.
+
+    Args:
+        path: of the file.
+        key: of the scenario, which names the file in a refusal.
+
+    Raises:
+        InputError: it cannot be read, or is not CSV in UTF-8.
+    """
+    what = f"{key} '{path}' cannot be read"
+    reader = None
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            return [(reader.line_num, fields) for fields in reader if any(map(str.strip, fields))]
+    except OSError as error:
+        raise InputError(f"{what}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{what}: not UTF-8 text") from None
+    except csv.Error as error:
+        number = 1 if reader is None else reader.line_num
+        raise InputError(f"{path}, line {number}: not CSV: {error}") from None

@@ -7,7 +7,6 @@ one line for each round from 1 to the last; the rounds start over when the table
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from airtune.encoding import csv_lines
 from airtune.errors import InputError
 from airtune.units import FloatArray
 
@@ -50,7 +50,7 @@ def read_table(path: str | Path, names: Sequence[str], *, max_snr_db: float) -> 
         InputError: the file cannot be read, a line is malformed, a client is unknown, or a round
             is missing; with the file and the line's number.
     """
-    lines = _lines(path)
+    lines = csv_lines(path, "cell.table")
     header = [field.strip() for field in lines[0][1]] if lines else []
     quantities = [name for name in ("snr_db", "rate_bps") if name in header]
     allowed = {"round", "client", "downlink_rate_bps", *quantities}
@@ -100,20 +100,6 @@ def _table(
         for column in columns
     }
     return ChannelTable(str(path), quantity, arrays[quantity], arrays.get("downlink_rate_bps"))
-
-
-def _lines(path: str | Path) -> list[tuple[int, list[str]]]:
-    """Return the non-empty lines' fields with their numbers."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            return [(reader.line_num, fields) for fields in reader if any(map(str.strip, fields))]
-    except OSError as error:
-        raise InputError(f"cell.table '{path}' cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"cell.table '{path}' cannot be read: not UTF-8 text") from None
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
 
 
 def _round(place: str, text: str) -> int:

@@ -9,7 +9,6 @@ A client is there from `from_s` on and no longer at `to_s`. One without a line n
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from airtune.encoding import csv_lines
 from airtune.errors import InputError
 from airtune.units import FloatArray
 
@@ -80,7 +80,7 @@ def read_availability(path: str | Path, names: Sequence[str]) -> Availability:
         InputError: the file cannot be read, a line is malformed, a client is unknown, or two of
             its spans overlap; with the file and the line's number.
     """
-    lines = _lines(path)
+    lines = csv_lines(path, "participation.availability")
     header = [field.strip() for field in lines[0][1]] if lines else []
     if header != COLUMNS.split(","):
         raise InputError(f"{path}, line 1: the columns {','.join(header)!r}; allowed: {COLUMNS}")
@@ -105,23 +105,6 @@ class _Span:
     from_s: float
     to_s: float
     line: int
-
-
-def _lines(path: str | Path) -> list[tuple[int, list[str]]]:
-    """Return the fields of the lines that have any, with the lines' numbers."""
-    what = f"participation.availability '{path}' cannot be read"
-    reader = None
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            return [(reader.line_num, fields) for fields in reader if any(map(str.strip, fields))]
-    except OSError as error:
-        raise InputError(f"{what}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{what}: not UTF-8 text") from None
-    except csv.Error as error:
-        number = 1 if reader is None else reader.line_num
-        raise InputError(f"{path}, line {number}: not CSV: {error}") from None
 
 
 def _span(

@@ -103,6 +103,27 @@ class ClientRecord:
     receive_j: float | None = None
     wait_j: float | None = None
 
+    @classmethod
+    def of_nothing(cls, name: str, status: str, examples: int = 0) -> ClientRecord:
+        """Return the line of a client that computed and sent nothing."""
+        return cls(
+            name=name,
+            status=status,
+            asked_pruning=None,
+            pruning=None,
+            bandwidth_hz=0.0,
+            rate_bps=None,
+            downlink_s=0.0,
+            compute_s=0.0,
+            upload_s=0.0,
+            total_s=0.0,
+            uplink_bits=0.0,
+            downlink_bits=0.0,
+            flops=0.0,
+            examples=examples,
+            label_tokens=0,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TurnRecord:

@@ -31,7 +31,9 @@ def shown_clients(record: Record) -> Record:
     rounds = []
     for r in record.rounds:
         own = {client.name: client for client in r.clients}
-        clients = tuple(own[name] if name in own else _not_drawn(name) for name in names)
+        clients = tuple(
+            own[name] if name in own else ClientRecord.of_nothing(name, NOT_DRAWN) for name in names
+        )
         rounds.append(replace(r, clients=clients))
     description = record.description
     if description is not None:
@@ -54,23 +56,3 @@ def how_many(record: Record) -> str:
     if len(drawn) <= MOST_SHOWN:
         return f" Shown are the {len(drawn)} clients that were drawn."
     return f" Shown are the {MOST_SHOWN} clients most often drawn, of {len(drawn):,} that were."
-
-
-def _not_drawn(name: str) -> ClientRecord:
-    return ClientRecord(
-        name=name,
-        status=NOT_DRAWN,
-        asked_pruning=None,
-        pruning=None,
-        bandwidth_hz=0.0,
-        rate_bps=None,
-        downlink_s=0.0,
-        compute_s=0.0,
-        upload_s=0.0,
-        total_s=0.0,
-        uplink_bits=0.0,
-        downlink_bits=0.0,
-        flops=0.0,
-        examples=0,
-        label_tokens=0,
-    )

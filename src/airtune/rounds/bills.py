@@ -24,23 +24,7 @@ Outcome = ClientUpdate | ClientFailure
 
 def idle(name: str, load: ClientLoad) -> ClientRecord:
     """Return the record of a client without an assignment: it computes and sends nothing."""
-    return ClientRecord(
-        name=name,
-        status=SAT_OUT,
-        asked_pruning=None,
-        pruning=None,
-        bandwidth_hz=0.0,
-        rate_bps=None,
-        downlink_s=0.0,
-        compute_s=0.0,
-        upload_s=0.0,
-        total_s=0.0,
-        uplink_bits=0.0,
-        downlink_bits=0.0,
-        flops=0.0,
-        examples=load.examples,
-        label_tokens=0,
-    )
+    return ClientRecord.of_nothing(name, SAT_OUT, load.examples)
 
 
 def bill(
