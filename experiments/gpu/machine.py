@@ -35,7 +35,7 @@ try:
         told["free_bytes"], told["total_bytes"] = torch.cuda.mem_get_info(0)
         told["bfloat16"] = torch.cuda.is_bf16_supported()
         (torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda")).sum().item()
-except Exception as error:
+except Exception as error:  # whatever a driver or PyTorch raises is what is missing
     told["error"] = (str(error).strip() or type(error).__name__).splitlines()[0]
 print(json.dumps(told))
 """

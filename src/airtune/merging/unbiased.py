@@ -1,4 +1,4 @@
-"""A merged change that is unbiased, whoever was drawn and whatever arrived."""
+"""A merged change that is unbiased over the draws of clients and the losses of uploads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The uplink band, shared by whoever sends at the moment: where rounds are not synchronous."""
+"""The uplink band where rounds are not synchronous: shared by the clients that send just then."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def may_lose(scenario: Scenario) -> bool:
 
 
 def air_of_uploads(scenario: Scenario, situation: Situation) -> Air:
-    """Draw what the round's uploads meet; of each client, whoever else is in the cohort."""
+    """Draw what the round's uploads meet; a client's draw does not depend on its cohort."""
     known = situation.link.air if situation.air is None else situation.air
     everyone, cohort = len(scenario.client_devices), list(situation.cohort)
 

@@ -77,7 +77,7 @@ class Tracked(Observer):
             try:
                 tracker = _started(name, project or scenario.name, folder)
                 tracker.store_init_configuration(parameters(scenario))
-            except Exception as error:
+            except Exception as error:  # trackers raise errors of their own
                 line = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise InputError(f"--tracker {name} cannot be started: {line}") from None
             self._trackers[name] = tracker
@@ -106,7 +106,7 @@ class Tracked(Observer):
         for name, tracker in self._trackers.items():
             try:
                 tracker.finish()
-            except Exception as error:
+            except Exception as error:  # the record is whole without it
                 self._inner.preparing(f"tracker {name}: {error}")
         self._trackers = {}
 
@@ -114,7 +114,7 @@ class Tracked(Observer):
         for name, tracker in list(self._trackers.items()):
             try:
                 tracker.log(dict(values), step=round)
-            except Exception as error:
+            except Exception as error:  # a tracker must not end the run
                 del self._trackers[name]
                 self._inner.preparing(f"tracker {name} failed and is left out: {error}")
 
