@@ -1,224 +1,257 @@
-"""The tables of README.md and experiments/README.md, from the rows of runs that are committed.
+"""The tables and the figure of README.md and of README.md here, from the rows that are committed.
 
-    python experiments/tables.py        # writes them between their marks
+    python experiments/tables.py        # writes the tables between their marks, and the figures
 
-The rows in core/ are of an experiment that was run before `airtune study`: one run a row, with the
-target and what reaching it took.
+Statistics are those of `airtune study`: paired over seeds, means with Student's 95 % intervals.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
-from airtune.study.methods import shipped_sets
+sys.path.insert(0, str(Path(__file__).parent))
 
-CORE = Path(__file__).parent / "core"
-TITLES = {"gsm8k": "GSM8K", "yahoo": "Yahoo Answers"}
-ORDER = ("joint", "published", "rivals", "ablations")
-KINDS = {name: one.kind for key in ORDER for name, one in shipped_sets()[key].items()}
-"""Each method's kind, in the order of the tables."""
-Shares = dict[str, Any]
-DOCUMENTS = (Path(__file__).parents[1] / "README.md", Path(__file__).parent / "README.md")
+from rows import ROWS, read_rows, result_of
 
+from airtune.study import load_study
+from airtune.study.comparison import Standing, compare, grouped
+from airtune.study.console import DASH, estimate_text, point_text
+from airtune.study.jobs import Point
+from airtune.study.prints import write_figures
+from airtune.study.results import Result
+from airtune.study.statistics import Estimate, difference, ratio
 
-def rows_of(name: str) -> list[dict[str, Any]]:
-    """Return the committed rows: `results` or `cells`."""
-    rows: list[dict[str, Any]] = json.loads((CORE / f"{name}.json").read_text())
-    return rows
-
-
-def table(rows: Sequence[dict[str, Any]], task: str) -> str:
-    """Return one task's methods as a Markdown table: means over seeds, times as ratios.
-
-    Seconds and bits are of other cells on every seed, so they are given as shares of what FedIT
-    took for all of its rounds, and to the target of what the best baseline took, on the same
-    seed. Means to the target are over the seeds that reached it.
-    """
-    groups = _of_task(rows, task)
-    fedit, best = groups.get("fedit", {}), _best_baseline(groups)
-    scored = any(row.get("accuracy") is not None for own in groups.values() for row in own.values())
-    heads = ["method", "seeds", "rounds", "test loss", "above FedIT's", "worst client"]
-    heads += ["accuracy"] * scored
-    heads += ["time", "uplink", "TFLOP", "target reached", "time to it", "uplink to it"]
-    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
-    for name, own in groups.items():
-        against = [(row, fedit[seed]) for seed, row in own.items() if seed in fedit]
-        times = _reached(groups, name)
-        cells = [
-            f"`{name}`",
-            str(len(own)),
-            str(next(iter(own.values()))["rounds"]),
-            mean_text([row["final_loss"] for row in own.values()], 3),
-            _spread([row["final_loss"] - other["final_loss"] for row, other in against]),
-            mean_text([row["worst_client_loss"] for row in own.values()], 3),
-            *([mean_text([row.get("accuracy") for row in own.values()])] * scored),
-            *(
-                mean_text([at_end(row, key) / at_end(other, key) for row, other in against])
-                for key in ("elapsed_s", "uplink_bits")
-            ),
-            mean_text([at_end(row, "flops") / 1e12 for row in own.values()], 1),
-            f"{len(times)} of {len(own.keys() & best.keys())}",
-            mean_text(times),
-            mean_text(_reached(groups, name, "uplink_bits_to_target")),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
+HERE = Path(__file__).parent
+FIGURE = HERE.parent / "docs" / "figures" / "clinc150-loss.svg"
+DOCUMENTS = (HERE.parent / "README.md", HERE / "README.md")
+REFERENCE = "fedit"
+STUDIES = ("clinc150", "cells", "memory", "gsm8k", "yahoo", "gemma")
+README_STUDY = "clinc150"
 README_METHODS = {
     "fedit": "whole models, equal bands",
-    "flexlora": "whole models, ranks by speed",
-    "in-turn": "the slowest in every other round",
-    "deadline-4-bit": "the slowest sit out, 4 bits a value",
-    "exact": "**joint plan: pruning and bands**",
-    "exact-combined": "**joint plan, ranks by speed, 4 bits a value**",
+    "bcd": "pruning and bands, by descent (JCPBA)",
+    "heard-unpruned": "bands, steps, ranks and bits",
+    "heard": "**the same and pruning**",
+    "unpruned-floor": "bands, steps, ranks, bits and absence",
+    "all-floor": "**the same and pruning**",
 }
-"""The rows of the README's table: FedIT, each task's best baseline, the best alternative, plans."""
+
+Measure = Literal["time", "uplink", "loss", "worst client"]
 
 
-def short_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the README's table: means over seeds; time and uplink of all rounds over FedIT's."""
-    tasks = [task for task in TITLES if _of_task(rows, task)]
-    heads = ["method", "what it does"]
-    for task in tasks:
-        heads += [f"{TITLES[task]}: test loss", "time", "uplink"]
-    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
-    for name, meaning in README_METHODS.items():
-        cells = [f"`{name}`", meaning]
-        for task in tasks:
-            groups = _of_task(rows, task)
-            own, fedit = groups.get(name, {}), groups.get("fedit", {})
-            pairs = [(row, fedit[seed]) for seed, row in own.items() if seed in fedit]
-            cells.append(mean_text([row["final_loss"] for row in own.values()], 3))
-            cells += [
-                mean_text([at_end(row, key) / at_end(other, key) for row, other in pairs])
-                for key in ("elapsed_s", "uplink_bits")
-            ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Aim:
+    """What a method should reach against another one, at most `limit`.
+
+    `time` and `uplink`: to the loss at which the other one ends, as a ratio. `loss` and
+    `worst client`: at the end, as a difference.
+    """
+
+    study: str
+    method: str
+    against: str
+    measure: Measure
+    limit: float
+    point: Point = ()
 
 
-def _reached(
-    groups: dict[str, dict[int, dict[str, Any]]], name: str, key: str = "time_to_target_s"
-) -> list[float]:
-    """Return, for each seed that reached the target, its share of what the best baseline took."""
-    best = _best_baseline(groups)
-    return [
-        row[key] / best[seed][key] for seed, row in groups[name].items() if row[key] is not None
+AIMS = (
+    Aim("clinc150", "heard", "heard-unpruned", "time", 0.6),
+    Aim("clinc150", "heard", "heard-unpruned", "loss", 0.0),
+    Aim("clinc150", "heard", "heard-unpruned", "worst client", 0.0),
+    Aim("clinc150", "all-floor", "unpruned-floor", "time", 0.6),
+    Aim("clinc150", "all-floor", "unpruned-floor", "loss", 0.0),
+    Aim("clinc150", "all-floor", "unpruned-floor", "worst client", 0.0),
+    Aim("clinc150", "heard", "fedit", "time", 0.15),
+    Aim("clinc150", "heard", "fedit", "uplink", 0.15),
+    Aim("clinc150", "all-floor", "fedit", "time", 0.15),
+    Aim("clinc150", "all-floor", "fedit", "uplink", 0.15),
+    Aim("clinc150", "bcd", "fedit", "time", 0.6),
+    Aim("clinc150", "bcd", "fedit", "uplink", 0.54),
+    Aim("memory", "heard", "heard-unpruned", "loss", 0.0),
+    Aim("memory", "all-floor", "unpruned-floor", "loss", 0.0),
+)
+
+
+def results_of(study: str) -> list[Result]:
+    """Return the committed runs of a study, in its order of methods."""
+    return [result_of(row) for row in read_rows(ROWS / f"{study}.jsonl")]
+
+
+def against(results: Sequence[Result], method: str, reference: str) -> Standing | None:
+    """Return a method's standing against another one, whose final losses are the targets."""
+    two = [
+        replace(one, kind="baseline" if one.method == reference else "joint")
+        for one in results
+        if one.method in (method, reference)
     ]
+    if len(grouped(two)) < (1 if method == reference else 2):
+        return None
+    standings = compare(two, reference)[0].standings
+    return next(one for one in standings if one.method == method)
 
 
-def _of_task(rows: Sequence[dict[str, Any]], task: str) -> dict[str, dict[int, dict[str, Any]]]:
-    """Return a task's rows by method and seed, methods in the order of `KINDS`."""
-    groups: dict[str, dict[int, dict[str, Any]]] = {}
-    for name in KINDS:
-        own = {r["seed"]: r for r in rows if (r["task"], r["method"]) == (task, name)}
-        if own:
-            groups[name] = own
-    return groups
+def worst_client(results: Sequence[Result], method: str, reference: str) -> Estimate:
+    """Compare the final loss of the client that has the highest, a difference a seed."""
+    own, theirs = (grouped(results).get(name, {}) for name in (method, reference))
+    pairs = [
+        (own[seed].metrics.get("worst_client_loss"), theirs[seed].metrics.get("worst_client_loss"))
+        for seed in own.keys() & theirs.keys()
+    ]
+    return difference([(a, b) for a, b in pairs if a is not None and b is not None])
 
 
-def _best_baseline(groups: dict[str, dict[int, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
-    """Return the runs, by seed, of the baseline with the lowest mean final loss.
+def totals(results: Sequence[Result], method: str, reference: str, key: str) -> Estimate:
+    """Compare what all rounds took, a ratio a seed."""
+    own, theirs = (grouped(results).get(name, {}) for name in (method, reference))
+    seeds = sorted(own.keys() & theirs.keys())
+    return ratio([(getattr(own[s], key)[-1], getattr(theirs[s], key)[-1]) for s in seeds])
 
-    One baseline for all seeds: the lowest of each seed would be the luckiest of many noisy ends.
-    Compared on the seeds that most baselines have, of those with all of them: another set of seeds
-    is another set of cells, and a single run of a new seed must not choose.
+
+def table(results: Sequence[Result]) -> str:
+    """Return a point's methods as a Markdown table, each against FedIT on the same seeds.
+
+    Time and uplink are to FedIT's final loss, over what FedIT took to get there.
     """
-    baselines = [own for name, own in groups.items() if KINDS[name] == "baseline"]
-    sets = Counter(frozenset(own) for own in baselines)
-    if not sets:
-        return {}
-    # Of sets that as many have, the one that more others cover.
-    seeds = max(sets, key=lambda one: (sets[one], sum(one <= own.keys() for own in baselines)))
-
-    def end(own: dict[int, dict[str, Any]]) -> tuple[float, float]:
-        # Of equal losses the one in less time: bands change the time and not the training.
-        return (
-            float(np.mean([own[seed]["final_loss"] for seed in seeds])),
-            float(np.mean([at_end(own[seed], "elapsed_s") for seed in seeds])),
-        )
-
-    best = min((own for own in baselines if seeds <= own.keys()), key=end)
-    return {seed: best[seed] for seed in sorted(seeds)}
-
-
-def at_end(row: dict[str, Any], key: str) -> float:
-    """Return what a curve (`elapsed_s`, `uplink_bits`, …) came to with the last round."""
-    return float(row["curve"][key][-1])
-
-
-def mean_text(values: Sequence[float | None], digits: int = 2) -> str:
-    """Return the mean as text, a dash where there is none or a value is missing."""
-    known = [value for value in values if value is not None]
-    return f"{np.mean(known):.{digits}f}" if known and len(known) == len(values) else "–"
-
-
-def _spread(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return "".join(f"{value:+.3f}" for value in values) or "–"
-    return f"{np.mean(values):+.3f} ({min(values):+.3f} to {max(values):+.3f})"
-
-
-def compared(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[Shares]]:
-    """Return each cell and method with, a seed each, what it took as shares of what FedIT took.
-
-    `loss`: its final loss above FedIT's; `time`: of all its rounds; `time_to`, `uplink_to`: to
-    FedIT's final loss, None where it did not get there.
-    """
-    fedit = {(row["cell"], row["seed"]): row for row in rows if row["method"] == "fedit"}
-    found: dict[tuple[str, str], list[Shares]] = {}
-    for row in rows:
-        if row["method"] == "fedit":
+    heads = ["method", "seeds", "rounds", "test loss", "against FedIT's", "worst client's",
+             "accuracy", "time of all rounds", "reached", "time to FedIT's loss",
+             "uplink to it"]  # fmt: skip
+    lines = _heads(heads)
+    for name, own in grouped(results).items():
+        standing = against(results, name, REFERENCE)
+        ends = [one.final_loss for one in own.values() if one.final_loss is not None]
+        cells = [f"`{name}`", str(len(own)), _between([len(o.loss) - 1 for o in own.values()])]
+        cells.append(f"{np.mean(ends):.3f}")
+        if standing is None:
+            lines.append(_line([*cells, *[DASH] * (len(heads) - len(cells))]))
             continue
-        other = fedit[row["cell"], row["seed"]]
-        found.setdefault((row["cell"], row["method"]), []).append(
-            {
-                "loss": row["final_loss"] - other["final_loss"],
-                "time": at_end(row, "elapsed_s") / at_end(other, "elapsed_s"),
-                "time_to": _share(row, other, "time_to_target_s"),
-                "uplink_to": _share(row, other, "uplink_bits_to_target"),
-            }
-        )
-    return found
-
-
-def _share(row: dict[str, Any], other: dict[str, Any], key: str) -> float | None:
-    return None if row[key] is None else row[key] / other[key]
-
-
-def cells_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the comparison as a Markdown table, means over seeds."""
-    heads = ("cell", "method", "loss above FedIT's", "time", "time to its loss", "uplink to it")
-    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
-    for (cell, method), own in compared(rows).items():
-        shares = (mean_text([one[key] for one in own]) for key in ("time", "time_to", "uplink_to"))
-        loss = np.mean([one["loss"] for one in own])
-        lines.append(f"| {cell} | `{method}` | {loss:+.3f} | {' | '.join(shares)} |")
+        cells += [
+            estimate_text(standing.loss),
+            estimate_text(worst_client(results, name, REFERENCE)),
+            _mean([one.metrics.get("accuracy") for one in own.values()]),
+            estimate_text(totals(results, name, REFERENCE, "elapsed_s")),
+            f"{standing.reached} of {standing.seeds}",
+            estimate_text(standing.time),
+            estimate_text(standing.uplink),
+        ]
+        lines.append(_line(cells))
     return "\n".join(lines)
+
+
+def short_table(results: Sequence[Result]) -> str:
+    """Return the README's table: at most six methods against FedIT."""
+    lines = _heads(["method", "what it plans", "test loss against FedIT's", "time to FedIT's loss",
+                    "uplink to it"])  # fmt: skip
+    for name, meaning in README_METHODS.items():
+        standing = against(results, name, REFERENCE)
+        if standing is None:
+            continue
+        cells = [estimate_text(e) for e in (standing.loss, standing.time, standing.uplink)]
+        lines.append(_line([f"`{name}`", meaning, *cells]))
+    return "\n".join(lines)
+
+
+def aims_table() -> str:
+    """Return each aim with what was measured and whether it was reached."""
+    lines = _heads(["study", "method", "against", "measure", "aim", "measured", "seeds", "reached"])
+    for aim in AIMS:
+        results = [one for one in results_of(aim.study) if one.point == aim.point]
+        estimate = measured(results, aim)
+        cells = [aim.study, f"`{aim.method}`", f"`{aim.against}`", aim.measure, f"≤ {aim.limit:g}"]
+        cells += ["not run" if estimate is None else estimate_text(estimate)]
+        cells += [str(estimate.seeds if estimate else 0), verdict(estimate, aim.limit)]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def measured(results: Sequence[Result], aim: Aim) -> Estimate | None:
+    """Return what was measured for an aim; None where one of the two was not run."""
+    standing = against(results, aim.method, aim.against)
+    if standing is None:
+        return None
+    of: dict[Measure, Callable[[], Estimate]] = {
+        "time": lambda: standing.time,
+        "uplink": lambda: standing.uplink,
+        "loss": lambda: standing.loss,
+        "worst client": lambda: worst_client(results, aim.method, aim.against),
+    }
+    return of[aim.measure]()
+
+
+def verdict(estimate: Estimate | None, limit: float) -> str:
+    """Say whether an aim was reached: by the whole interval, by the mean alone, or not."""
+    if estimate is None or not estimate.seeds:
+        return DASH
+    if estimate.seeds > 1 and estimate.high <= limit:
+        return "yes"
+    if estimate.value <= limit:
+        return "in mean, not by the interval"
+    return "no" if estimate.low > limit else "not in mean; the interval holds it"
+
+
+def _heads(names: Sequence[str]) -> list[str]:
+    return [_line(names), "|" + " --- |" * len(names)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.2f}" if known else DASH
+
+
+def _between(values: Sequence[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else f"{min(values)}–{max(values)}"
+
+
+def tables_of(study: str) -> str:
+    """Return a study's tables, one a point of its axes; says where nothing was run."""
+    results = results_of(study)
+    points = dict.fromkeys(one.point for one in results)
+    if not points:
+        return "Not run yet."
+    parts = []
+    for point in points:
+        own = [one for one in results if one.point == point]
+        parts += [*([f"{point_text(point)}:\n"] if point else []), table(own) + "\n"]
+    return "\n".join(parts).rstrip()
 
 
 def with_tables(document: str) -> str:
     """Return a document with the tables for which it has marks, `<!-- NAME -->`."""
-    results = rows_of("results")
-    made = {
-        "results": short_table(results),
-        **{task: table(results, task) for task in TITLES},
-        "cells": cells_table(rows_of("cells")),
+    made: dict[str, Callable[[], str]] = {
+        "readme": lambda: short_table(results_of(README_STUDY)),
+        "aims": aims_table,
+        **{name: lambda name=name: tables_of(name) for name in STUDIES},
     }
     for name, text in made.items():
         before, mark, rest = document.partition(f"<!-- {name} -->\n")
         if mark:
-            document = f"{before}{mark}{text}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+            document = f"{before}{mark}{text()}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
     return document
 
 
+def draw() -> Path:
+    """Draw the README's figure: its methods' losses on the virtual clock; return the file."""
+    study = load_study(HERE / f"{README_STUDY}.toml")
+    results = [one for one in results_of(README_STUDY) if one.method in README_METHODS]
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = write_figures(study, results, compare(results, REFERENCE), Path(folder))
+        loss = next(path for path in drawn if path.name == "loss.svg")
+        FIGURE.write_bytes(loss.read_bytes())
+    return FIGURE
+
+
 if __name__ == "__main__":
+    draw()
     for path in DOCUMENTS:
-        path.write_text(with_tables(path.read_text()))
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -198,3 +198,35 @@ def test_a_study_finds_its_costs_beside_it(tmp_path: Path) -> None:
     )
     study = load_study(tmp_path / "mine.toml")
     assert study.set["planning.costs"] == str((tmp_path / "costs.json").resolve())
+
+
+def test_files_of_a_method_and_of_a_point_are_those_beside_the_study(tmp_path: Path) -> None:
+    (tmp_path / "there.csv").write_text("client,from_s,to_s\n1,0,1e9\n")
+    (tmp_path / "device.json").write_text(
+        '{"name": "shed", "effective_flops": 3e10, "memory_bytes": 1e10}'
+    )
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\nbase = "tiny"\nseeds = [1]\nset.task.source = "data"\n'
+        '[methods.some]\nset.participation.availability = "there.csv"\n'
+        '[axes.device]\nshed = { devices.0.profile = "device.json" }\n'
+    )
+    study = load_study(tmp_path / "mine.toml", ["task.source=there.csv"])
+    there = study.methods["some"].set["participation.availability"]
+    assert there == str((tmp_path / "there.csv").resolve())
+    point = study.axes["device"].points["shed"]
+    assert point["devices.0.profile"] == str((tmp_path / "device.json").resolve())
+    # What a shell says is a path of its own folder.
+    assert study.set["task.source"] == "there.csv"
+
+
+def test_an_availability_file_counts_by_its_content(tmp_path: Path) -> None:
+    def key(folder: str, text: str) -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "there.csv").write_text(text)
+        file = tmp_path / folder / "there.csv"
+        (job,) = jobs_of(study_from("tiny", ["fedit"], "0", [f"participation.availability={file}"]))
+        return job.key
+
+    once = key("here", "client,from_s,to_s\n1,0,1e9\n")
+    assert once == key("elsewhere", "client,from_s,to_s\n1,0,1e9\n")
+    assert once != key("here", "client,from_s,to_s\n2,0,1e9\n")

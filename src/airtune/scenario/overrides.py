@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,12 @@ from typing import Any
 
 from airtune.errors import InputError
 from airtune.plugins.loading import is_path
+
+PATHS = re.compile(
+    r"task\.source|model\.id|cell\.table|planning\.costs|participation\.availability"
+    r"|devices\.(\d+\.)?(profile|uplink_trace|downlink_trace)"
+)
+"""Keys whose value may be the path of a file or folder."""
 
 
 def key_of(override: str) -> str:
@@ -51,25 +58,30 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 def resolve_paths(values: dict[str, Any], folder: Path) -> None:
     """Make a scenario's paths absolute where such a file lies in its folder."""
+    for section, table in values.items():
+        # Of `devices` a list; in a study's settings a table by number.
+        tables = list(table.values()) if section == "devices" and isinstance(table, dict) else table
+        for one in tables if isinstance(tables, list) else [tables]:
+            for key in one if isinstance(one, dict) else ():
+                one[key] = located(f"{section}.{key}", one[key], folder)
 
-    def resolve(table: Any, key: str) -> None:
-        if isinstance(table, dict) and isinstance(table.get(key), str):
-            candidate = folder / table[key]
-            file, mark, column = table[key].rpartition("#")
-            if candidate.exists():
-                table[key] = str(candidate.resolve())
-            elif mark and key.endswith("_trace") and (folder / file).exists():
-                table[key] = f"{(folder / file).resolve()}#{column}"
 
-    resolve(values.get("task"), "source")
-    resolve(values.get("model"), "id")
-    resolve(values.get("cell"), "table")
-    resolve(values.get("planning"), "costs")
-    resolve(values.get("participation"), "availability")
-    devices = values.get("devices")
-    for device in devices if isinstance(devices, list) else []:
-        for key in ("profile", "uplink_trace", "downlink_trace"):
-            resolve(device, key)
+def located(key: str, value: Any, folder: Path) -> Any:
+    """Return a setting; absolute where it is the path of a file in this folder.
+
+    Args:
+        key: dotted, as `planning.costs` or `devices.0.profile`.
+        value: as given.
+        folder: where the file that holds the setting lies.
+    """
+    if not isinstance(value, str) or not PATHS.fullmatch(key):
+        return value
+    if (folder / value).exists():
+        return str((folder / value).resolve())
+    file, mark, column = value.rpartition("#")
+    if mark and key.endswith("_trace") and (folder / file).exists():
+        return f"{(folder / file).resolve()}#{column}"
+    return value
 
 
 def add_plugins(values: dict[str, Any], more: Sequence[str], folder: Path | None) -> None:

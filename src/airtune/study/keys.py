@@ -4,8 +4,8 @@ What has the same key is the same run and is computed once, whichever methods, p
 in this folder ask for it. A key is a hash of:
 
 - every key of the resolved scenario, defaults included, so that a changed default is noticed;
-- the bytes of the plugin files, of device profiles, of traces and of the costs that the scenario
-  names;
+- the bytes of the plugin files, of device profiles, traces, tables of the channel, availability and
+  costs that the scenario names;
 - the format of the record.
 
 A data file is named by its path: its content is not read here.
@@ -35,6 +35,8 @@ from airtune.scenario import Scenario
 RUNS = "runs"
 """The folder of all run directories, each named by the key that it was made with."""
 DEVICE_FILES = ("profile", "uplink_trace", "downlink_trace")
+CONTENTS = (("cell", "table"), ("participation", "availability"))
+"""Keys whose files count by their content, wherever they lie."""
 BEFORE: Mapping[str, Any] = {}
 """What runs did that were made before a key existed, where that is not the key's default: dotted
 key of the scenario, value. A key whose default is what was done before is not listed."""
@@ -52,13 +54,16 @@ def key_of(scenario: Scenario, files: Sequence[str]) -> str:
     values["plugins"] = [name for name in values["plugins"] if not is_path(name)]
     if scenario.planning.costs is not None:  # by its content, and only where it is read
         values["planning"]["costs"] = None if scenario.planning.knobs is None else "a file"
+    for section, key in CONTENTS:
+        if values[section][key] is not None:
+            values[section][key] = "a file"
     known = {"record": FORMAT, "scenario": values, "files": list(files)}
     text = json.dumps(known, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_hashes(scenario: Scenario) -> tuple[str, ...]:
-    """Return the SHA-256 of each plugin file, profile, trace and costs file of a scenario.
+    """Return the SHA-256 of each file of a scenario that its runs read, but for its data.
 
     Raises:
         InputError: one cannot be read.
@@ -68,6 +73,8 @@ def file_hashes(scenario: Scenario) -> tuple[str, ...]:
     paths += [path for path in named if path is not None and Path(path).is_file()]
     if scenario.planning.costs is not None and scenario.planning.knobs is not None:
         paths.append(scenario.planning.costs)
+    read = [getattr(getattr(scenario, section), key) for section, key in CONTENTS]
+    paths += [path for path in read if path is not None]
     return tuple(_file_hash(path) for path in paths)
 
 

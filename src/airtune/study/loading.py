@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from airtune.errors import InputError
 from airtune.planning import METHODS
 from airtune.scenario import builtin_scenarios, scenario_from_dict
-from airtune.scenario.overrides import add_plugins, resolve_paths
+from airtune.scenario.overrides import add_plugins, located, resolve_paths
 from airtune.study.methods import shipped_sets
 from airtune.study.schema import Study, StudyMethod
 
@@ -69,13 +69,13 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     included = values.pop("include", [])
     values["methods"] = _methods(values.get("methods", {}), included, str(source))
     values["seeds"] = seeds_of(values.get("seeds", []), f"{source}: seeds")
-    changed = values.get("set", {})
-    if folder is not None and isinstance(changed, dict):
-        resolve_paths(changed, folder)
-    values["set"] = {**flat(changed), **overridden(overrides)}
+    values["set"] = flat(values.get("set", {}))
     values["axes"] = {
         name: {"points": _points(name, axis)} for name, axis in values.get("axes", {}).items()
     }
+    if folder is not None:
+        _locate(values, folder)
+    values["set"] |= overridden(overrides)  # a shell's paths are those of the working folder
     if isinstance(values.get("search"), dict) and isinstance(values["search"].get("keys"), dict):
         values["search"]["keys"] = flat(values["search"]["keys"])
     values["tuned"] = {name: flat(one) for name, one in values.get("tuned", {}).items()}
@@ -253,6 +253,13 @@ def _methods(own: Any, included: Any, source: str) -> dict[str, Any]:
             raise InputError(f"{source}: methods.{name}: write a table [methods.{name}]")
         found[name] = {**values, "set": flat(values.get("set", {}))}
     return found
+
+
+def _locate(values: dict[str, Any], folder: Path) -> None:
+    """Make paths absolute of files that lie beside the study: of all, a method, or a point."""
+    points = [point for axis in values["axes"].values() for point in axis["points"].values()]
+    for settings in (values["set"], *(one["set"] for one in values["methods"].values()), *points):
+        settings |= {key: located(key, value, folder) for key, value in settings.items()}
 
 
 def _points(name: str, axis: Any) -> dict[str, Any]:

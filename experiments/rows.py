@@ -1,0 +1,125 @@
+"""The rows that are committed, a run each, from the folder of a study.
+
+    python experiments/rows.py runs/study-clinc150 --command "airtune study run …"
+
+Finished runs go to rows/NAME.jsonl, NAME the study's. A row of the same method, point and seed is
+replaced only where it is of another run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from airtune.record import read_record
+from airtune.scenario import Scenario
+from airtune.study.conduct import known_jobs
+from airtune.study.folder import read_study
+from airtune.study.jobs import Job
+from airtune.study.keys import folder_of
+from airtune.study.results import Result, results_of
+from airtune.study.running import FINISHED
+
+ROWS = Path(__file__).parent / "rows"
+SERIES = ("loss", "elapsed_s", "uplink_bits", "downlink_bits", "flops", "energy_j")
+"""What a row has before training and after each round."""
+DIGITS = 7
+"""Significant ones of every number: what is compared differs in the third."""
+
+Row = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the rows of the study folders that the options name."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("folder", type=Path, nargs="+", help="of a study")
+    parser.add_argument("--command", required=True, help="what made the runs")
+    parser.add_argument("--commit", help="of the program that made them; default: this checkout's")
+    given = parser.parse_args(arguments)
+    commit = given.commit or _commit()
+    for folder in given.folder:
+        name, rows = rows_of_folder(folder, commit, given.command)
+        path = ROWS / f"{name}.jsonl"
+        kept = merged(read_rows(path), rows)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        print(f"{path}: {len(kept)} rows")
+
+
+def rows_of_folder(folder: Path, commit: str, command: str) -> tuple[str, list[Row]]:
+    """Return a study's name and a row for each of its finished runs."""
+    study, plugins = read_study(folder)
+    jobs = known_jobs(study, folder, plugins) or []
+    results = results_of(study, jobs, folder)
+    rows = [
+        _row(job, result, folder) | {"commit": commit, "command": command}
+        for job, result in zip(jobs, results, strict=True)
+        if result.status == FINISHED
+    ]
+    return study.name, rows
+
+
+def merged(before: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of both; of one method, point and seed the later, if it is another run."""
+    found = {_place(row): row for row in before}
+    for row in rows:
+        known = found.get(_place(row))
+        if known is None or known["key"] != row["key"]:
+            found[_place(row)] = row
+    return [found[place] for place in sorted(found, key=lambda p: (p[2], p[1]))]
+
+
+def _place(row: Row) -> tuple[str, str, int]:
+    return row["method"], json.dumps(row["point"]), row["seed"]
+
+
+def _row(job: Job, result: Result, folder: Path) -> Row:
+    last = read_record(folder_of(folder, job.key)).rounds[-1]
+    return {
+        **{name: getattr(result, name) for name in ("method", "kind", "seed", "point", "key")},
+        **{name: [_short(value) for value in getattr(result, name)] for name in SERIES},
+        "metrics": {name: _short(value) for name, value in result.metrics.items()},
+        "clients": {one.name: _short(one.eval_loss) for one in last.clients},
+        "budget_s": {name: _short(value) for name, value in result.budget_s.items()},
+        "wall_s": round(result.wall_s, 1),
+        "version": result.version,
+        "scenario": Scenario.model_validate(job.values).model_dump(
+            mode="json", exclude_defaults=True
+        ),
+    }
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
+def _commit() -> str:
+    def said(*words: str) -> str:
+        return subprocess.check_output(["git", *words], cwd=ROWS.parent, text=True).strip()
+
+    changed = said("status", "--porcelain", "--untracked-files=no", "--", "../src")
+    return said("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a file; none where it is not there."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def result_of(row: Mapping[str, Any]) -> Result:
+    """Return a row as the study's statistics take it."""
+    fields = set(Result.__dataclass_fields__)
+    values = {name: value for name, value in row.items() if name in fields}
+    series = {name: tuple(row[name]) for name in SERIES}
+    point = tuple((axis, label) for axis, label in row["point"])
+    return Result(**{**values, **series, "point": point, "status": FINISHED})
+
+
+if __name__ == "__main__":
+    main()
