@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -231,7 +232,7 @@ def with_tables(document: str) -> str:
     made: dict[str, Callable[[], str]] = {
         "readme": lambda: short_table(results_of(README_STUDY)),
         "aims": aims_table,
-        **{name: lambda name=name: tables_of(name) for name in STUDIES},
+        **{name: partial(tables_of, name) for name in STUDIES},
     }
     for name, text in made.items():
         before, mark, rest = document.partition(f"<!-- {name} -->\n")
