@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airtune.channel.trace import PACKET_BITS, WINDOW_MS, PacketTrace, read_trace
+from airtune.channel import generated
+from airtune.channel.trace import PACKET_BITS, WINDOW_MS, PacketTrace, RateTrace, read_trace
 from airtune.errors import InputError
 
 
@@ -119,3 +120,27 @@ def test_a_trace_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not UTF-8 text"):
         read_trace(tmp_path / "binary")
+
+
+def test_the_generated_trace_has_the_outages_and_the_rate_that_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = read_trace("generated-drive")
+    assert isinstance(trace, RateTrace)
+    out = trace.rates_bps == 0
+    # Two-state chain: out a share b/(b + e) of the time; about one beginning in 1/b + 1/e seconds.
+    begins, ends = generated.OUTAGE_BEGINS, generated.OUTAGE_ENDS
+    assert out.mean() == pytest.approx(begins / (begins + ends), abs=0.06)
+    assert len(trace.outages_s()) == pytest.approx(900 / (1 / begins + 1 / ends), abs=7)
+    logs = np.log(trace.rates_bps[~out] / generated.MEDIAN_BPS)
+    assert abs(logs.mean()) < 0.25
+    assert logs.std() == pytest.approx(generated.SPREAD, abs=0.15)
+    # Neighbours are alike, and the same name is the same trace.
+    assert np.corrcoef(logs[:-1], logs[1:])[0, 1] > 0.75
+    again = read_trace("generated-drive")
+    assert isinstance(again, RateTrace)
+    assert np.array_equal(again.rates_bps, trace.rates_bps)
+    # A file of that name is the user's own.
+    (tmp_path / "generated-drive").write_text("1\n")
+    monkeypatch.chdir(tmp_path)
+    assert read_trace("generated-drive").round_rate_bps(0) == 12e6

@@ -7,6 +7,8 @@ into one millisecond. The last timestamp is the trace's period.
 A table (`trace_table.py`): a column of times and one or more of rates, with their units. Which of
 several is meant is said by the direction, or by the column's name after a '#': `drive.csv#up_mbps`.
 Lines that begin with '#' are comments in both.
+
+Where there is no such file, a name of `generated.py` stands for a trace that was generated.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from airtune.channel.capacity import PACKET_BITS, WINDOW_MS, PacketTrace, RateTrace, Trace
+from airtune.channel.generated import NAMES, generated
 from airtune.channel.trace_table import looks_like_table, read_table, table_of_direction
 from airtune.encoding import read_text
 from airtune.errors import InputError
@@ -71,10 +74,14 @@ def read_traces(path: str | Path) -> dict[str, Trace]:
 
 
 def _read(path: str) -> dict[str, Trace]:
+    if path in NAMES and not Path(path).exists():
+        return {"": generated(path)}
     try:
         text = read_text(path)
     except OSError as error:
-        raise InputError(f"cannot read trace '{path}': {error.strerror}") from None
+        raise InputError(
+            f"cannot read trace '{path}': {error.strerror}; built in: {', '.join(NAMES)}"
+        ) from None
     except InputError as error:
         raise InputError(f"cannot read trace '{path}': {error}") from None
     lines = [

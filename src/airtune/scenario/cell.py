@@ -112,6 +112,7 @@ class DeviceSection(Section):
     distance_m: Annotated[PositiveFloat, bounds.DISTANCE_M] | None = None
     """Fixed distance to the base station; default: drawn uniformly over the cell."""
     uplink_trace: str | None = None
-    """A trace that replaces the uplink's channel model: mahimahi's, or a table of time and rate."""
+    """A trace that replaces the uplink's channel model: mahimahi's, a table of time and rate, or
+    `generated-drive`, which is built in."""
     downlink_trace: str | None = None
-    """A mahimahi trace that replaces the downlink's channel model."""
+    """A trace that replaces the downlink's channel model, in the same formats."""
