@@ -57,8 +57,11 @@ WORKLOADS = {
         "task.train_examples=2048",
         "pruning.max_pruning=0",
         COHORT_SET,
+        # The work of the built-in scenario `demo`.
         "model.id=smollm2-135m-instruct",
-        "training.local_steps=1",
+        "task.name=gsm-symbolic",
+        "task.max_tokens=128",
+        "training.local_steps=2",
         "training.batch_size=4",
         "training.lora_rank=8",
         "training.lora_alpha=16",
