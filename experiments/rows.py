@@ -27,6 +27,8 @@ from airtune.study.running import FINISHED
 ROWS = Path(__file__).parent / "rows"
 SERIES = ("loss", "elapsed_s", "uplink_bits", "downlink_bits", "flops", "energy_j")
 """What a row has before training and after each round."""
+FILES = (("planning", "costs"), ("participation", "availability"))
+"""Keys that name files beside the study."""
 DIGITS = 7
 """Significant ones of every number: what is compared differs in the third."""
 
@@ -87,10 +89,18 @@ def _row(job: Job, result: Result, folder: Path) -> Row:
         "budget_s": {name: _short(value) for name, value in result.budget_s.items()},
         "wall_s": round(result.wall_s, 1),
         "version": result.version,
-        "scenario": Scenario.model_validate(job.values).model_dump(
-            mode="json", exclude_defaults=True
-        ),
+        "scenario": _scenario(job),
     }
+
+
+def _scenario(job: Job) -> Row:
+    """Return the keys that are not at their defaults; of the study's own files the names alone."""
+    values: Row = Scenario.model_validate(job.values).model_dump(mode="json", exclude_defaults=True)
+    for section, key in FILES:
+        file = values.get(section, {}).get(key)
+        if file is not None:
+            values[section][key] = Path(file).name
+    return values
 
 
 def _short(value: float | None) -> float | None:

@@ -1,8 +1,10 @@
-"""The tables of the committed rows, and the scenarios that they are of."""
+"""The committed rows: their tables, the scenarios that they are of, and the study files."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -10,9 +12,13 @@ from typing import Any
 
 import pytest
 
-from airtune.scenario import load_scenario
+from airtune.scenario import Scenario
+from airtune.study import load_study
+from airtune.study.jobs import jobs_of, search_jobs
+from airtune.study.results import Result
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+STUDIES = sorted(path.stem for path in (EXPERIMENTS / "rows").glob("*.jsonl"))
 
 
 def script(name: str) -> ModuleType:
@@ -20,140 +26,157 @@ def script(name: str) -> ModuleType:
     assert specification is not None
     assert specification.loader is not None
     loaded = importlib.util.module_from_spec(specification)
+    sys.modules[name] = loaded
     specification.loader.exec_module(loaded)
     return loaded
 
 
+rows = script("rows")
 tables = script("tables")
 
 
 def made(
     method: str,
     losses: Sequence[float],
+    *,
     round_s: float = 10.0,
     bits: float = 8.0,
     seed: int = 0,
-    reached: int | None = None,
-) -> dict[str, Any]:
-    """A row with these losses, the first before training, of rounds that are alike."""
+    worst: float = 2.0,
+    kind: str = "joint",
+) -> Result:
+    """A run with these losses, the first before training, of rounds that are alike."""
     count = range(len(losses))
-    return {
-        "task": "gsm8k",
-        "method": method,
-        "seed": seed,
-        "rounds": len(losses) - 1,
-        "final_loss": losses[-1],
-        "worst_client_loss": None if method == "bcd" else 2.0,
-        "time_to_target_s": None if reached is None else round_s * reached,
-        "uplink_bits_to_target": None if reached is None else bits * reached,
-        "curve": {
-            "loss": list(losses),
-            "elapsed_s": [round_s * k for k in count],
-            "uplink_bits": [bits * k for k in count],
-            "flops": [1e12 * k for k in count],
-        },
-    }
-
-
-def by_name(table: str) -> dict[str, str]:
-    """The lines of a table by their method."""
-    return {line.split("`")[1]: line for line in table.splitlines() if "`" in line}
-
-
-def test_a_table_gives_shares_of_fedits_and_of_the_best_baselines_totals() -> None:
-    rows = [
-        made("fedit", [3.0, 2.0, 1.0], 10.0, 8.0, reached=2),
-        # The same losses in less time: of equals it sets the target.
-        made("bandwidth-only", [3.0, 2.0, 1.0], 5.0, 8.0, reached=2),
-        # Lower, but no baseline: it sets no target.
-        made("flexlora-4-bit", [3.0, 2.0, 0.5], 10.0, 1.0, reached=2),
-        made("exact", [3.0, 2.0, 1.1], 5.0, 7.0),
-        made("exact-combined", [3.0, 1.5, 0.9, 0.4], 2.0, 2.0, reached=2),
-        made("bcd", [3.0, 2.0, 1.1], 6.0, 7.0),
-    ]
-    lines = by_name(tables.table(rows, "gsm8k"))
-    assert (
-        "| 1 | 3 | 0.400 | -0.600 | 2.000 | 0.30 | 0.38 | 3.0 | 1 of 1 | 0.40 | 0.25 |"
-        in (lines["exact-combined"])
+    return Result(
+        method=method,
+        kind="baseline" if method == "fedit" else kind,
+        seed=seed,
+        point=(),
+        key=f"{method}-{seed}",
+        status="finished",
+        loss=tuple(losses),
+        elapsed_s=tuple(round_s * k for k in count),
+        uplink_bits=tuple(bits * k for k in count),
+        downlink_bits=tuple(0.0 for _ in count),
+        flops=tuple(0.0 for _ in count),
+        metrics={"worst_client_loss": worst, "accuracy": 0.5},
     )
-    assert "| 2 | 1.100 | +0.100 | – | 0.60 |" in lines["bcd"]
-    assert "0 of 1 | – | –" in lines["exact"]
 
 
-def test_a_baseline_that_is_not_on_every_seed_is_not_the_best() -> None:
-    rows = [
-        made("fedit", [3.0, 1.0], seed=0, reached=1),
-        made("fedit", [3.0, 1.3], seed=1, reached=1),
-        # Luckier on seed 0, worse in mean.
-        made("flexlora", [3.0, 0.5], seed=0, reached=1),
-        made("flexlora", [3.0, 2.0], seed=1),
-        made("flora", [3.0, 0.1], seed=0, reached=1),
-        made("exact", [3.0, 0.9], seed=0, reached=1),
-        made("exact", [3.0, 1.4], seed=1),
+def by_name(table: str) -> dict[str, list[str]]:
+    """The cells of a table's lines by their method."""
+    lines = [line for line in table.splitlines() if "`" in line]
+    return {line.split("`")[1]: [c.strip() for c in line.split("|")[1:-1]] for line in lines}
+
+
+def test_time_and_bits_are_those_to_the_other_ones_final_loss() -> None:
+    results = [
+        made("fedit", [3.0, 2.0, 1.0]),
+        # Reaches 1.0 in its third round of 2 s and 1 bit.
+        made("heard", [3.0, 1.5, 1.2, 0.9, 0.8], round_s=2.0, bits=1.0, worst=2.5),
+        made("bcd", [3.0, 2.0, 1.1], round_s=5.0),
     ]
-    lines = by_name(tables.table(rows, "gsm8k"))
-    assert "1 of 2 | 1.00 | 1.00 |" in lines["exact"]
-    assert "2 of 2 | 1.00 | 1.00 |" in lines["fedit"]
+    cells = by_name(tables.table(results))
+    assert cells["heard"] == [
+        "`heard`", "1", "4", "0.800", "-0.200", "+0.500", "0.50", "0.400", "1 of 1", "0.300",
+        "0.188",
+    ]  # fmt: skip
+    assert cells["bcd"][4:8] == ["+0.100", "+0.000", "0.50", "0.500"]
+    assert cells["bcd"][8:] == ["0 of 1", "not reached", "not reached"]
+    assert cells["fedit"][4] == "+0.000"
+    short = by_name(tables.short_table(results))
+    assert list(short) == ["fedit", "bcd", "heard"]
+    assert short["heard"][2:] == ["-0.200", "0.300", "0.188"]
 
 
-def test_the_short_table_has_means_over_seeds_and_shares_of_fedit() -> None:
-    rows = [
-        made("fedit", [3.0, 1.0], 10.0, 8.0, seed=0),
-        made("fedit", [3.0, 2.0], 20.0, 8.0, seed=1),
-        made("exact", [3.0, 2.0, 1.5], 2.0, 2.0, seed=0),
-        made("exact", [3.0, 2.0, 1.6], 2.0, 4.0, seed=1),
+def test_an_aim_is_judged_by_its_interval() -> None:
+    results = [
+        one
+        for seed, last in enumerate([0.90, 0.91, 0.89])
+        for one in (
+            made("fedit", [3.0, 2.0, 1.0], seed=seed),
+            made("heard", [3.0, 1.0, last], seed=seed, round_s=2.0, worst=1.0 + seed),
+        )
     ]
-    heads, _, *lines = tables.short_table(rows).splitlines()
-    assert heads == "| method | what it does | GSM8K: test loss | time | uplink |"
-    assert [line.split("`")[1] for line in lines] == list(tables.README_METHODS)
-    shown = by_name(tables.short_table(rows))
-    assert shown["fedit"].endswith("| 1.500 | 1.00 | 1.00 |")
-    assert shown["exact"].endswith("| 1.550 | 0.30 | 0.75 |")
-    assert shown["in-turn"].endswith("| – | – | – |")
+
+    def said(measure: str, limit: float) -> str:
+        aim = tables.Aim("clinc150", "heard", "fedit", measure, limit)
+        return str(tables.verdict(tables.measured(results, aim), limit))
+
+    # Its first round, 2 s, has FedIT's final loss: 0.1 of 20 s on every seed.
+    assert said("time", 0.15) == "yes"
+    assert said("time", 0.05) == "no"
+    assert said("loss", -0.05) == "yes"
+    assert said("loss", -0.09) == "in mean, not by the interval"
+    assert said("loss", -0.11) == "not in mean; the interval holds it"
+    # -1, 0, +1 about the other's 2.0.
+    assert said("worst client", 0.0) == "in mean, not by the interval"
+    assert tables.verdict(None, 1.0) == "–"
+    missing = tables.Aim("clinc150", "all-floor", "fedit", "time", 0.15)
+    assert tables.measured(results, missing) is None
 
 
-def test_shares_of_other_cells_are_of_fedits_own_there() -> None:
-    def run(
-        cell: str, method: str, seed: int, loss: float, time: float | None
-    ) -> dict[str, object]:
-        return {
-            "cell": cell,
-            "method": method,
-            "seed": seed,
-            "final_loss": loss,
-            "time_to_target_s": time,
-            "uplink_bits_to_target": None if time is None else time / 2,
-            "curve": {"elapsed_s": [0.0, 5.0, 10.0 if method == "fedit" else 6.0]},
-        }
-
-    lines = tables.cells_table(
-        [
-            run("far", "fedit", 0, 1.0, 10.0),
-            run("far", "fedit", 1, 2.0, 8.0),
-            run("far", "exact", 0, 1.5, 2.0),
-            run("far", "exact", 1, 1.9, 4.0),
-            run("near", "fedit", 0, 1.0, 10.0),
-            run("near", "fedit", 1, 1.0, 10.0),
-            run("near", "exact", 0, 1.1, None),
-            run("near", "exact", 1, 1.1, 4.0),
-        ]
-    ).splitlines()
-    assert lines[2:] == [
-        "| far | `exact` | +0.200 | 0.60 | 0.35 | 0.35 |",
-        "| near | `exact` | +0.100 | 0.60 | – | – |",
-    ]
+def test_a_row_is_the_result_that_it_came_from_and_a_later_one_of_another_run_replaces_it() -> None:
+    result = made("heard", [3.0, 1.0])
+    row = json.loads(
+        json.dumps(
+            {name: getattr(result, name) for name in ("method", "kind", "seed", "point", "key")}
+            | {name: getattr(result, name) for name in rows.SERIES}
+            | {"metrics": result.metrics, "version": None, "commit": "a"}
+        )
+    )
+    assert rows.result_of(row) == result
+    same, other = row | {"commit": "b"}, row | {"key": "another", "commit": "b"}
+    assert rows.merged([row], [same]) == [row]
+    assert rows.merged([row], [other]) == [other]
+    assert len(rows.merged([row], [other | {"seed": 1}])) == 2
 
 
 @pytest.mark.parametrize("document", tables.DOCUMENTS, ids=["README", "experiments"])
 def test_the_documents_hold_what_the_committed_rows_hold(document: Path) -> None:
     # Out of date? `python experiments/tables.py` writes them.
-    assert tables.with_tables(document.read_text()) == document.read_text()
-    assert "old" not in tables.with_tables("<!-- cells -->\nold\n<!-- end -->\n")
-    assert len(tables.short_table(tables.rows_of("results")).splitlines()) <= 2 + 6
+    text = document.read_text(encoding="utf-8")
+    assert tables.with_tables(text) == text
+    assert "old" not in tables.with_tables("<!-- aims -->\nold\n<!-- end -->\n")
+    assert "<!-- readme -->" in text or "<!-- aims -->" in text
+    assert len(tables.short_table(tables.results_of("clinc150")).splitlines()) <= 2 + 6
 
 
-@pytest.mark.parametrize("name", ["gsm8k", "yahoo"])
-def test_the_core_is_eight_clients_with_uneven_labels(name: str) -> None:
-    scenario = load_scenario(EXPERIMENTS / "core" / f"{name}.toml")
-    assert len(scenario.client_names) == 8
-    assert scenario.partition.alpha == 0.3
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_file_resolves_to_the_scenarios_of_the_committed_rows(name: str) -> None:
+    committed = rows.read_rows(EXPERIMENTS / "rows" / f"{name}.jsonl")
+    jobs = {
+        (job.method, job.seed, job.point): job.values
+        for job in jobs_of(load_study(EXPERIMENTS / f"{name}.toml"))
+    }
+    for row in committed:
+        point = tuple((axis, label) for axis, label in row["point"])
+        today = jobs[row["method"], row["seed"], point]
+        then = Scenario.model_validate(row["scenario"]).model_dump(mode="json")
+        for section, key in (("task", "source"), ("planning", "costs"),
+                             ("participation", "availability")):  # fmt: skip
+            # Files: where they lay is of no account, only whether there was one.
+            for values in (today, then):
+                values[section][key] = values[section].get(key) is not None or None
+        today["task"]["source"] = then["task"]["source"]  # given on the command line
+        assert today == then, (row["method"], row["seed"])
+        assert row["commit"]
+        assert row["command"].startswith("airtune study run experiments/")
+
+
+def test_every_study_file_is_valid() -> None:
+    counts = {name: len(jobs_of(load_study(EXPERIMENTS / f"{name}.toml"))) for name in
+              ("clinc150", "cells", "memory", "gsm8k", "yahoo", "gemma")}  # fmt: skip
+    assert counts["clinc150"] == 19 * 5
+    assert counts["cells"] == 8 * 5 * 2
+    assert counts["memory"] == 7 * 5
+    for name in ("smoke", "search-clinc150"):
+        assert search_jobs(load_study(EXPERIMENTS / f"{name}.toml"))
+
+
+def test_committed_numbers_name_no_folder_of_a_machine() -> None:
+    for name in STUDIES:
+        text = (EXPERIMENTS / "rows" / f"{name}.jsonl").read_text(encoding="utf-8")
+        for line in text.splitlines():
+            files: list[Any] = [json.loads(line)["scenario"].get("task", {}).get("source")]
+            assert not any(str(file).startswith("/") for file in files)
