@@ -37,6 +37,17 @@ def shared_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch with one thread: the sums of every run are taken in the same order."""
+    import torch  # seconds, which the tests of other parts need not wait for
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def no_plugins_left() -> Iterator[None]:
     """Take what a test registers out of the registries again."""
