@@ -89,16 +89,15 @@ GROUPS = {
             "rounds/description.py",
         ),
         (
+            "test_rounds_step.py",
+            "test_rounds_opening.py",
+            "test_rounds_cell.py",
             "test_rounds_wiring.py",
-            "test_rounds.py",
-            "test_rounds_rules.py",
-            "test_rounds_cohort.py",
-            "test_broadcast.py",
         ),
     ),
     "worker": Group(
         ("training/worker.py",),
-        ("test_rounds_wiring.py", "test_client.py", "test_few_bits.py"),
+        ("test_worker.py", "test_worker_training.py"),
     ),
 }
 

@@ -333,7 +333,8 @@ def test_who_sits_out_needs_nothing_of_the_broadcast() -> None:
     scenario = tiny('planning.knobs=["rank","absence"]', NOWHERE, "planning.rank_values=[1]",
                     "devices.0.utilisation=1e-4", "devices.1.utilisation=1e-6",
                     "devices.2.utilisation=1e-2",
-                    "planning.kappa=0.6", "cell.downlink_bandwidth_hz=1e6", "cell.uplink_bandwidth_hz=5e6",
+                    "planning.kappa=0.6", "cell.downlink_bandwidth_hz=1e6",
+                    "cell.uplink_bandwidth_hz=5e6",
                     "aggregation.downlink_change_bits=4")  # fmt: skip
     at = situation_of_scenario(scenario, 2)
     held = (4, 4, 4, 0)
