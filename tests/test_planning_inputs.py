@@ -189,7 +189,7 @@ def drawn(scenario: Scenario, round: int) -> ChannelState:
     return channel.draw(scenario.cell, devices, placement, rng, round=round)
 
 
-@pytest.mark.parametrize("round", [1, 3])
+@pytest.mark.parametrize("round", [1, 2, 3])
 def test_a_situation_before_the_run_is_that_of_the_run(round: int) -> None:
     scenario = tiny("seed=5", "participation.cohort=3", "cell.csi_error_db=3.0",
                     "cell.csi_margin_db=2.0", "devices.0.lora_rank=2",

@@ -329,6 +329,30 @@ def test_a_broadcast_that_too_few_can_hear_is_passed_over(monkeypatch: pytest.Mo
         planned(scenario, at, costs=costs())
 
 
+def test_a_broadcast_without_a_better_plan_does_not_end_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of four the second has none; the third makes the best."""
+    scenario = tiny('planning.knobs=["absence"]', NOWHERE)
+    known: list[Any] = []
+
+    def answered(problem: PlanningProblem, best: Any, *, tolerance: float) -> Any:
+        known.append(best)
+        if len(known) == 2:
+            return None, 1e9
+        made = plan_of_round(scenario, problem, 1)
+        scale = 0.5 if len(known) == 3 else 1.0
+        return replace(made, compute_s=made.compute_s * scale, upload_s=made.upload_s * scale), 1e9
+
+    monkeypatch.setattr("airtune.planning.round_plan.better_than", answered)
+    made, _ = planned(scenario, costs=costs())
+    assert len(known) == 4
+    assert known[0] is None
+    assert known[1] is known[2] is not None
+    assert known[3] is not known[2]
+    assert made.plan.round_latency_s == known[3].round_latency_s < known[2].round_latency_s
+
+
 def test_who_sits_out_needs_nothing_of_the_broadcast() -> None:
     scenario = tiny('planning.knobs=["rank","absence"]', NOWHERE, "planning.rank_values=[1]",
                     "devices.0.utilisation=1e-4", "devices.1.utilisation=1e-6",
@@ -337,10 +361,12 @@ def test_who_sits_out_needs_nothing_of_the_broadcast() -> None:
                     "cell.uplink_bandwidth_hz=5e6",
                     "aggregation.downlink_change_bits=4")  # fmt: skip
     at = situation_of_scenario(scenario, 2)
-    held = (4, 4, 4, 0)
+    held = (4, 1, 4, 0)
     at = replace(at, link=link_of(scenario, at.shape, at.modes, at.link.air, held_ranks=held))
     made, _ = planned(scenario, at, costs=costs())
     assert [mode is None for mode in made.modes] == [False, False, True, False]
+    # The second takes the one rank that it holds, so that the change is enough for it.
+    assert made.modes[1].rank == 1
     assert made.link.needs_whole.tolist() == [False, False, False, True]
     assert made.link.needed_bits[2] == 0.0
     for k in (0, 1, 3):
