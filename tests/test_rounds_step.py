@@ -144,6 +144,8 @@ def test_a_round_that_nothing_came_of_ends_the_run() -> None:
     with pytest.raises(RunError) as refused:
         Round(scenario, Scripted(scenario, failing(1)), out=(0, 2, 3))
     assert str(refused.value).endswith("first: failed: fault 1")
+    with pytest.raises(RunError, match="could be used; first: every client sits out"):
+        Round(scenario, out=(0, 1, 2, 3))
 
 
 def test_a_loss_that_is_not_finite_is_rejected_and_not_averaged() -> None:
@@ -167,6 +169,16 @@ def test_who_sits_out_is_billed_nothing() -> None:
     assert (second.status, third.status) == ("ok", "ok")
     assert [job.client for job in one.engine.jobs] == [1, 2]
     assert one.record.uplink_bits == 1e4 * (2 + 3)
+
+
+def test_a_round_that_is_not_measured_has_no_loss() -> None:
+    one = Round(tiny("evaluation.every_rounds=2", "rounds=5"))
+    assert one.engine.evaluations == []
+    assert one.record.eval_loss is None
+    assert one.record.metrics == {}
+    assert one.after.losses == (*one.before.losses, None)
+    assert one.after.optimizer_states == {}
+    assert one.after.draws == one.before.draws
 
 
 # --- what some scenarios add ---------------------------------------------------------------------
@@ -206,6 +218,9 @@ def test_what_is_stacked_is_what_came() -> None:
     assert {size[0] for size in ranks} == {4}
     two = Round(scenario, rounds=2)
     assert two.situation.link.needed_bits.tolist() == [1e4 * (1 + 2 + 3 + 4)] * 4
+    lost = Round(tiny("aggregation.rule=flora", "cell.outage_probability=0.999", "rounds=5"))
+    assert lost.contributions == []
+    assert lost.after.stacked_bits is None
 
 
 def test_a_smaller_rank_is_padded_unless_clients_restart() -> None:
@@ -259,7 +274,8 @@ def test_control_variates_go_to_the_clients_and_back() -> None:
 
 
 def test_clients_own_losses_stand_beside_their_bills() -> None:
-    scenario = tiny("task.client_eval_examples=2", "participation.cohort=3", "seed=5", "rounds=5")
+    scenario = tiny("task.client_eval_examples=2", "participation.cohort=3", "seed=5", "rounds=5",
+                    "participation.cohort_by=round-robin")  # fmt: skip
     one = Round(scenario)
     cohort = one.situation.cohort
     assert cohort != (0, 1, 2)
@@ -268,8 +284,15 @@ def test_clients_own_losses_stand_beside_their_bills() -> None:
     assert (one.record.cohort, one.record.available, one.record.waited_s) == (3, 4, 0.0)
     assert one.engine.evaluations == [(one.after.adapter, False, cohort)]
     assert [own.weight for own in one.contributions] == [10.0 * (k + 1) for k in cohort]
+    assert one.situation.drawn is not None
+    assert one.after.draws == one.situation.drawn.memory != one.before.draws
+    assert not any("asked for" in str(what) for what in one.listening.heard)
     for k, client in zip(cohort, one.record.clients, strict=True):
         assert client.examples == 10 * (k + 1)
+        assert client.label_tokens == sum(10 + k + i for i in range(4))
+        assert client.compute_j == pytest.approx(
+            (one.cell.profiles[k].power_w or 0.0) * client.compute_s
+        )
         assert client.compute_s == pytest.approx(
             client.flops / one.cell.profiles[k].effective_flops
         )
