@@ -151,6 +151,19 @@ def verdicts(folder: Path, group: Group) -> dict[str, dict[str, str]]:
     return found
 
 
+def tried(folder: Path, group: Group) -> dict[str, str]:
+    """Return what became of each mutant of the modules that have not changed since."""
+    found = {}
+    for module, verdict in verdicts(folder, group).items():
+        meta = folder / "mutants" / "src" / "airtune" / f"{module}.meta"
+        if (
+            meta.is_file()
+            and (ROOT / "src/airtune" / module).stat().st_mtime < meta.stat().st_mtime
+        ):
+            found |= verdict
+    return found
+
+
 def mutmut(
     folder: Path, *arguments: str, minutes: float | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -188,24 +201,17 @@ def main() -> None:
             if given.sample is not None and given.sample < len(names):
                 names = sorted(random.Random(given.seed).sample(names, given.sample))
             drawn = set(names)
-            known = {
-                key: status for by in verdicts(folder, group).values() for key, status in by.items()
-            }
-            # mutmut tries again what it is given by name.
-            names = [
-                one
-                for one in names
-                if one not in known or (given.again and known[one] not in KILLED)
-            ]
-            if names:
-                mutmut(
-                    folder,
-                    "run",
-                    "--max-children",
-                    str(given.children),
-                    *names,
-                    minutes=given.minutes,
-                )
+            part = given.sample is not None or given.only is not None or given.again
+            if part:
+                known = tried(folder, group)
+                # mutmut tries again whatever it is given by name.
+                wanted = {one for one, status in known.items() if status not in KILLED}
+                names = [
+                    one for one in names if (one in wanted if given.again else one not in known)
+                ]
+            children = ("--max-children", str(given.children))
+            if names or not part:  # without names it tries all that were not tried
+                mutmut(folder, "run", *children, *(names if part else ()), minutes=given.minutes)
         for module, found in verdicts(folder, group).items():
             if not given.show:
                 found = {key: status for key, status in found.items() if key in drawn}
