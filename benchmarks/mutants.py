@@ -3,6 +3,8 @@
     python benchmarks/mutants.py                       # every group; hours
     python benchmarks/mutants.py merging bills         # two groups
     python benchmarks/mutants.py loop --sample 100     # 100 mutants of the group, drawn by --seed
+    python benchmarks/mutants.py inputs --minutes 8    # as many as are tried by then
+    python benchmarks/mutants.py inputs --again        # the survivors, after tests were added
 
 mutmut (the extra `mutants`) makes the mutants and runs, for each of them, those of the group's
 tests that reach its function, until one fails. A group works in a copy of its own below
@@ -69,7 +71,14 @@ GROUPS = {
     ),
     "inputs": Group(
         ("planning/inputs.py", "planning/round_plan.py", "planning/broadcast.py"),
-        ("test_round_plan.py", "test_broadcast.py", "test_cohorts.py"),
+        (
+            "test_planning_inputs.py",
+            "test_planning_broadcast.py",
+            "test_round_plan_wiring.py",
+            "test_round_plan.py",
+            "test_broadcast.py",
+            "test_cohorts.py",
+        ),
     ),
     "loop": Group(
         (
@@ -80,16 +89,15 @@ GROUPS = {
             "rounds/description.py",
         ),
         (
+            "test_rounds_step.py",
+            "test_rounds_opening.py",
+            "test_rounds_cell.py",
             "test_rounds_wiring.py",
-            "test_rounds.py",
-            "test_rounds_rules.py",
-            "test_rounds_cohort.py",
-            "test_broadcast.py",
         ),
     ),
     "worker": Group(
         ("training/worker.py",),
-        ("test_rounds_wiring.py", "test_client.py", "test_few_bits.py"),
+        ("test_worker.py", "test_worker_training.py"),
     ),
 }
 
@@ -143,14 +151,31 @@ def verdicts(folder: Path, group: Group) -> dict[str, dict[str, str]]:
     return found
 
 
-def mutmut(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run mutmut in a group's folder, on its copy of the code."""
+def tried(folder: Path, group: Group) -> dict[str, str]:
+    """Return what became of each mutant of the modules that have not changed since."""
+    found = {}
+    for module, verdict in verdicts(folder, group).items():
+        meta = folder / "mutants" / "src" / "airtune" / f"{module}.meta"
+        if (
+            meta.is_file()
+            and (ROOT / "src/airtune" / module).stat().st_mtime < meta.stat().st_mtime
+        ):
+            found |= verdict
+    return found
+
+
+def mutmut(
+    folder: Path, *arguments: str, minutes: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run mutmut in a group's folder, on its copy of the code, and stop it after `minutes`."""
     environment = os.environ | {
         "PYTHONPATH": str(folder / "mutants" / "src"),
         "OMP_NUM_THREADS": "1",
         "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / ".hypothesis"),
     }
     command = [str(Path(sys.executable).parent / "mutmut"), *arguments]
+    if minutes is not None:  # it keeps what it knows when it is interrupted
+        command = ["timeout", "--signal=INT", f"{minutes}m", *command]
     wanted = arguments[0] == "show"
     return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=wanted)
 
@@ -162,6 +187,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--children", type=int, default=1)
     parser.add_argument("--only", help="a regular expression that mutants' names contain")
+    parser.add_argument("--minutes", type=float, help="stop then; a second call goes on")
+    parser.add_argument("--again", action="store_true", help="try earlier survivors again")
     parser.add_argument("--show", action="store_true", help="print the survivors of earlier calls")
     given = parser.parse_args()
     for name in given.groups:
@@ -173,9 +200,21 @@ def main() -> None:
                 names = [one for one in names if re.search(given.only, one)]
             if given.sample is not None and given.sample < len(names):
                 names = sorted(random.Random(given.seed).sample(names, given.sample))
-            part = given.sample is not None or given.only is not None
-            mutmut(folder, "run", "--max-children", str(given.children), *(names if part else []))
+            drawn = set(names)
+            part = given.sample is not None or given.only is not None or given.again
+            if part:
+                known = tried(folder, group)
+                # mutmut tries again whatever it is given by name.
+                wanted = {one for one, status in known.items() if status not in KILLED}
+                names = [
+                    one for one in names if (one in wanted if given.again else one not in known)
+                ]
+            children = ("--max-children", str(given.children))
+            if names or not part:  # without names it tries all that were not tried
+                mutmut(folder, "run", *children, *(names if part else ()), minutes=given.minutes)
         for module, found in verdicts(folder, group).items():
+            if not given.show:
+                found = {key: status for key, status in found.items() if key in drawn}
             counts = Counter(found.values())
             killed = sum(counts[status] for status in KILLED)
             print(f"{name:9} {module:28} {killed:4} of {len(found):4} killed  {dict(counts)}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -35,6 +37,39 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch with one thread: the sums of every run are taken in the same order."""
+    import torch  # seconds, which the tests of other parts need not wait for
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@pytest.fixture
+def calls_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Calls]:
+    """Note the calls of a function, named by the module that uses it, and let them go on."""
+
+    def noted_calls(name: str) -> Calls:
+        calls: Calls = []
+        module, _, own = name.rpartition(".")
+        real = getattr(importlib.import_module(module), own)
+
+        def noted(*given: Any, **named: Any) -> Any:
+            calls.append((given, named))
+            return real(*given, **named)
+
+        monkeypatch.setattr(name, noted)
+        return calls
+
+    return noted_calls
 
 
 @pytest.fixture

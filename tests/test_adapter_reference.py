@@ -10,6 +10,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from airtune.data import encode, eval_batches, load_task
+from airtune.engines.local import LocalEngine
 from airtune.models import reference
 from airtune.models.builtin import byte_tokenizer, tiny_model
 from airtune.models.reference import adapter_readme, base_reference
@@ -105,3 +106,12 @@ def test_the_readme_of_a_built_in_model_holds(tmp_path: Path) -> None:
     model = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter")
     loss = loss_of(model, AutoTokenizer.from_pretrained(folder), scenario)
     assert loss == pytest.approx(record.rounds[-1].eval_loss, rel=1e-5)
+
+
+def test_an_adapter_names_its_layers_in_one_order(tmp_path: Path) -> None:
+    """PEFT holds them as a set, whose order is another one in every process."""
+    engine = LocalEngine(load_scenario("tiny", ["task.eval_examples=4"]))
+    engine.save_adapter(engine.initial_adapter(), str(tmp_path))
+    layers = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert len(layers) == 7
+    assert layers == sorted(layers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import torch
 import airtune as at
 from airtune.adapters.few_bits import nearest_change
 from airtune.adapters.names import Adapter
-from airtune.engines.local import LocalEngine
 from airtune.errors import InputError
 from airtune.merging.rules import check_deployable
 from airtune.models.workload import affine_coefficients, full_sizes, payload_bits
@@ -29,7 +27,7 @@ from airtune.rounds import Cell, Decision
 from airtune.rounds import cell as hooks
 from airtune.rounds.broadcast import onto_server
 from airtune.scenario import Scenario, load_scenario
-from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
+from watched import Watched
 
 A, B = "layer.lora_A.weight", "layer.lora_B.weight"
 SMALL = ["rounds=3", "task.eval_examples=8", "training.local_steps=1", "planning.method=none",
@@ -40,12 +38,7 @@ def tiny(*changes: str) -> Scenario:
     return load_scenario("tiny", [*SMALL, *changes])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -77,27 +70,6 @@ def test_a_clients_change_goes_onto_the_servers_own_values() -> None:
     assert moved[A][0, 0] == 7.0
     assert moved[A][1, 2] == moved[B][0, 0] == 8.0  # 7 − 4 onto 5
     assert onto_server(server, server, values, held) is values
-
-
-class Watched(LocalEngine):
-    """Keeps the jobs and the outcomes; fails a client in a round where asked."""
-
-    def __init__(self, scenario: Scenario, fails: tuple[int, int] | None = None) -> None:
-        super().__init__(scenario, threads=1)
-        self.jobs: dict[tuple[int, int], ClientJob] = {}
-        self.updates: dict[tuple[int, int], ClientUpdate] = {}
-        self._fails = fails
-
-    def train(self, jobs: Iterable[ClientJob]) -> Iterator[ClientUpdate | ClientFailure]:
-        for job in jobs:
-            self.jobs[job.round, job.client] = job
-            if self._fails == (job.round, job.client):
-                yield ClientFailure(job.client, "switched off")
-                continue
-            for outcome in super().train([job]):
-                assert isinstance(outcome, ClientUpdate)
-                self.updates[job.round, job.client] = outcome
-                yield outcome
 
 
 OUT, LOW = {2: 1}, {2: 2}
@@ -132,7 +104,7 @@ def test_those_who_heard_are_sent_the_change_and_the_others_the_whole_adapter() 
             states.append(state)
             records.append(record)
         shape, weights = cell.federation.shape, [c.examples for c in cell.federation.clients]
-    mode = engine.jobs[1, 0].assignment.mode
+    mode = engine.job_at[1, 0].assignment.mode
     sizes = full_sizes(shape)
 
     def change(rank: int) -> float:
@@ -157,22 +129,22 @@ def test_those_who_heard_are_sent_the_change_and_the_others_the_whole_adapter() 
         rate = {client.downlink_s / b for client, b in zip(record.clients, bits, strict=True) if b}
         assert max(rate) == pytest.approx(min(rate))
     # All who listen begin from one adapter: the change on what the listeners had.
-    assert all(engine.jobs[1, k].adapter is states[0].adapter for k in range(4))
+    assert all(engine.job_at[1, k].adapter is states[0].adapter for k in range(4))
     for number in (2, 3, 4):
         held = states[number - 1].held
         assert held is not None
         sent = nearest_change(held, states[number - 1].adapter, 4)
-        mine = [job.adapter for (when, _), job in engine.jobs.items() if when == number]
+        mine = [job.adapter for (when, _), job in engine.job_at.items() if when == number]
         assert any((sent[name] != states[number - 1].adapter[name]).any() for name in sent)
         for adapter in mine:
             assert all(torch.equal(adapter[name], sent[name]) for name in sent)
         # FedIT on the server's own values: the mean change, whatever the broadcast rounded off.
-        told = [k for k in range(4) if (number, k) in engine.updates and number != 2]
+        told = [k for k in range(4) if (number, k) in engine.update_at and number != 2]
         if told:
             total = sum(weights[k] for k in told)
             for name, before in states[number - 1].adapter.items():
                 moved = sum(
-                    weights[k] / total * (engine.updates[number, k].adapter[name] - sent[name])
+                    weights[k] / total * (engine.update_at[number, k].adapter[name] - sent[name])
                     for k in told
                 )
                 torch.testing.assert_close(
@@ -191,7 +163,7 @@ def test_where_all_need_the_whole_adapter_it_is_the_servers_own() -> None:
     with at.open_cell(scenario, engine=engine, decide=in_turn) as cell:
         first, _ = at.step(cell, at.begin(cell))
         at.step(cell, first)
-    assert engine.jobs[2, 0].adapter is first.adapter
+    assert engine.job_at[2, 0].adapter is first.adapter
 
 
 def lines(folder: Path) -> list[dict]:

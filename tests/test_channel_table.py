@@ -9,6 +9,7 @@ import pytest
 
 import airtune as at
 from airtune.channel import ChannelState, draw, place, rate_of_band
+from airtune.channel.table import read_table
 from airtune.errors import InputError
 from airtune.randomness import generator
 from airtune.scenario import CellSection, DeviceSection, Scenario, load_scenario
@@ -102,6 +103,15 @@ def test_a_malformed_table_is_refused_with_its_line(
 ) -> None:
     with pytest.raises(InputError, match=message):
         drawn(tmp_path, text)
+
+
+def test_a_refusal_lists_the_first_clients_alone(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("round,client,snr_db\n1,nobody,5\n")
+    names = [f"client-{k}" for k in range(1000)]
+    with pytest.raises(InputError) as refused:
+        read_table(tmp_path / "table.csv", names, max_snr_db=200.0)
+    listed = "client-0, client-1, client-2, client-3, …, or 1 to 1000"
+    assert str(refused.value).endswith(f"line 2: no client 'nobody'; allowed: {listed}")
 
 
 @pytest.mark.parametrize(

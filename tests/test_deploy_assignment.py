@@ -73,12 +73,7 @@ SETTINGS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def as_planned(scenario: Scenario, alone: Record, mailbox: FakeMailbox) -> None:

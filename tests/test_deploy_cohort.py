@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-import torch
 
 from airtune.deploy.device import Device
 from airtune.deploy.engine import Conditions, FlowerEngine
@@ -23,12 +21,7 @@ SMALL = ["rounds=3", "devices.0.count=1", "planning.method=none", "task.train_ex
          "aggregation.payload_bits_per_value=32"]  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterable[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def on_devices(scenario: Scenario, mailbox: FakeMailbox, out: Path) -> Record:

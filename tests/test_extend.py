@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +21,7 @@ BLOCKS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", DOCUMENT.read_text
 SHORT = ("rounds=1", "task.eval_examples=8", "training.local_steps=1")
 
 
-pytestmark = pytest.mark.usefixtures("no_plugins_left")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("no_plugins_left", "one_thread")
 
 
 @pytest.fixture

@@ -95,11 +95,6 @@ def tightened(problem: PlanningProblem, free: Plan, band: np.ndarray) -> Plannin
     """Return the problem with budgets that its best plan does not keep."""
     power, radio = np.array([3.0, 5.0]), np.array([2.0, 40.0])
     spent = power * free.compute_s + radio * free.upload_s
-    modes = tuple(
-        None if own is None
-        else tuple(replace(m, compute_power_w=None, transmit_power_w=None) for m in own)
-        for own in problem.modes or ()
-    )  # fmt: skip
     table = problem.table
     most = 1.0 - table.max_pruning
     compute = table.compute_fixed_s + table.compute_full_s * most
@@ -108,9 +103,23 @@ def tightened(problem: PlanningProblem, free: Plan, band: np.ndarray) -> Plannin
     cost = cost + radio[table.owner] * payload / problem.rate_bps(band)[table.owner]
     least = np.array([cost[table.owner == k].min() for k in range(2)])
     budget = 0.5 * np.where(spent > 0, spent, least) + 0.5 * least
-    return replace(
-        problem, modes=modes, compute_power_w=power, transmit_power_w=radio, energy_budget_j=budget
+    return replace(problem, compute_power_w=power, transmit_power_w=radio, energy_budget_j=budget)
+
+
+def test_powers_that_are_replaced_reach_the_modes_that_have_none_of_their_own() -> None:
+    own = ClientMode("own", 0.1, 1.0, 0.0, 1e6, 0.0, compute_power_w=7.0)
+    plain = replace(
+        random_problem(np.random.default_rng(1), 2),
+        modes=((replace(own, name="client's", compute_power_w=None), own), None),
+        compute_power_w=np.array([1.0, 2.0]),
     )
+    changed = replace(
+        plain, compute_power_w=np.array([3.0, 4.0]), transmit_power_w=np.array([5.0, 6.0])
+    )
+    assert plain.table.compute_power_w.tolist() == [1.0, 7.0, 2.0]
+    assert plain.table.transmit_power_w.tolist() == [0.0, 0.0, 0.0]
+    assert changed.table.compute_power_w.tolist() == [3.0, 7.0, 4.0]
+    assert changed.table.transmit_power_w.tolist() == [5.0, 5.0, 6.0]
 
 
 def test_a_round_has_someone_in_it_however_little_an_absence_costs() -> None:

@@ -22,6 +22,7 @@ from airtune.rounds.observer import Observer
 from airtune.rounds.schedules import next_clients
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
+from watched import Watched
 
 SMALL = ["task.eval_examples=8", "training.local_steps=2", "planning.method=bandwidth-only"]
 ALIKE = [
@@ -35,29 +36,7 @@ def tiny(*overrides: str, one_kind: bool = False) -> Scenario:
     return scenario.model_copy(update={"devices": scenario.devices[:1]}) if one_kind else scenario
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class Watched(LocalEngine):
-    """Keeps every job and outcome by client and turn."""
-
-    def __init__(self, scenario: Scenario) -> None:
-        super().__init__(scenario)
-        self.jobs: dict[tuple[int, int], ClientJob] = {}
-        self.outcomes: dict[tuple[int, int], ClientUpdate] = {}
-
-    def train(self, jobs: Iterable[ClientJob]) -> Iterator[ClientUpdate | ClientFailure]:
-        for job in jobs:
-            for outcome in super().train([job]):
-                assert isinstance(outcome, ClientUpdate)
-                self.jobs[job.client, job.round] = job
-                self.outcomes[job.client, job.round] = outcome
-                yield outcome
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def followed(
@@ -132,14 +111,14 @@ def test_a_merge_is_the_published_one_from_the_adapters_that_clients_began_with(
     stale = 0
     for state, record in found:
         expected = {name: value.double() for name, value in before.items()}
-        keys = [(names.index(turn.name), turn.turn) for turn in record.turns]
-        weights = [engine.outcomes[key].examples for key in keys]
+        keys = [(turn.turn, names.index(turn.name)) for turn in record.turns]
+        weights = [engine.update_at[key].examples for key in keys]
         for key, turn, weight in zip(keys, record.turns, weights, strict=True):
             assert turn.staleness == record.round - 1 - turn.start_round
             stale = max(stale, turn.staleness)
             factor = 1.0 / (1 + turn.staleness)
-            for name, value in engine.outcomes[key].adapter.items():
-                start = engine.jobs[key].adapter[name].double()
+            for name, value in engine.update_at[key].adapter.items():
+                start = engine.job_at[key].adapter[name].double()
                 if kind == "fedbuff":
                     share = factor * weight / sum(weights)
                     expected[name] += share * (value.double() - start)
@@ -174,10 +153,10 @@ def test_draws_rates_and_momentum_go_on_from_merge_to_merge(
     state, _ = followed(scenario, 5, engine)[-1]
     assert begun == [sum(chosen[:i]) for i in range(len(chosen))]
     assert set(state.server_moments) == {"momentum"}
-    key, job = next((k, j) for k, j in engine.jobs.items() if j.rate_round != j.round)
+    key, job = next((k, j) for k, j in engine.job_at.items() if j.rate_round != j.round)
     by_turn = next(iter(LocalEngine.train(engine, [replace(job, rate_round=None)])))
     assert isinstance(by_turn, ClientUpdate)
-    assert not same(by_turn.adapter, engine.outcomes[key].adapter)
+    assert not same(by_turn.adapter, engine.update_at[key].adapter)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

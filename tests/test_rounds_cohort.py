@@ -23,6 +23,7 @@ from airtune.rounds.moments import StoredMoments
 from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
+from watched import Watched
 
 SMALL = ["rounds=3", "task.eval_examples=8", "training.local_steps=2", "partition.kind=quantity",
          "partition.alpha=1.0", "partition.min_examples=4"]  # fmt: skip
@@ -33,30 +34,7 @@ def tiny(*overrides: str) -> Scenario:
     return load_scenario("tiny", [*SMALL, *overrides])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class Watched(LocalEngine):
-    """Keeps every job and every outcome, and whose own text was measured."""
-
-    def __init__(self, scenario: Scenario) -> None:
-        super().__init__(scenario)
-        self.jobs: list[ClientJob] = []
-        self.measured: list[Any] = []
-
-    def train(self, jobs: Iterable[ClientJob]) -> Iterator[ClientUpdate | ClientFailure]:
-        for job in jobs:
-            self.jobs.append(job)
-            yield from super().train([job])
-
-    def evaluate(self, *given: Any, **named: Any) -> Any:
-        self.measured.append(named.get("clients"))
-        return super().evaluate(*given, **named)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def situations_of(scenario: Scenario, rounds: int = 2) -> list[Situation]:
@@ -109,12 +87,12 @@ def test_clients_are_asked_billed_and_measured_by_who_they_are() -> None:
     engine = Watched(scenario)
     with at.open_cell(scenario, engine=engine) as cell:
         state = at.begin(cell)
-        assert engine.measured == [()]
+        assert [one["clients"] for one in engine.measured] == [()]
         for _ in range(3):
             engine.jobs.clear()
             state, record = at.step(cell, state)
             cohort = tuple(job.client for job in engine.jobs)
-            assert engine.measured[-1] == cohort
+            assert engine.measured[-1]["clients"] == cohort
             assert [c.name for c in record.clients] == [scenario.client_names[k] for k in cohort]
             alone = engine.evaluate(state.adapter, clients=(cohort[1],)).client_losses
             assert record.clients[1].eval_loss == pytest.approx(alone[0], rel=1e-5)

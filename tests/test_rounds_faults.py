@@ -35,12 +35,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return rounds
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Spoilt(LocalEngine):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 import airtune as at
 from airtune.planning.costs import KnobCosts, Measured
@@ -14,13 +12,7 @@ from airtune.record import RoundRecord
 from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario, load_scenario
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
 from airtune.training.sizes import tokens_of
 from airtune.training.worker import Worker
+from watched import Watched
 
 SMALL = ["rounds=3", "task.eval_examples=8", "training.local_steps=2"]
 
@@ -31,32 +32,7 @@ def tiny(*overrides: str) -> Scenario:
     return load_scenario("tiny", [*SMALL, *overrides])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class Watched(LocalEngine):
-    """Keeps every job and every outcome."""
-
-    def __init__(self, scenario: Scenario) -> None:
-        super().__init__(scenario)
-        self.jobs: list[ClientJob] = []
-        self.outcomes: list[ClientUpdate | ClientFailure] = []
-
-    @property
-    def worker(self) -> Worker:
-        return self._worker
-
-    def train(self, jobs: Iterable[ClientJob]) -> Iterator[ClientUpdate | ClientFailure]:
-        for job in jobs:
-            self.jobs.append(job)
-            for outcome in super().train([job]):
-                self.outcomes.append(outcome)
-                yield outcome
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def opened(scenario: Scenario, **hooked: Any) -> tuple[Cell, Watched]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+_LISTED = 4
+"""Names that a message lists."""
+
 
 class InputError(ValueError):
     """What the user wrote cannot be used; the command ends with exit status 2.
@@ -16,3 +21,8 @@ class RunError(RuntimeError):
 
     The message is one line. What had been recorded before stays on disk.
     """
+
+
+def first_of(names: Sequence[str]) -> str:
+    """List the first names, for a message of one line: all of them, or four and "…"."""
+    return ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")

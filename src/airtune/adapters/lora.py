@@ -138,7 +138,10 @@ def save_adapter(
     Path(folder).mkdir(parents=True, exist_ok=True)
     readme = Path(folder) / "README.md"  # PEFT adds its own lines to it
     readme.write_text(adapter_readme(base, gguf_file), encoding="utf-8")
-    peft_model.peft_config["default"].base_model_name_or_path = base.name
+    config: Any = peft_model.peft_config["default"]
+    config.base_model_name_or_path = base.name
+    # PEFT holds them as a set, whose order is another one in every process.
+    config.target_modules = sorted(config.target_modules)
     model: Any = peft_model.get_base_model()
     model.config.name_or_path = model.name_or_path = base.name  # PEFT's README has them from here
     # The embedding is never trained: nothing to look up on the hub.

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from airtune.encoding import csv_lines
-from airtune.errors import InputError
+from airtune.errors import InputError, first_of
 from airtune.units import FloatArray
 
 COLUMNS = "round,client,snr_db or round,client,rate_bps, and downlink_rate_bps where it is known"
@@ -112,7 +112,7 @@ def _round(place: str, text: str) -> int:
 def _client(place: str, text: str, clients: Mapping[str, int], names: Sequence[str]) -> int:
     if text not in clients:
         raise InputError(
-            f"{place}: no client {text!r}; allowed: {', '.join(names)}, or 1 to {len(names)}"
+            f"{place}: no client {text!r}; allowed: {first_of(names)}, or 1 to {len(names)}"
         )
     return clients[text]
 

@@ -42,7 +42,7 @@ from airtune.deploy.protocol import (
     plain,
     unpack,
 )
-from airtune.errors import InputError, RunError
+from airtune.errors import InputError, RunError, first_of
 from airtune.merging.rules import check_deployable
 from airtune.models.devices import profile_of
 from airtune.models.workload import StepTokens, full_sizes, training_flops
@@ -79,8 +79,8 @@ class Device:
     ) -> None:
         if client not in scenario.client_names:
             raise InputError(
-                f"client '{client}' is not in scenario '{scenario.name}': its clients are "
-                f"{', '.join(scenario.client_names)}"
+                f"client '{client}' is not in scenario '{scenario.name}': its "
+                f"{len(scenario.client_names):,} clients are {first_of(scenario.client_names)}"
             )
         check_deployable(scenario)
         if privacy is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from airtune.errors import InputError
+from airtune.errors import InputError, first_of
 from airtune.models.devices import PROFILES, DeviceProfile, compute_s, profile_of
 from airtune.scenario import DeviceSection, Scenario
 
@@ -60,6 +60,9 @@ def emulated_profile(name: str, scenario: Scenario, client: str) -> DeviceProfil
     if name == OWN:
         names = scenario.client_names
         if client not in names:
-            raise InputError(f"client '{client}' is not in the scenario: {', '.join(names)}")
+            raise InputError(
+                f"client '{client}' is not in the scenario: its {len(names):,} clients are "
+                f"{first_of(names)}"
+            )
         return profile_of(scenario.client_devices[names.index(client)])
     return PROFILES[name] if name in PROFILES else profile_of(DeviceSection(profile=name))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -110,9 +111,15 @@ def energy_of(
     )
 
 
-def budgets_of(
-    devices: Sequence[DeviceSection], profiles: Sequence[DeviceProfile]
-) -> dict[str, FloatArray]:
+class EnergyFields(TypedDict, total=False):
+    """The fields of a planning problem that hold budgets and powers, (K,) each."""
+
+    energy_budget_j: FloatArray
+    compute_power_w: FloatArray
+    transmit_power_w: FloatArray
+
+
+def budgets_of(devices: Sequence[DeviceSection], profiles: Sequence[DeviceProfile]) -> EnergyFields:
     """Return the planning problem's energy fields; empty where no device has a budget.
 
     A budget holds computing and sending. A fitted line is taken at its largest rate, so that a

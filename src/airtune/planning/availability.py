@@ -19,12 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.encoding import csv_lines
-from airtune.errors import InputError
+from airtune.errors import InputError, first_of
 from airtune.units import FloatArray
 
 COLUMNS = "client,from_s,to_s"
-_NAMED = 4
-"""Clients that a refusal lists."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +117,9 @@ def _span(
         raise InputError(f"{place}: {len(fields)} fields; allowed: {COLUMNS}")
     name, start, end = (field.strip() for field in fields)
     if name not in clients:
-        listed = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
-        raise InputError(f"{place}: no client {name!r}; allowed: {listed}, or 1 to {len(names)}")
+        raise InputError(
+            f"{place}: no client {name!r}; allowed: {first_of(names)}, or 1 to {len(names)}"
+        )
     from_s, to_s = _time(place, "from_s", start), _time(place, "to_s", end)
     if to_s <= from_s:
         raise InputError(f"{place}: to_s {end!r} must be after from_s {start!r}")

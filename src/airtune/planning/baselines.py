@@ -11,6 +11,8 @@ from airtune.planning.problem import Array, Plan, PlanningProblem, priced
 _GRID = 17
 # The golden section's ratio.
 _GOLDEN = 0.5 * (np.sqrt(5.0) - 1.0)
+# They leave 0.618^20 = 7e-5 of two steps of the grid: a rate to 1e-5, and J to its square.
+_GOLDEN_STEPS = 20
 # Halves a range of rates down to a double's digits.
 _BISECTIONS = 60
 
@@ -50,7 +52,7 @@ def uniform(problem: PlanningProblem) -> Plan:
     inner = [right - _GOLDEN * (right - left), left + _GOLDEN * (right - left)]
     probes = [_uniform_plan(problem, rate) for rate in inner]
     plans += probes
-    for _ in range(20):
+    for _ in range(_GOLDEN_STEPS):
         if probes[0].objective_s <= probes[1].objective_s:
             right, inner[1], probes[1] = inner[1], inner[0], probes[0]
             moved = 0

@@ -199,9 +199,9 @@ def heard_modes(
     modes = tuple(
         tuple(
             replace(mode, compute_fixed_s=mode.compute_fixed_s + wait)
-            if rates[k] >= sent.rate_bps and (whole or told.rank <= sent.change_rank)
+            if rates[k] >= sent.rate_bps and (whole or offered.rank <= sent.change_rank)
             else replace(mode, min_pruning=np.inf)
-            for mode, told, wait, whole in zip(
+            for mode, offered, wait, whole in zip(
                 costed or (), own.modes, waits_s(own, sent), own.needs_whole, strict=True
             )
         )

@@ -22,7 +22,8 @@ from airtune.scenario.participation import BY_CHANNEL
 from airtune.units import FloatArray
 
 LEAST_MEAN_BPS = 1e-100
-"""The mean rate of a client that has not been served for a long time is never below this."""
+"""Least divisor of a rate, bit/s: the mean of a client that is not served for hundreds of windows
+of rounds goes towards 0."""
 
 
 @dataclass(frozen=True)

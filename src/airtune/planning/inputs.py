@@ -170,7 +170,7 @@ def problem_of_round(
         if all(cost is None for cost in costs)
         else tuple(None if cost is None else np.array(cost) for cost in costs),
         max_pruning_loss=scenario.planning.max_pruning_loss,
-        **budgets_of(_those(scenario.client_devices, cohort), profiles),  # type: ignore[arg-type]
+        **budgets_of(_those(scenario.client_devices, cohort), profiles),
     )
 
 

@@ -35,7 +35,8 @@ MODE_COSTS = (
     "payload_full_bits",
 )
 """Fields that every mode must have, a number each."""
-MODE_OPTIONS = ("min_pruning", "max_pruning", "compute_power_w", "transmit_power_w")
+MODE_BOUNDS = ("min_pruning", "max_pruning")
+MODE_OPTIONS = (*MODE_BOUNDS, "compute_power_w", "transmit_power_w")
 """Fields of a mode that the client's own stand in for."""
 
 
@@ -137,7 +138,11 @@ def mode_table(problem: PlanningProblem) -> ModeTable:
 
 
 def filled(problem: PlanningProblem) -> Modes:
-    """Return the modes with the clients' own values where they leave something out."""
+    """Return the modes with the clients' own bounds on pruning where they give none.
+
+    The clients' own bounds are replaced afterwards by those of their modes of least cost. Their
+    powers are not, and are looked up when they are needed: so they can be replaced.
+    """
     return tuple(
         None if modes is None else tuple(_filled(problem, k, mode) for mode in modes)
         for k, modes in enumerate(problem.modes or ())
@@ -145,7 +150,7 @@ def filled(problem: PlanningProblem) -> Modes:
 
 
 def _filled(problem: PlanningProblem, k: int, mode: ClientMode) -> ClientMode:
-    left_out = [field for field in MODE_OPTIONS if getattr(mode, field) is None]
+    left_out = [field for field in MODE_BOUNDS if getattr(mode, field) is None]
     if not left_out:
         return mode
     return replace(mode, **cast(Any, {field: _own(problem, k, field) for field in left_out}))
@@ -178,9 +183,10 @@ def _whole(problem: PlanningProblem, k: int) -> ClientMode:
 
 def _row(problem: PlanningProblem, k: int, mode: ClientMode) -> tuple[float, ...]:
     row = [getattr(mode, field) for field in _COLUMNS]
-    if None in row:
-        row = [getattr(_filled(problem, k, mode), field) for field in _COLUMNS]
-    return tuple(row)
+    return tuple(
+        _own(problem, k, field) if value is None else value
+        for field, value in zip(_COLUMNS, row, strict=True)
+    )
 
 
 def _check_values(

@@ -236,6 +236,7 @@ def _costed(
             load.steps,
             mode,
             bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
+            quantize=scenario.model.quantize,
             max_pruning=most,
             sizes_at=sizes_ending_at(load.most_pruned),
         )
@@ -284,15 +285,15 @@ def _without_wait(
         None if name is None else [name_of(mode) for mode in own.modes].index(name)
         for name, own in zip(plan.modes, offers, strict=True)
     ]
-    told = list(zip(index, offers, strict=True))
+    chosen = list(zip(index, offers, strict=True))
     listens = np.array([i is not None for i in index])
     heard = replace(
         link,
-        needed_bits=np.array([0.0 if i is None else own.needed_bits[i] for i, own in told]),
-        needs_whole=np.array([i is not None and own.needs_whole[i] for i, own in told]),
+        needed_bits=np.array([0.0 if i is None else own.needed_bits[i] for i, own in chosen]),
+        needs_whole=np.array([i is not None and own.needs_whole[i] for i, own in chosen]),
     )
     downlink_s = heard.needed_s(listens)
-    waited_s = np.array([0.0 if i is None else waits_s(own, sent)[i] for i, own in told])
+    waited_s = np.array([0.0 if i is None else waits_s(own, sent)[i] for i, own in chosen])
     compute_s = plan.compute_s - waited_s
     total_s = downlink_s + compute_s + plan.upload_s
     latency_s = float(total_s.max())
@@ -305,5 +306,5 @@ def _without_wait(
         round_latency_s=latency_s,
         objective_s=latency_s if bounded else latency_s * plan.rounds_factor,
     )
-    modes = [None if i is None else own.modes[i] for i, own in told]
+    modes = [None if i is None else own.modes[i] for i, own in chosen]
     return RoundPlan(changed, tuple(modes), heard, asked)

@@ -176,11 +176,11 @@ def _data_row(k: int, site: ClientSite, labels: Sequence[str], x: svg.PlotAxis) 
                 f'width="{x.at(count * unit):.3f}%"/>'
             )
             start += count * unit
-    told = ", ".join(f"{count} of label {label}" for label, count in site.labels.items())
+    text = ", ".join(f"{count} of label {label}" for label, count in site.labels.items())
     return Markup(
         '<g><title>{}</title><text class="name" x="-8" y="{}" dy="11.5" text-anchor="end">{}</text>'
         '{}<text class="total" x="{}%" y="{}" dx="6" dy="11.5">{}</text></g>'
-    ).format(f"{site.name}: {told}", y, site.name, bars, f"{x.at(start):.3f}", y, site.examples)
+    ).format(f"{site.name}: {text}", y, site.name, bars, f"{x.at(start):.3f}", y, site.examples)
 
 
 def _legend(sites: Sequence[ClientSite], kinds: Sequence[str]) -> Markup:

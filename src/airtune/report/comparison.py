@@ -186,14 +186,14 @@ def _split_row(k: int, name: str, split: tuple[float, float, float], x: svg.Plot
             f'y="{y}" height="{ROW_HEIGHT - 6}"/>'
         )
         start += length
-    told = ", ".join(
+    text = ", ".join(
         f"{phase} {numbers.seconds(s)}" for phase, s in zip(PHASES, split, strict=True)
     )
     return Markup(
         '<g class="row"><title>{}</title><text class="name" x="-8" y="{}" dy="11.5" '
         'text-anchor="end">{}</text>{}<text class="total" x="{}%" y="{}" dx="6" dy="11.5">{}'
         "</text></g>"
-    ).format(f"{name}: {told}", y, name, bars, f"{x.at(start):.3f}", y, numbers.seconds(start))
+    ).format(f"{name}: {text}", y, name, bars, f"{x.at(start):.3f}", y, numbers.seconds(start))
 
 
 def _difference_table(records: Mapping[str, Record]) -> tuple[list[str], list[list[str]]]:

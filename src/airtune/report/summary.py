@@ -100,8 +100,8 @@ def totals(record: Record) -> Totals:
 
 
 def _engine_s(record: Record) -> float | None:
-    told = [[c.engine_s for c in r.clients if c.engine_s is not None] for r in record.rounds]
-    longest = [max(each) for each in told if each]
+    measured = [[c.engine_s for c in r.clients if c.engine_s is not None] for r in record.rounds]
+    longest = [max(each) for each in measured if each]
     return sum(longest) / len(longest) if longest else None
 
 

@@ -35,14 +35,14 @@ def adapter_sent(
     if bits is None or state.held is None:
         return state.adapter
     follow = any(
-        told is not None and told.mode.rank <= state.held_ranks[told.client] for told in assignments
+        one is not None and one.mode.rank <= state.held_ranks[one.client] for one in assignments
     )
     # Where all are sent the whole adapter, it can be the server's own.
     return nearest_change(state.held, state.adapter, bits) if follow else state.adapter
 
 
 def held_ranks_after(
-    scenario: Scenario, told: Mapping[int, Assignment], outcomes: Mapping[int, Outcome]
+    scenario: Scenario, assignments: Mapping[int, Assignment], outcomes: Mapping[int, Outcome]
 ) -> tuple[int, ...]:
     """Return how many ranks of the round's broadcast each client has; () where none are sent.
 
@@ -52,7 +52,7 @@ def held_ranks_after(
         return ()
     heard = {k for k, outcome in outcomes.items() if isinstance(outcome, ClientUpdate)}
     clients = range(len(scenario.client_devices))
-    return tuple(told[k].mode.rank if k in heard else 0 for k in clients)
+    return tuple(assignments[k].mode.rank if k in heard else 0 for k in clients)
 
 
 def onto_server(server: Adapter, sent: Adapter, values: Adapter, held: Adapter) -> Adapter:

@@ -46,7 +46,7 @@ class Decision:
 
     Attributes:
         plan: its predicted times, pruning loss and certificate.
-        assignments: what each client is told; None for one that sits the round out.
+        assignments: one a client; None for one that sits the round out.
     """
 
     plan: Plan
@@ -124,8 +124,8 @@ def draw(cell: Cell, round: int) -> ChannelState:
 def decide(cell: Cell, situation: Situation) -> Decision:
     """Plan by the scenario's method, or every knob that it turns."""
     made = plan_round(cell.scenario, situation, cell.knob_costs)
-    told = assignments_of(made.plan, made.modes, made.link, situation.cohort)
-    return Decision(made.plan, told)
+    assignments = assignments_of(made.plan, made.modes, made.link, situation.cohort)
+    return Decision(made.plan, assignments)
 
 
 def merge(cell: Cell, adapter: Adapter, contributions: Sequence[Contribution]) -> Adapter:

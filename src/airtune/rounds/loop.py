@@ -71,13 +71,13 @@ def opening(cell: Cell) -> tuple[State, RunDescription]:
     adapter = cell.engine.initial_adapter()
     cell.observer.preparing("measuring the untrained model")
     untrained = measured(cell, adapter, (), final=False)
-    told = description_of(cell, untrained, may_be_cut(cell, adapter))
-    start = State(0, told.setup_s, adapter, no_moments(cell), (finite(untrained.loss),))
+    description = description_of(cell, untrained, may_be_cut(cell, adapter))
+    start = State(0, description.setup_s, adapter, no_moments(cell), (finite(untrained.loss),))
     floor = cell.scenario.participation.floor
     if floor > 0:
         rng = generator(cell.scenario.seed, "floor")
         start = replace(start, queues=tuple(first_queues(len(cell.profiles), floor, rng).tolist()))
-    return start, told
+    return start, description
 
 
 def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
@@ -112,7 +112,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
     # 3. The clients work, from the adapter as it reaches them.
     reached = adapter_sent(scenario, state, decision.assignments)
     answers = _answers(cell, replace(state, adapter=reached), situation, decision)
-    told = {a.assignment.client: a.assignment for a in answers}
+    assignments = {a.assignment.client: a.assignment for a in answers}
     outcomes = {a.assignment.client: a.outcome for a in answers}
     sent = uploads_of(
         scenario,
@@ -175,7 +175,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         queues=_queues_after(cell, state, situation, decision, updates),
         draws=state.draws if drawn is None else drawn.memory,
         held=reached if scenario.aggregation.downlink_change_bits else None,
-        held_ranks=held_ranks_after(scenario, told, outcomes),
+        held_ranks=held_ranks_after(scenario, assignments, outcomes),
         server_moments=moments,
         controls=_controls_after(cell, state, updates),
     )

@@ -108,7 +108,7 @@ def uploads_of(
         scenario: its models of loss.
         situation: the round's.
         planned_s: the planned length of the round.
-        updates: those that would be merged, with what their clients were told.
+        updates: those that would be merged, with their clients' assignments.
         profiles: of all clients.
     """
     if not may_lose(scenario):
@@ -117,11 +117,11 @@ def uploads_of(
     slack = scenario.participation.deadline_slack
     deadline_s = None if slack is None else slack * planned_s
     found = {}
-    for told, update in updates:
-        place = situation.cohort.index(told.client)
-        computing_s = compute_s(update.flops, profiles[told.client])
-        found[told.client] = upload(
-            scenario, air, place, told, update.uplink_bits, computing_s, deadline_s
+    for assignment, update in updates:
+        place = situation.cohort.index(assignment.client)
+        computing_s = compute_s(update.flops, profiles[assignment.client])
+        found[assignment.client] = upload(
+            scenario, air, place, assignment, update.uplink_bits, computing_s, deadline_s
         )
     return found
 
@@ -130,7 +130,7 @@ def upload(
     scenario: Scenario,
     air: Air,
     place: int,
-    told: Assignment,
+    assignment: Assignment,
     bits: float,
     computing_s: float,
     deadline_s: float | None,
@@ -141,17 +141,17 @@ def upload(
         scenario: its models of loss.
         air: what the round's uploads meet.
         place: the client's in the cohort.
-        told: its assignment.
+        assignment: the client's.
         bits: of its update.
         computing_s: what fine-tuning took.
         deadline_s: from the round's start; None: it is sent at the planned rate, however long.
     """
-    cell, band_hz = scenario.cell, told.bandwidth_hz
-    assert told.planned is not None
-    downlink_s = told.planned.downlink_s
+    cell, band_hz = scenario.cell, assignment.bandwidth_hz
+    assert assignment.planned is not None
+    downlink_s = assignment.planned.downlink_s
     carried_bps = rate_of_client_bps(air.real, place, band_hz)
     if deadline_s is None:
-        rate_bps = needed_bps = told.rate_bps
+        rate_bps = needed_bps = assignment.rate_bps
         lost = falls_short(carried_bps, needed_bps)
         reason = f"the channel carried {carried_bps:.3g} bit/s, {needed_bps:.3g} were planned"
         upload_s, sent = bits / rate_bps, 1.0

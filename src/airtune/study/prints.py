@@ -121,8 +121,8 @@ def _ranking(figure: Any, comparison: Comparison) -> bool:
             if row["measure"] != measure:
                 continue
             at = names.index(row["method"])
-            told = row["verdict"] != "no difference shown"
-            colour = curves.PALETTE[0] if told else "0.55"
+            differs = row["verdict"] != "no difference shown"
+            colour = curves.PALETTE[0] if differs else "0.55"
             axes.plot([row["low"], row["high"]], [at, at], color=colour, linewidth=1.5)
             axes.plot([row["value"]], [at], "o", color=colour, markersize=4)
         axes.axvline(rows[0]["neutral"] if measure == rows[0]["measure"] else 1.0, color="0.7",

@@ -22,9 +22,9 @@ from airtune.planning.optimum.reduced import Reduced, reduced
 from airtune.planning.optimum.search import exact
 from airtune.planning.problem import Array, Plan, PlanningProblem, priced
 
-# K·N numbers are held at a time.
+# K·N doubles stand in each of several arrays: 160 MB an array at most.
 _MAX_CELLS = 20_000_000
-# Halves any range of deadlines down to neighbouring doubles, with room.
+# 53 halvings part doubles of one size; the rest allow for ends that are 2^47 = 1e14 apart.
 _BISECTIONS = 100
 
 

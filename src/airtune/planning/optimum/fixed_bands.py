@@ -20,7 +20,7 @@ from airtune.planning.optimum.choices import Choices, choices_of
 from airtune.planning.optimum.polish import modes_of, pruning_for
 from airtune.planning.problem import MIN_PROGRESS, Array, Plan, PlanningProblem, priced
 
-# Halves any interval of doubles down to two neighbours.
+# 53 halvings part doubles of one size; the rest allow for ends that are 2^147 apart.
 _BISECTIONS = 200
 # Deadlines are sums of a few doubles: a choice whose own start is the deadline has to count.
 _MET = 1e-13

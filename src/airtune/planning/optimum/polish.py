@@ -16,7 +16,7 @@ from airtune.planning.problem import Array, Chosen, Plan, PlanningProblem, price
 
 # Deadlines tried at once: one batch costs hardly more than one point.
 _POINTS = 9
-# Each turn narrows the range by (points − 1)/2: sixteen exhaust a double's digits.
+# Each turn leaves two of the eight parts of the range of ln T: sixteen leave 1e-10 of T.
 _MAX_ROUNDS = 16
 # Around the search's own deadline; its intervals are narrower than this from the start.
 _WIDE = 1.3
