@@ -287,6 +287,38 @@ def test_waiting_is_on_the_clock_and_on_the_record(tmp_path: Path) -> None:
         assert next_one.waited_s == 0.0
 
 
+def test_weights_by_inclusion_are_shares_of_those_who_were_available(tmp_path: Path) -> None:
+    seen: list[list[Contribution]] = []
+
+    def merge(cell: Cell, adapter: Any, contributions: Any) -> Any:
+        seen.append(list(contributions))
+        return hooks.merge(cell, adapter, contributions)
+
+    path = tmp_path / "there.csv"
+    path.write_text("client,from_s,to_s\n1,0,1e9\n2,0,1e9\n4,0,1e9\n")
+    scenario = tiny(
+        "participation.cohort=2",
+        f"participation.availability={path}",
+        "participation.weights=inclusion",
+        "cell.outage_probability=0.2",
+    )
+    with at.open_cell(scenario, merge=merge) as cell:
+        state, record = at.begin(cell), None
+        for _ in range(4):
+            seen.clear()
+            state, record = at.step(cell, state)
+            examples = [cell.federation.clients[k].examples for k in range(4)]
+            there = examples[0] + examples[1] + examples[3]  # the third is never there
+            assert examples[2] > 0
+            # Two of three are drawn, each with 2/3, and arrive with 0.8.
+            expected = [
+                client.examples / there / (2 / 3 * 0.8)
+                for client in record.clients
+                if client.status == "ok"
+            ]
+            assert [one.weight for one in (seen[0] if seen else [])] == pytest.approx(expected)
+
+
 def test_only_what_arrives_is_merged_and_everything_is_billed() -> None:
     seen: list[list[Contribution]] = []
 
