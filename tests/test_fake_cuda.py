@@ -14,7 +14,6 @@ import torch
 CASES = Path(__file__).with_name("fake_cuda_cases.py")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: tests/test_cuda.py")
 def test_no_operation_of_a_run_mixes_devices() -> None:
     """In a process of their own: autograd counts the devices once, at its first backward pass."""
