@@ -123,6 +123,10 @@ def test_an_absence_costs_more_than_the_least_progress_of_any_mode() -> None:
     asked = replace(problem, modes=modes, pruning_cost=None)
     # 0.9·0.5, 1·0.8 and 0.7·1: the first is the least.
     assert absent_beside(asked, 0.4) == pytest.approx(1 - 0.6 * 0.9 * 0.5)
+    # Where nobody has a mode that memory holds, it is what was measured.
+    none = ((replace(modes[0][0], min_pruning=np.inf),), (replace(modes[1][0], min_pruning=1.0),))
+    nobody = replace(asked, modes=none, absent_cost=np.full(2, 0.4))
+    assert absent_beside(nobody, 0.4) == pytest.approx(0.4)
 
 
 # --- what is planned -----------------------------------------------------------------------------

@@ -61,6 +61,8 @@ def test_a_plan_with_odd_units_is_doubted_once() -> None:
     [
         (["planning.method=none"], [False] * 4),
         (["planning.method=none", "devices.1.memory_bytes=1.1e6"], [False, False, True, False]),
+        # It holds the first round's batches, and not the longer ones of the second.
+        (["planning.method=none", "devices.1.memory_bytes=1.36e6"], [False] * 4),
         (["planning.method=exact"], [True] * 4),
         (["planning.method=exact", "pruning.max_pruning=0"], [False] * 4),
         (["planning.method=exact", "participation.cohort=2"], [True] * 4),
@@ -95,6 +97,13 @@ def test_calibration_opens_the_clock_for_those_who_may_be_cut(
         assert site.effective_flops == profiles[k].effective_flops
         assert site.memory_bytes == profiles[k].memory_bytes
         assert (site.examples, site.labels) == (10 * (k + 1), {f"label {k}": 10 * (k + 1)})
+
+
+def test_clients_nearby_have_a_line_of_sight() -> None:
+    scenario = tiny("cell.radius_m=15")
+    with at.open_cell(scenario, engine=Scripted(scenario)) as cell:
+        _, told = opening(cell)
+    assert [site.is_los for site in told.clients] == [True] * 4
 
 
 def test_the_adapter_is_counted_at_the_servers_rank() -> None:

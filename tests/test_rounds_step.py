@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from airtune import planning
-from airtune.errors import RunError
+from airtune.errors import InputError, RunError
 from airtune.merging.server import server_step
 from airtune.planning.floor import first_queues, next_queues
 from airtune.randomness import generator
@@ -185,9 +185,14 @@ def test_a_round_that_is_not_measured_has_no_loss() -> None:
 
 
 def test_energy_budgets_do_not_bind_the_round_without_pruning() -> None:
-    one = Round(tiny("planning.method=exact", "devices.0.energy_budget_j=1e5", "rounds=5"))
+    whole = Round(tiny("rounds=5"))
+    profile, problem = whole.cell.profiles[0], whole.situation.problem
+    budget_j = 0.8 * (profile.power_w or 0.0) * float(problem.compute_s(np.zeros(4))[0])
+    one = Round(tiny("planning.method=exact", f"devices.0.energy_budget_j={budget_j}", "rounds=5"))
     problem = one.situation.problem
     assert problem.energy_budget_j is not None
+    with pytest.raises(InputError, match="is not kept by method 'none'"):
+        planning.plan(problem, "none", bound=False)
     none = planning.plan(problem.without_choice(), "none", bound=False)
     assert one.record.none_latency_s == none.round_latency_s
 
@@ -208,6 +213,19 @@ def test_a_real_device_is_planned_at_the_speed_that_it_kept() -> None:
     after = one.after.speeds
     assert after[1] == pytest.approx(2 / (1 / 3e6 + 8.0 / 2e6))
     assert (after[0], after[2], after[3]) == (None, None, 4e6)
+
+
+def test_a_deadline_is_counted_from_the_planned_length() -> None:
+    scenario = tiny("participation.deadline_slack=1.5", "rounds=5")
+
+    def answer(job: ClientJob, update: ClientUpdate) -> Outcome:
+        return replace(update, uplink_bits=1e9) if job.client == 2 else update
+
+    one = Round(scenario, Scripted(scenario, answer))
+    deadline_s = 1.5 * one.plan.round_latency_s
+    assert one.record.clients[2].status.endswith(f"the deadline was {deadline_s:.4g} s")
+    assert one.record.clients[2].total_s == pytest.approx(deadline_s)
+    assert [own.weight for own in one.contributions] == [10.0, 20.0, 40.0]
 
 
 def test_what_is_stacked_is_what_came() -> None:
@@ -239,13 +257,17 @@ def test_a_smaller_rank_is_padded_unless_clients_restart() -> None:
 def test_the_floor_owes_what_was_not_contributed_and_merged() -> None:
     scenario = tiny("planning.method=exact", 'planning.knobs=["bandwidth","rank"]', "rounds=5",
                     "participation.floor=0.4", "planning.kappa=0.5")  # fmt: skip
-    one = Round(scenario, Scripted(scenario, failing(1)))
-    assert one.before.queues == tuple(first_queues(4, 0.4, generator(1, "floor")).tolist())
+    assert Round(scenario).before.queues == tuple(
+        first_queues(4, 0.4, generator(1, "floor")).tolist()
+    )
+    one = Round(scenario, Scripted(scenario, failing(1)),
+                state={"queues": (2.5, 0.3, 1.7, 0.0)})  # fmt: skip
     assert one.situation.queues.tolist() == list(one.before.queues)
     assert one.plan.losses is not None
     contributed = (1 - one.plan.losses) * np.array([1, 0, 1, 1])
     expected = next_queues(np.array(one.before.queues), contributed, 0.4)
     assert one.after.queues == tuple(expected.tolist())
+    assert (expected[:3] > 0.5).all()
     owed = [client.binds for client in one.record.clients]
     assert ["floor" in (binds or "") for binds in owed] == [z > 0 for z in one.before.queues]
 
