@@ -310,7 +310,9 @@ class FlowerEngine:
         measured = _measured(fields, wire, after_s)
         if self._timings is not None:
             planned = _planned(job)
-            append_timings(self._timings, job, planned, fields, wire, measured, after_s)
+            append_timings(
+                self._timings, job, planned, fields, wire, measured, after_s, dispatch.sent_s
+            )
         if overran(fields.compute_s, fields.emulated_s):
             self._say(
                 f"{fields.client}: the work took {fields.compute_s:.2f} s, more than the "
