@@ -310,7 +310,8 @@ def test_status_names_run_and_devices(
     line = {"device": "k1", "begin_s": begun_s + 1, "end_s": begun_s + 2, "up_bytes": 5}
     before = {**line, "begin_s": begun_s - 9, "up_bytes": 100}
     lines = [json.dumps({**entry, "down_bytes": 7}) for entry in (before, line)]
-    state.wire_log.write_text("\n".join(lines) + "\n")
+    killed = '{"device": "k1", "begin'  # what a killed gateway left half written
+    state.wire_log.write_text("\n".join([lines[0], killed, *lines[1:]]) + "\n")
     found = status.status(state)
     assert (found["run"]["id"], found["run"]["state"], found["run"]["round"]) == (
         run.id,
