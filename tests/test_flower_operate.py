@@ -54,6 +54,11 @@ def test_a_run_outlives_its_command_and_a_key_is_revoked(tmp_path: Path) -> None
         assert "revoked key" in said
         assert deployment.finish(FIRST, 120) == 1
         assert "was revoked" in deployment.said(FIRST)
+        anew = deployment.airtune(
+            "deploy", "register", f"keys/{FIRST}.pub", "--client", FIRST, check=False
+        )
+        assert anew.returncode == 1  # for good
+        assert anew.stderr.count("\n") == 1
         deployment.airtune("deploy", "stop")
         assert deployment.finish("attached") == 1
         assert "go on with --resume" in deployment.said("attached")

@@ -248,6 +248,12 @@ def pack(fields: Fields, arrays: Mapping[str, np.ndarray] | None = None) -> byte
     return safetensors.numpy.save(dict(sorted((arrays or {}).items())), metadata=metadata)
 
 
+def parts_of(body: bytes) -> tuple[bytes, bytes]:
+    """Return a message of `pack` as its header and the values of its arrays, which follow it."""
+    (size,) = struct.unpack("<Q", body[:8])
+    return body[: 8 + size], body[8 + size :]
+
+
 def kind_of(body: bytes) -> str:
     """Return what kind of message it says it is; raises `ProtocolError`."""
     kind = _fields(body).get("kind")
