@@ -103,7 +103,8 @@ def run(
                 process.wait()  # the namespaces' end has ended them
     if replay is not None:
         print(f"testbed: {shown(replay, begins_s[-1])}")
-    return comparison(out / "run.timings.jsonl", out / "run" / "rounds.jsonl", replay, begins_s)
+    found = comparison(out / "run.timings.jsonl", out / "run" / "rounds.jsonl", replay, begins_s)
+    return found | {"begins_s": begins_s}
 
 
 def _run(
