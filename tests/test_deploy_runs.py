@@ -99,6 +99,26 @@ def test_a_run_that_flower_no_longer_knows_has_ended(
     submit(state, SETTINGS)
 
 
+def test_a_run_whose_server_was_killed_has_ended(
+    state: server.ServerFolder, flower: Flower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submit(state, SETTINGS)
+
+    def silent(state: server.ServerFolder, number: int) -> str:
+        raise RunError("the server does not answer")
+
+    monkeypatch.setattr(runs, "run_status", silent)
+    with server._alone(state):  # Flower's server may be starting again
+        assert server.is_running(state)
+        assert run.outcome(ask_now=True) is None
+    assert not server.is_running(state)
+    found = run.outcome(ask_now=True)
+    assert found is not None
+    assert found["exit"] == 1
+    assert "the server ended under it" in found["error"]
+    assert listed(state)[-1].outcome() == found
+
+
 def test_a_new_server_says_that_the_last_ones_run_has_ended(
     state: server.ServerFolder, flower: Flower
 ) -> None:
