@@ -203,8 +203,10 @@ def _alone(state: ServerFolder) -> Iterator[None]:
         raise InputError(
             f"--state '{state.folder}': a server is running on this folder already"
         ) from None
-    with lock:
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _keep_running(held: Children, commands: Mapping[str, list[str]]) -> None:
