@@ -88,7 +88,7 @@ def test_a_transfer_takes_as_long_as_the_trace_needs(tmp_path: Path) -> None:
     assert later.factor(0.1) == replay.factor(3.1)
     assert later.transfer_s(0.0, 1.0 / mean) == pytest.approx(0.5, abs=1e-6)
     assert replay.transfer_s(0.0, 0.0) == 0.0
-    with pytest.raises(InputError, match="a transfer of -1 s"):
+    with pytest.raises(InputError, match=r"a transfer of -1\.0 s"):
         replay.transfer_s(0.0, -1.0)
     assert "1 s without any" in shown(replay, 5.0)
 
@@ -117,7 +117,7 @@ def test_the_links_follow_the_trace_from_the_first_round_on(tmp_path: Path) -> N
     rates = [(at - begin_s, rate) for at, device, rate in known.shaped if device == "a"]
     early = [rate for at, rate in rates if at < 0.8]
     late = [rate for at, rate in rates if at > 1.2 and rate < FREE_BPS]
-    assert set(early) == {pytest.approx(1e6 * replay.factor(0.1))}
+    assert early == pytest.approx([1e6 * replay.factor(0.1)] * len(early))
     assert late[0] == pytest.approx(1e6 * replay.factor(1.1))
     assert late[-1] == pytest.approx(4e6 * replay.factor(1.1))
     assert {rate for _, device, rate in known.shaped if device == "b"} == {FREE_BPS}

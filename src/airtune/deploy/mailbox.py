@@ -42,8 +42,10 @@ _ERRORS = {
 
 def _content(body: bytes) -> RecordDict:
     head, data = parts_of(body)
-    records = {RECORD: ConfigRecord({BODY: head})}
-    return RecordDict(records | ({DATA: ConfigRecord({BODY: data})} if data else {}))
+    content = RecordDict({RECORD: ConfigRecord({BODY: head})})
+    if data:
+        content[DATA] = ConfigRecord({BODY: data})
+    return content
 
 
 class GridMailbox:

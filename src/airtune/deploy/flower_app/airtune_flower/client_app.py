@@ -17,8 +17,9 @@ def train(message: Message, context: Context) -> Message:
     """Hand the body over; every check and all work are the resident worker's."""
     records = message.content.config_records
     # The header, and the arrays where there are any: a record of their own.
-    parts = [records[name]["body"] for name in ("airtune", "data") if name in records]
-    if not parts or not all(isinstance(part, bytes) for part in parts):
+    found = [records[name]["body"] for name in ("airtune", "data") if name in records]
+    parts = [part for part in found if isinstance(part, bytes)]
+    if not parts:
         raise TypeError("a message without a body")
     answer = ask(os.environ[SOCKET_VARIABLE], b"".join(parts))
     return Message(RecordDict({"airtune": ConfigRecord({"body": answer})}), reply_to=message)
