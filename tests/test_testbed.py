@@ -136,8 +136,8 @@ def test_predicted_and_measured_stand_side_by_side(tmp_path: Path) -> None:
     found = comparison(tmp_path / "t", tmp_path / "r")
     (first,) = found["rounds"]
     assert first["measured_s"] == pytest.approx(6.3)
-    # The prediction holds what is known of the framework's bytes: 1710.
-    predicted_s = 6.0 + 8 * 1710 / 1e6
+    # The prediction holds what is known of the framework's bytes: 1770.
+    predicted_s = 6.0 + 8 * 1770 / 1e6
     assert first["error"] == pytest.approx(6.3 / predicted_s - 1)
     assert first["counts"]
     assert first["engine_s"] == 0.5
@@ -147,7 +147,7 @@ def test_predicted_and_measured_stand_side_by_side(tmp_path: Path) -> None:
     # Under a trace the upload takes as long as the trace needs from its predicted begin on.
     replay = Replay(trace_of(tmp_path, [1.0, 2.0] * 10))
     (first,) = comparison(tmp_path / "t", tmp_path / "r", replay, [7.0])["rounds"]
-    upload_s = replay.transfer_s(10.0 + LEAD_S + 8 * 455 / 1e9, 3.0 + 8 * 1710 / 1e6)
+    upload_s = replay.transfer_s(10.0 + LEAD_S + 8 * 840 / 1e9, 3.0 + 8 * 1770 / 1e6)
     assert first["predicted_s"] == pytest.approx(3.0 + upload_s, abs=0.01)
 
 
