@@ -1,6 +1,7 @@
 """One command: a real run over shaped links on this machine, predicted against measured.
 
-    sudo .venv/bin/python testbed/run.py [SCENARIO] [--set KEY=VALUE]… [--out DIR] [--trace FILE]
+    sudo .venv/bin/python testbed/run.py [SCENARIO] [--set KEY=VALUE]… [--out DIR]
+        [--trace FILE [--trace-from S]]
 
 Linux only, needs root. Each device and the server run in a network namespace of their own, with
 real Flower processes, TLS and registered keys; `tc` holds every link to the rate that the plan
@@ -30,9 +31,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from compare import comparison, table
 from links import Links, sweep_links
 from quota import Quotas, sweep_quotas
+from replay import Replay, shown
 from shaper import Shaper
 
-from airtune.channel.trace import Trace, read_trace
+from airtune.channel.trace import read_trace
 from airtune.errors import InputError, RunError
 from airtune.scenario import Scenario, load_scenario
 
@@ -53,8 +55,9 @@ def main() -> int:
         written = Path(arguments.scenario)
         source = str(written.resolve()) if written.is_file() else arguments.scenario
         found = run(
-            scenario, source, arguments.set, out, arguments.trace, arguments.cores, arguments.real
-        )
+            scenario, source, arguments.set, out, arguments.trace, arguments.trace_from,
+            arguments.cores, arguments.real,
+        )  # fmt: skip
     except (InputError, RunError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
@@ -72,6 +75,7 @@ def run(
     overrides: Sequence[str],
     out: Path,
     trace: str | None = None,
+    trace_from_s: float = 0.0,
     cores: float | None = None,
     real: bool = False,
 ) -> dict[str, object]:
@@ -83,7 +87,7 @@ def run(
         InputError: the machine lacks what a testbed needs.
         RunError: the run failed; its logs are kept in `out`.
     """
-    replay = None if trace is None else read_trace(trace, "uplink")
+    replay = None if trace is None else Replay(read_trace(trace, "uplink"), trace_from_s)
     names = scenario.client_names
     started: list[subprocess.Popen[bytes]] = []
     for left in (*sweep_links(), *sweep_quotas()):
@@ -93,11 +97,14 @@ def run(
         if quotas.missing:
             print(f"testbed: no CPU quotas ({quotas.missing}): devices slow each other down")
         try:
-            _run(scenario, source, overrides, out, replay, quotas, started, real)
+            begins_s = _run(scenario, source, overrides, out, replay, quotas, started, real)
         finally:
             for process in started:
                 process.wait()  # the namespaces' end has ended them
-    return comparison(out / "run.timings.jsonl", out / "run" / "rounds.jsonl")
+    if replay is not None:
+        print(f"testbed: {shown(replay, begins_s[-1])}")
+    found = comparison(out / "run.timings.jsonl", out / "run" / "rounds.jsonl", replay, begins_s)
+    return found | {"begins_s": begins_s}
 
 
 def _run(
@@ -105,11 +112,11 @@ def _run(
     source: str,
     overrides: Sequence[str],
     out: Path,
-    replay: Trace | None,
+    replay: Replay | None,
     quotas: Quotas,
     started: list[subprocess.Popen[bytes]],
     real: bool,
-) -> None:
+) -> list[float]:
     names = scenario.client_names
     with Links(names) as links, tempfile.TemporaryDirectory(prefix="airtune-") as short:
         if out.exists():
@@ -118,7 +125,7 @@ def _run(
         settings = [f"--set={value}" for value in overrides]
         addresses = [f"--address={links.server_address(name)}" for name in names]
         bands = Path(short) / "bands"
-        with Shaper(links, bands, replay):
+        with Shaper(links, bands, replay) as shaper:
             _command(out, links, links.server, "deploy", "keys", "server", *addresses)
             _command(out, links, links.server, "deploy", "keys", "device", *names)
             serve = ("deploy", "server", "--port", str(PORT))
@@ -141,6 +148,7 @@ def _run(
                 "--bands", str(bands), "--wait", "600",
                 shown=True,
             )  # fmt: skip
+        return shaper.begins_s
 
 
 def _command(out: Path, links: Links, namespace: str, *arguments: str, shown: bool = False) -> None:
@@ -197,6 +205,9 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--out", default=f"runs/testbed-{time.strftime('%Y%m%d-%H%M%S')}")
     parser.add_argument(
         "--trace", help="a recorded trace (docs/channel.md) that modulates the uplinks"
+    )
+    parser.add_argument(
+        "--trace-from", type=float, default=0.0, metavar="S", help="where in it the run begins"
     )
     parser.add_argument("--cores", type=_positive, help="of this machine, for each device")
     parser.add_argument("--real", action="store_true", help="devices take their own time")

@@ -2,7 +2,7 @@
 
 It stands where an operator's quality-of-service interface would. A trace, if there is one,
 modulates each device's uplink around its grant: the link's share stays what the plan gave, the
-capacity moves as it was recorded.
+capacity moves as it was recorded, from the first round to the last.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from links import Links
+from replay import TICK_S, Replay
 
-from airtune.channel.trace import WINDOW_MS, Trace
-from airtune.errors import InputError, RunError
+from airtune.errors import RunError
 
 FREE_BPS = 1e9
 """A link without a grant: only polls and greetings travel there."""
-TICK_S = 0.1
 
 
 class Shaper:
@@ -32,18 +31,21 @@ class Shaper:
     Args:
         links: what to shape.
         path: the Unix socket.
-        trace: recorded uplink capacity that replays from each grant on, or None.
+        replay: recorded uplink capacity, or None.
+
+    Attributes:
+        begins_s: when each round was granted its rates, since the first one was.
     """
 
-    def __init__(self, links: Links, path: Path, trace: Trace | None = None) -> None:
-        self._links, self._path, self._trace = links, path, trace
+    def __init__(self, links: Links, path: Path, replay: Replay | None = None) -> None:
+        self._links, self._path, self._replay = links, path, replay
         self._grants: dict[str, dict[str, float]] = {}
-        self._granted_s, self._round = time.monotonic(), 0
+        self._began_s, self.begins_s = time.monotonic(), list[float]()
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._threads = [threading.Thread(target=self._listen, daemon=True)]
-        if trace is not None:
-            self._threads.append(threading.Thread(target=self._replay, daemon=True))
+        if replay is not None:
+            self._threads.append(threading.Thread(target=self._follow, daemon=True))
 
     def __enter__(self) -> Shaper:
         self._listener.bind(str(self._path))
@@ -65,9 +67,11 @@ class Shaper:
         """Shape every link to its grant; those without one are set free."""
         with self._lock:
             self._grants = {name: dict(grant) for name, grant in grants.items()}
-            self._granted_s = time.monotonic()
-            self._round += 1
-        self._apply(1.0 if self._trace is None else self._factor())
+            now_s = time.monotonic()
+            if grants:
+                self._began_s = self._began_s if self.begins_s else now_s
+                self.begins_s.append(now_s - self._began_s)
+        self._apply(self._factor())
 
     def _apply(self, factor: float) -> None:
         with self._lock:
@@ -80,15 +84,12 @@ class Shaper:
                 )
 
     def _factor(self) -> float:
-        """Return the trace's capacity now over its mean in this round's window."""
-        assert self._trace is not None
-        passed_ms = int((time.monotonic() - self._granted_s) * 1000)
-        begin = self._round * WINDOW_MS
-        mean_bps = self._trace.round_rate_bps(self._round)
-        now_bps = capacity_bps(self._trace, begin + passed_ms, int(TICK_S * 1000))
-        return max(now_bps / mean_bps, 0.01)
+        """Return what the links carry now of what they were granted."""
+        if self._replay is None:
+            return 1.0
+        return self._replay.factor(time.monotonic() - self._began_s)
 
-    def _replay(self) -> None:
+    def _follow(self) -> None:
         while not self._stop.wait(TICK_S):
             if self._grants:
                 with contextlib.suppress(RunError):  # a link that is down has no queue to change
@@ -109,10 +110,3 @@ class Shaper:
         except (ValueError, KeyError, TypeError, RunError) as error:
             return {"ok": False, "error": str(error)}
         return {"ok": True}
-
-
-def capacity_bps(trace: Trace, begin_ms: int, length_ms: int) -> float:
-    """Return a trace's mean capacity over an interval, bit/s; the trace repeats."""
-    if length_ms <= 0:
-        raise InputError(f"an interval of {length_ms} ms")
-    return trace.mean_bps(begin_ms, length_ms)

@@ -15,7 +15,6 @@ import airtune as at
 from airtune.adapters.few_bits import nearest_change
 from airtune.adapters.names import Adapter
 from airtune.errors import InputError
-from airtune.merging.rules import check_deployable
 from airtune.models.workload import affine_coefficients, full_sizes, payload_bits
 from airtune.planning import plan
 from airtune.planning.assigning import assignments_of
@@ -48,7 +47,7 @@ def test_what_a_broadcast_rounds_off_comes_with_the_next_ones(bits: int) -> None
     held, most = dict(server), 0.0
     for _ in range(40):
         server = {name: value + (torch.rand_like(value) * 2 - 1) for name, value in server.items()}
-        before, held = held, nearest_change(held, server, bits)
+        before, held = held, nearest_change(held, server, bits).onto(held)
         for name in server:
             along = 1 if name == A else 0
             scale = (server[name] - before[name]).abs().amax(along, keepdim=True)
@@ -133,7 +132,7 @@ def test_those_who_heard_are_sent_the_change_and_the_others_the_whole_adapter() 
     for number in (2, 3, 4):
         held = states[number - 1].held
         assert held is not None
-        sent = nearest_change(held, states[number - 1].adapter, 4)
+        sent = nearest_change(held, states[number - 1].adapter, 4).onto(held)
         mine = [job.adapter for (when, _), job in engine.job_at.items() if when == number]
         assert any((sent[name] != states[number - 1].adapter[name]).any() for name in sent)
         for adapter in mine:
@@ -261,5 +260,3 @@ def objective(scenario: Scenario, at: Situation, modes: tuple, held: tuple[int, 
 def test_refusals_say_what_it_does_not_go_with() -> None:
     with pytest.raises(InputError, match=r"'flora' cannot go with .*downlink_change_bits = 4"):
         at.open_cell(tiny("aggregation.rule=flora"))
-    with pytest.raises(InputError, match=r"downlink_change_bits = 4 runs in simulation only"):
-        check_deployable(tiny())

@@ -65,6 +65,17 @@ SETTINGS: dict[str, list[str]] = {
         "training.local_steps=4",
     ],
     "B alone": [EQUAL, "aggregation.rule=ffa-lora"],
+    "changes downwards in four bits": [
+        KINDS, "aggregation.downlink_change_bits=4", "rounds=3", "cell.downlink_bandwidth_hz=2e3",
+    ],
+    "few bits both ways, sitting out": [
+        EQUAL, "aggregation.downlink_change_bits=2", "aggregation.uplink_change_bits=4",
+        "participation.rule=in-turn", "planning.method=exact", "rounds=4",
+        'planning.knobs=["bandwidth","absence"]',
+    ],
+    "changes of B alone": [
+        EQUAL, "aggregation.rule=ffa-lora", "aggregation.downlink_change_bits=8",
+    ],
     "fewer steps": [
         EQUAL.replace("'raspberry-pi-5'", "'raspberry-pi-5', utilisation=0.01"),
         "participation.rule=partial", "training.local_steps=4", "cell.uplink_bandwidth_hz=1e8",
@@ -135,7 +146,7 @@ def test_the_devices_record_is_the_simulated_one(case: str, tmp_path: Path) -> N
         scenario, mailbox, Conditions(devices=len(names), wait_s=30.0), run="run-1",
         say=lambda line: None,
     )  # fmt: skip
-    decide = deciding_among(engine.present)
+    decide = deciding_among(engine.present, engine.holders)
     on_air = run(scenario, out=tmp_path / "devices", engine=engine, decide=decide)
     same(comparable(on_air), comparable(alone))
     statuses = {client.status for line in on_air.rounds for client in line.clients}

@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
+from airtune.deploy import keys as deploy_keys
 from airtune.deploy.gateway import fingerprint
 from airtune.deploy.keys import (
     ServerKeys,
@@ -164,6 +166,24 @@ def test_a_certificate_warns_before_it_ends_and_is_renewed(tmp_path: Path) -> No
     assert (tmp_path / "server.crt.old").read_bytes() == old
     assert (tmp_path / "ca.crt").read_bytes() == authority
     assert expiry_warnings(tmp_path, now + datetime.timedelta(days=80)) == []
+
+
+@pytest.mark.parametrize(("days", "said"), [(2.0, "is not yet valid"), (-400.0, "has expired")])
+def test_a_certificate_out_of_its_time_is_named(
+    days: float, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_server_keys(tmp_path, ["127.0.0.1"])  # the authority's time is right
+    made = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    then = SimpleNamespace(now=lambda zone: made)
+    shifted = SimpleNamespace(datetime=then, UTC=datetime.UTC, timedelta=datetime.timedelta)
+    with monkeypatch.context() as patched:
+        patched.setattr(deploy_keys, "datetime", shifted)
+        keys = make_server_keys(tmp_path, ["127.0.0.1"], days=365, renew=True)
+    with (
+        tls_server(keys) as address,
+        pytest.raises(InputError, match=f"its certificate {said} by this machine's clock"),
+    ):
+        check_server(address, keys.authority)
 
 
 class Server(http.server.BaseHTTPRequestHandler):

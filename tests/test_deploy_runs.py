@@ -99,6 +99,26 @@ def test_a_run_that_flower_no_longer_knows_has_ended(
     submit(state, SETTINGS)
 
 
+def test_a_run_whose_server_was_killed_has_ended(
+    state: server.ServerFolder, flower: Flower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submit(state, SETTINGS)
+
+    def silent(state: server.ServerFolder, number: int) -> str:
+        raise RunError("the server does not answer")
+
+    monkeypatch.setattr(runs, "run_status", silent)
+    with server._alone(state):  # Flower's server may be starting again
+        assert server.is_running(state)
+        assert run.outcome(ask_now=True) is None
+    assert not server.is_running(state)
+    found = run.outcome(ask_now=True)
+    assert found is not None
+    assert found["exit"] == 1
+    assert "the server ended under it" in found["error"]
+    assert listed(state)[-1].outcome() == found
+
+
 def test_a_new_server_says_that_the_last_ones_run_has_ended(
     state: server.ServerFolder, flower: Flower
 ) -> None:
@@ -310,7 +330,8 @@ def test_status_names_run_and_devices(
     line = {"device": "k1", "begin_s": begun_s + 1, "end_s": begun_s + 2, "up_bytes": 5}
     before = {**line, "begin_s": begun_s - 9, "up_bytes": 100}
     lines = [json.dumps({**entry, "down_bytes": 7}) for entry in (before, line)]
-    state.wire_log.write_text("\n".join(lines) + "\n")
+    killed = '{"device": "k1", "begin'  # what a killed gateway left half written
+    state.wire_log.write_text("\n".join([lines[0], killed, *lines[1:]]) + "\n")
     found = status.status(state)
     assert (found["run"]["id"], found["run"]["state"], found["run"]["round"]) == (
         run.id,

@@ -163,18 +163,41 @@ def test_a_part_that_takes_long_is_not_given_up() -> None:
     assert often(["a"], pull) == {"a": b"there"}
 
 
-def test_looks_are_rare_only_after_a_long_silence() -> None:
+def test_looks_are_rare_only_where_no_message_is_to_be_expected() -> None:
     now = [0.0]
     idle = Idle(0.5, lambda: now[0])
-    idle.message()
-    assert idle.wait_s(3.0) == 0.5
-    now[0] = 9.0
-    assert idle.wait_s(3.0) == 0.5
-    now[0] = 40.0
-    assert idle.wait_s(3.0) == pytest.approx(0.8)
-    now[0] = 1e6
-    assert idle.wait_s(3.0) == IDLE_POLL_S
+
+    def at(time_s: float) -> float:
+        now[0] = time_s
+        return idle.wait_s(3.0)
+
+    # Before the first message: a tenth of the silence.
+    assert at(4.0) == 0.5
+    assert at(20.0) == pytest.approx(2.0)
+    assert at(100.0) == IDLE_POLL_S
+    # A greeting, a rehearsal of some minutes, rounds of a minute: a fiftieth of the silence.
+    idle.received()
+    assert at(109.0) == 0.5
+    assert at(140.0) == pytest.approx(0.8)
+    assert at(300.0) == pytest.approx(4.0)
+    idle.received()
+    idle.sent()
+    assert at(300.1) == 0.5
+    for begin_s, waited_s in ((360.0, 1.2), (420.0, 0.6), (480.0, 0.6)):
+        assert at(begin_s) == pytest.approx(waited_s)
+        idle.received()
+        now[0] = begin_s + 30.0
+        idle.sent()
+        assert at(begin_s + 31.0) == 0.5
+    # Twice the last round and a minute later none is expected.
+    assert at(480.0 + 175.0) == pytest.approx(0.02 * 145.0)
+    assert at(480.0 + 185.0) == IDLE_POLL_S
+    # A pause of an hour is forgotten after some rounds.
+    now[0] = 4000.0
+    idle.received()
+    for begin_s in range(4060, 4660, 60):
+        now[0] = float(begin_s)
+        idle.received()
+    assert at(4600.0 + 185.0) == IDLE_POLL_S
     assert idle.wait_s(0.5) == 0.5  # within a message the silence does not matter
-    idle.message()
-    assert idle.wait_s(3.0) == 0.5
     assert Idle(10.0, lambda: now[0]).wait_s(3.0) == 10.0

@@ -41,12 +41,24 @@ def test_a_run_outlives_its_command_and_a_key_is_revoked(tmp_path: Path) -> None
         deployment.wait_for("again", "is ready")
         assert "does not admit" not in deployment.said("again")
 
+        # Back in the run, before the other's key is taken: a round needs somebody.
+        def everyone() -> bool:
+            line = rounds.read_text().splitlines()[-1]
+            return {client["status"] for client in json.loads(line)["clients"]} == {"ok"}
+
+        deployment.wait_until(everyone, "a round with both devices", 180)
+
         deployment.attach()
         deployment.wait_for("attached", "round 1:")
         said = deployment.airtune("deploy", "revoke", FIRST).stdout
         assert "revoked key" in said
         assert deployment.finish(FIRST, 120) == 1
         assert "was revoked" in deployment.said(FIRST)
+        anew = deployment.airtune(
+            "deploy", "register", f"keys/{FIRST}.pub", "--client", FIRST, check=False
+        )
+        assert anew.returncode == 1  # for good
+        assert anew.stderr.count("\n") == 1
         deployment.airtune("deploy", "stop")
         assert deployment.finish("attached") == 1
         assert "go on with --resume" in deployment.said("attached")

@@ -10,11 +10,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-from airtune.channel.trace import PACKET_BITS, PacketTrace
+from airtune.channel.trace import Trace, read_trace
 from airtune.errors import InputError
 from airtune.scenario import load_scenario
 
@@ -24,8 +24,9 @@ sys.path.insert(0, str(ROOT / "testbed"))
 import links  # noqa: E402
 import quota  # noqa: E402
 import run as testbed  # noqa: E402
-from compare import comparison, table  # noqa: E402
-from shaper import capacity_bps  # noqa: E402
+from compare import LEAD_S, comparison, table  # noqa: E402
+from replay import LEAST, Replay, shown  # noqa: E402
+from shaper import FREE_BPS, Shaper  # noqa: E402
 
 SMALL = [
     "rounds=2",
@@ -59,18 +60,68 @@ def test_what_the_machine_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None
         links.Links(["a"])
 
 
-def test_a_trace_is_replayed_at_its_recorded_capacity() -> None:
-    times = np.array([0, 3, 3, 50, 99, 100], dtype=np.int64)
-    trace = PacketTrace("t", times)
-    for begin, length in ((0, 100), (0, 3), (2, 10), (60, 100), (95, 10), (100, 100), (230, 60)):
-        # Oracle: count the opportunities of three repetitions in (begin, begin + length].
-        start = begin % 100
-        repeated = np.concatenate([times + 100 * loop for loop in range(3)])
-        count = int(((repeated > start) & (repeated <= start + length)).sum())
-        expected = count * PACKET_BITS * 1000 / length
-        found = capacity_bps(trace, begin, length)
-        assert found == pytest.approx(expected, abs=PACKET_BITS * 1000 / length)
-    assert capacity_bps(trace, 0, 100) > 0
+def trace_of(tmp_path: Path, rates_mbps: list[float]) -> Trace:
+    """A trace with a rate for each second."""
+    rows = [f"{second},{rate}" for second, rate in enumerate([*rates_mbps, 0.0])]
+    (tmp_path / "trace.csv").write_text("\n".join(["time_s,rate_mbit_s", *rows]) + "\n")
+    return read_trace(tmp_path / "trace.csv", "uplink")
+
+
+def test_a_transfer_takes_as_long_as_the_trace_needs(tmp_path: Path) -> None:
+    trace = trace_of(tmp_path, [1.0, 3.0, 0.0, 2.0, 4.0])
+    assert trace.mean_bps(0.0, trace.period_ms) == pytest.approx(10e6 / trace.period_ms * 1e3)
+    mean = trace.mean_bps(0.0, trace.period_ms) / 1e6
+    replay = Replay(trace)
+    assert [replay.factor(k + 0.1) for k in (0, 1, 3)] == pytest.approx(
+        [1 / mean, 3 / mean, 2 / mean]
+    )
+    assert replay.factor(2.5) == LEAST
+    for begin_s, nominal_s in ((0.0, 0.5 / mean), (0.5, 1.25 / mean), (1.25, 3.0 / mean)):
+        # Oracle: small steps over the recorded rates.
+        rates = [max(r / mean, LEAST) for r in (1.0, 3.0, 0.0, 2.0, 4.0)]
+        carried, passed = 0.0, 0.0
+        while carried < nominal_s:
+            carried += rates[int(begin_s + passed)] * 1e-4
+            passed += 1e-4
+        assert replay.transfer_s(begin_s, nominal_s) == pytest.approx(passed, abs=0.11)
+    later = Replay(trace, from_s=3.0)
+    assert later.factor(0.1) == replay.factor(3.1)
+    assert later.transfer_s(0.0, 1.0 / mean) == pytest.approx(0.5, abs=1e-6)
+    assert replay.transfer_s(0.0, 0.0) == 0.0
+    with pytest.raises(InputError, match=r"a transfer of -1\.0 s"):
+        replay.transfer_s(0.0, -1.0)
+    assert "1 s without any" in shown(replay, 5.0)
+
+
+def test_the_links_follow_the_trace_from_the_first_round_on(tmp_path: Path) -> None:
+    class Known:
+        _devices = ("a", "b")
+
+        def __init__(self) -> None:
+            self.shaped: list[tuple[float, str, float]] = []
+
+        def shape(self, device: str, *, uplink_bps: float, downlink_bps: float) -> None:
+            self.shaped.append((time.monotonic(), device, uplink_bps))
+
+    known: Any = Known()
+    replay = Replay(trace_of(tmp_path, [1.0, 3.0]))
+    with Shaper(known, tmp_path / "bands", replay) as shaper:
+        begin_s = time.monotonic()
+        shaper.grant({"a": {"rate_bps": 1e6, "downlink_rate_bps": 2e6}})
+        time.sleep(1.5)
+        shaper.grant({"a": {"rate_bps": 4e6, "downlink_rate_bps": 2e6}})
+        shaper.grant({})
+    first, second = shaper.begins_s
+    assert first == 0.0
+    assert second == pytest.approx(1.5, abs=0.3)
+    rates = [(at - begin_s, rate) for at, device, rate in known.shaped if device == "a"]
+    early = [rate for at, rate in rates if at < 0.8]
+    late = [rate for at, rate in rates if at > 1.2 and rate < FREE_BPS]
+    assert early == pytest.approx([1e6 * replay.factor(0.1)] * len(early))
+    assert late[0] == pytest.approx(1e6 * replay.factor(1.1))
+    assert late[-1] == pytest.approx(4e6 * replay.factor(1.1))
+    assert {rate for _, device, rate in known.shaped if device == "b"} == {FREE_BPS}
+    assert rates[-1][1] == FREE_BPS
 
 
 def test_predicted_and_measured_stand_side_by_side(tmp_path: Path) -> None:
@@ -85,14 +136,19 @@ def test_predicted_and_measured_stand_side_by_side(tmp_path: Path) -> None:
     found = comparison(tmp_path / "t", tmp_path / "r")
     (first,) = found["rounds"]
     assert first["measured_s"] == pytest.approx(6.3)
-    # The prediction holds what is known of the framework's bytes: 1710.
-    predicted_s = 6.0 + 8 * 1710 / 1e6
+    # The prediction holds what is known of the framework's bytes: 1770.
+    predicted_s = 6.0 + 8 * 1770 / 1e6
     assert first["error"] == pytest.approx(6.3 / predicted_s - 1)
     assert first["counts"]
     assert first["engine_s"] == 0.5
-    shown = table(found).splitlines()
-    assert "1.00 / 1.10" in shown[1]
-    assert "+4.8%" in shown[2]
+    text = table(found).splitlines()
+    assert "1.00 / 1.10" in text[1]
+    assert "+4.8%" in text[2]
+    # Under a trace the upload takes as long as the trace needs from its predicted begin on.
+    replay = Replay(trace_of(tmp_path, [1.0, 2.0] * 10))
+    (first,) = comparison(tmp_path / "t", tmp_path / "r", replay, [7.0])["rounds"]
+    upload_s = replay.transfer_s(10.0 + LEAD_S + 8 * 840 / 1e9, 3.0 + 8 * 1770 / 1e6)
+    assert first["predicted_s"] == pytest.approx(3.0 + upload_s, abs=0.01)
 
 
 def test_a_device_that_could_not_keep_its_profiles_time_does_not_count(tmp_path: Path) -> None:

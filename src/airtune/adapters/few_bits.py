@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from airtune.adapters.names import Adapter
+from airtune.adapters.names import Adapter, leading
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """An adapter's change as it is sent.
+
+    Attributes:
+        bits: of a value, its sign included.
+        codes: each value's whole multiple, float64, shaped as the values.
+        scales: of each rank, float32, broadcastable to the values.
+    """
+
+    bits: int
+    codes: Adapter
+    scales: Adapter
+
+    def leading(self, rank: int) -> Change:
+        """Return the change of the first ranks."""
+        return Change(self.bits, leading(self.codes, rank), leading(self.scales, rank))
+
+    def onto(self, before: Adapter) -> Adapter:
+        """Return the adapter at a receiver that holds `before`."""
+        return received(before, self.codes, self.scales)
 
 
 def rounded_change(before: Adapter, after: Adapter, bits: int, *, seed: int) -> Adapter:
@@ -24,8 +49,8 @@ def rounded_change(before: Adapter, after: Adapter, bits: int, *, seed: int) -> 
     return received(before, *rounded_codes(before, after, bits, seed=seed))
 
 
-def nearest_change(before: Adapter, after: Adapter, bits: int) -> Adapter:
-    """Return `after` as a receiver has it who knows `before`, each change at its nearest multiple.
+def nearest_change(before: Adapter, after: Adapter, bits: int) -> Change:
+    """Return how `after` differs from `before`, each value at its nearest multiple.
 
     For a sender that remembers what its receivers hold, and sends the rest of the change the next
     time (error feedback: Karimireddy et al., ICML 2019). Of a rank whose values change by at most
@@ -36,7 +61,7 @@ def nearest_change(before: Adapter, after: Adapter, bits: int) -> Adapter:
         after: as for `rounded_change`.
         bits: of a value, its sign included; at least 2.
     """
-    return received(before, *rounded_codes(before, after, bits, seed=None))
+    return Change(bits, *rounded_codes(before, after, bits, seed=None))
 
 
 def rounded_codes(

@@ -37,13 +37,13 @@ def generated(name: str) -> RateTrace:
     noise = draws.standard_normal(SECONDS)
     chances = draws.random(SECONDS)
     level, out = noise[0], False
-    rates_bps = np.empty(SECONDS)
+    rates_bps = np.empty(SECONDS, dtype=np.float64)
     for second in range(SECONDS):
         if second:
             level = CORRELATION * level + math.sqrt(1 - CORRELATION**2) * noise[second]
         out = chances[second] >= OUTAGE_ENDS if out else chances[second] < OUTAGE_BEGINS
         rates_bps[second] = 0.0 if out else MEDIAN_BPS * math.exp(SPREAD * level)
-    edges_ms = np.arange(SECONDS + 1) * 1000.0
+    edges_ms = 1000.0 * np.arange(SECONDS + 1, dtype=np.float64)
     for array in (edges_ms, rates_bps):
         array.flags.writeable = False
     return RateTrace(name, edges_ms, rates_bps, columns="generated, not recorded")

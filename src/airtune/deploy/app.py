@@ -123,7 +123,7 @@ def _run(mailbox: Mailbox, config: Mapping[str, Any], run_id: str) -> None:
             resume=bool(config["resume"]),
             replace=bool(config["replace"]),
             observer=progress,
-            decide=deciding_among(engine.present),
+            decide=deciding_among(engine.present, engine.holders),
         )
     finally:
         engine.close()

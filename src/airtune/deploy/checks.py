@@ -15,7 +15,8 @@ from torch import Tensor
 
 from airtune.adapters.names import Adapter, leading
 from airtune.adapters.slices import gather_adapter
-from airtune.deploy.codec import arrays_of, on_air, structure_of, trained, updated_adapter
+from airtune.deploy.codec import arrays_of, structure_of, trained, updated_adapter
+from airtune.deploy.held import Held, Sending
 from airtune.deploy.introductions import TOP_FLOPS, check_steps, far_from
 from airtune.deploy.protocol import Arrays, Introduction, Privacy, ProtocolError, Update
 from airtune.models.structure import check_structure
@@ -48,6 +49,7 @@ def checked_update(
     shape: ModelShape,
     steps: Sequence[StepTokens],
     waited_s: float,
+    sending: Sending | None = None,
 ) -> ClientUpdate:
     """Return the update in the round loop's terms; what it cost is counted here, not believed.
 
@@ -61,6 +63,7 @@ def checked_update(
         shape: the model's.
         steps: the sizes of the local steps that it announced for this round.
         waited_s: how long after the job was sent the answer was here, by the server's clock.
+        sending: what the job carried; None: the whole adapter.
 
     Raises:
         ProtocolError: it fails a check; says which.
@@ -72,6 +75,9 @@ def checked_update(
         )
     if fields.examples != own.examples:
         raise ProtocolError(f"{fields.examples} examples, {own.examples} were announced")
+    sending = sending or Held(scenario).sending(job)
+    if fields.held_sha256 != sending.sha256:
+        raise ProtocolError("it did not begin with the adapter that it was sent")
     _check_loss(fields, own.privacy)
     check_steps(fields.next_steps, scenario, private=own.privacy is not None)
     mode = job.assignment.mode
@@ -85,9 +91,9 @@ def checked_update(
         raise ProtocolError(
             f"it left out {left_out:.3f} of the model, the plan asks for {asked:.3f}"
         )
-    sent = gather_adapter(leading(job.adapter, mode.rank), structure, shape)
+    sent = gather_adapter(leading(job.adapter, mode.rank) | sending.began, structure, shape)
     # What the device began with: the trained entries, as they reached it.
-    before = on_air(trained(sent, mode), scenario.aggregation.payload_bits_per_value)
+    before = trained(sent, mode)
     adapter = updated_adapter(arrays, before, mode)
     training = scenario.training.in_round(job.round, scenario.rounds)
     if own.privacy is None:

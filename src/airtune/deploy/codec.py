@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from airtune.adapters.few_bits import received, rounded_codes, scale_shape
+from airtune.adapters.few_bits import Change, received, rounded_codes, scale_shape
 from airtune.adapters.names import Adapter
 from airtune.assignment import Mode
 from airtune.deploy.protocol import Arrays, ProtocolError, to_air
@@ -64,11 +65,6 @@ def trained(adapter: Adapter, mode: Mode) -> Adapter:
     return {n: v for n, v in adapter.items() if not (mode.freezes_a and ".lora_A." in n)}
 
 
-def on_air(adapter: Adapter, bits_per_value: int) -> Adapter:
-    """Return an adapter as its receiver has it: in the precision in which it is sent."""
-    return adapter_of(adapter_arrays(adapter, bits_per_value), layout_of(adapter))
-
-
 def update_arrays(before: Adapter, after: Adapter, mode: Mode, *, seed: int) -> Arrays:
     """Return an update's values as they are sent: themselves, or their rounded change.
 
@@ -80,12 +76,17 @@ def update_arrays(before: Adapter, after: Adapter, mode: Mode, *, seed: int) -> 
     """
     if not mode.sends_change:
         return adapter_arrays(after, mode.bits_per_value)
-    codes, scales = rounded_codes(before, after, mode.bits_per_value, seed=seed)
-    whole = np.concatenate([codes[name].numpy().ravel() for name in sorted(codes)])
-    levels = 2 ** (mode.bits_per_value - 1) - 1
+    bits = mode.bits_per_value
+    return change_arrays(Change(bits, *rounded_codes(before, after, bits, seed=seed)))
+
+
+def change_arrays(change: Change) -> Arrays:
+    """Return a change as it is sent: codes of few bits packed, scales in float32."""
+    whole = np.concatenate([change.codes[name].numpy().ravel() for name in sorted(change.codes)])
+    levels = 2 ** (change.bits - 1) - 1
     unsigned = (whole + levels).astype(np.uint8)
-    bits = (unsigned[:, None] >> np.arange(mode.bits_per_value, dtype=np.uint8)) & 1
-    flat = [scales[name].numpy().ravel() for name in sorted(scales)]
+    bits = (unsigned[:, None] >> np.arange(change.bits, dtype=np.uint8)) & 1
+    flat = [change.scales[name].numpy().ravel() for name in sorted(change.scales)]
     return {_CODES: np.packbits(bits), _SCALES: np.concatenate(flat)}
 
 
@@ -95,11 +96,25 @@ def updated_adapter(arrays: Arrays, before: Adapter, mode: Mode) -> Adapter:
     Raises:
         ProtocolError: there are not as many values as `before` has, or a code or a scale is none.
     """
-    layout = layout_of(before)
     if not mode.sends_change:
-        return adapter_of(arrays, layout)
+        return adapter_of(arrays, layout_of(before))
+    return changed_adapter(arrays, before, mode.bits_per_value)
+
+
+def changed_adapter(arrays: Mapping[str, np.ndarray], before: Adapter, width: int) -> Adapter:
+    """Return `before` with a message's change; the inverse of `change_arrays`.
+
+    Args:
+        arrays: of the message.
+        before: the adapter that changes.
+        width: bits of a code.
+
+    Raises:
+        ProtocolError: there are not as many values as `before` has, or a code or a scale is none.
+    """
+    layout = layout_of(before)
     packed, scales = arrays.get(_CODES), arrays.get(_SCALES)
-    width, values = mode.bits_per_value, sum(math.prod(shape) for shape in layout.values())
+    values = sum(math.prod(shape) for shape in layout.values())
     shapes = {name: scale_shape(name, shape) for name, shape in layout.items()}
     count = sum(math.prod(shape) for shape in shapes.values())
     if packed is None or packed.dtype != np.uint8 or packed.shape != (-(-values * width // 8),):
@@ -118,6 +133,14 @@ def updated_adapter(arrays: Arrays, before: Adapter, mode: Mode) -> Adapter:
         raise ProtocolError(f"a code above {levels}")
     codes = _split(torch.from_numpy(whole.astype(np.float64)), layout)
     return received(before, codes, _split(torch.from_numpy(scales.copy()), shapes))
+
+
+def adapter_sha256(adapter: Adapter) -> str:
+    """Return a hash of an adapter's values, entries by name, as float32: what both ends compare."""
+    found = hashlib.sha256()
+    for name in sorted(adapter):
+        found.update(np.ascontiguousarray(adapter[name].numpy(), dtype="<f4").tobytes())
+    return found.hexdigest()
 
 
 def _split(flat: Tensor, layout: Layout) -> Adapter:

@@ -17,7 +17,15 @@ from airtune.adapters.names import Adapter, leading
 from airtune.adapters.slices import gather_adapter
 from airtune.assignment import Assignment
 from airtune.deploy import privacy as dp
-from airtune.deploy.codec import adapter_of, layout_of, structure_array, trained, update_arrays
+from airtune.deploy.codec import (
+    adapter_of,
+    adapter_sha256,
+    changed_adapter,
+    layout_of,
+    structure_array,
+    trained,
+    update_arrays,
+)
 from airtune.deploy.emulation import Emulated
 from airtune.deploy.introductions import full_steps
 from airtune.deploy.pacing import Pacer
@@ -98,6 +106,8 @@ class Device:
         self._run: str | None = None
         self._moments: OptimizerState | None = None
         self._introduction: Introduction | None = None
+        # The round's adapter as it reached this device, where changes of it are sent.
+        self._held: tuple[int, Adapter] | None = None
 
     def handle(self, body: bytes) -> bytes:
         """Answer one message; never raises."""
@@ -130,7 +140,7 @@ class Device:
         if difference is not None:
             return Refusal(reason=f"the scenarios differ: {difference}")
         if self._run != hello.run or self._introduction is None:
-            self._run, self._moments = hello.run, None
+            self._run, self._moments, self._held = hello.run, None, None
             self._introduction = self._introduced()
         return self._introduction
 
@@ -208,8 +218,9 @@ class Device:
             return _refusal(f"run {job.run} has not introduced itself to this device")
         assigned = assignment_of(job, self._index)
         known = leading(self._initial, assigned.mode.rank)
+        began = self._arrived(job, arrays, trained(known, assigned.mode))
         # What is not sent is as it began at both ends.
-        adapter = known | adapter_of(arrays, layout_of(trained(known, assigned.mode)))
+        adapter = known | began
         if self._privacy is not None and job.pruning > 0:
             return _refusal("privacy needs pruning = 0: the choice of units tells of the text")
         spent = None if self._privacy is None else dp.spend(self._ledger, self._privacy)
@@ -242,10 +253,30 @@ class Device:
             next_steps=next_steps,
             epsilon=spent,
             emulated_s=emulated_s,
+            held_sha256=None if job.change_bits is None else adapter_sha256(began),
         )
         kept = structure_array(update.structure, self._worker.shape)
         self._pacer.grant(job.uplink_bps)
         return pack(fields, values | kept)
+
+    def _arrived(self, job: Job, arrays: Arrays, known: Adapter) -> Adapter:
+        """Return the trained entries that a job brings: all of them, or those held, changed."""
+        if job.base is None:
+            began = adapter_of(arrays, layout_of(known))
+        elif job.change_bits is None:
+            raise ProtocolError("a change without its bits")
+        else:
+            round, held = self._held or (0, {})
+            base = leading(held, job.rank)
+            if round != job.base.round or adapter_sha256(base) != job.base.sha256:
+                raise ProtocolError(
+                    f"this device does not hold the adapter of round {job.base.round}, whose "
+                    "change it was sent"
+                )
+            began = changed_adapter(arrays, base, job.change_bits)
+        if job.change_bits is not None:
+            self._held = (job.round, began)
+        return began
 
     def _protected(self, before: Adapter, after: Adapter) -> Adapter:
         if self._privacy is None:

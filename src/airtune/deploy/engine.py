@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from airtune.adapters.names import Adapter, leading
+from airtune.adapters.names import Adapter
 from airtune.assignment import PlannedTimes
 from airtune.deploy.bands import Bands
 from airtune.deploy.checks import checked_update
-from airtune.deploy.codec import adapter_arrays, trained
 from airtune.deploy.emulation import overran
 from airtune.deploy.greetings import Greetings
+from airtune.deploy.held import Held, Sending
 from airtune.deploy.introductions import Known, planned_steps
 from airtune.deploy.meter import LogPosition, WireTimes, end_of_log, read_wire_log, wire_times
 from airtune.deploy.presence import is_away
@@ -83,6 +83,7 @@ class _Dispatch:
 
     job: ClientJob
     member: Member
+    sending: Sending
     sent_s: float
 
 
@@ -124,6 +125,7 @@ class FlowerEngine:
         )
         # By client: for which round, and the sizes of its steps.
         self._steps: dict[int, tuple[int, tuple[StepTokens, ...]]] = {}
+        self._held = Held(scenario)
         self._wire_log, self._bands, self._timings = wire_log, bands, timings
         self._wire_from = LogPosition() if wire_log is None else end_of_log(wire_log)
         self._say, self._gathered = say, False
@@ -188,6 +190,10 @@ class FlowerEngine:
             if name in members and members[name].node.id in online
         )
 
+    def holders(self, round: int) -> frozenset[int]:
+        """Return the clients whose devices hold the broadcast of the round before, as they said."""
+        return self._held.holders(round)
+
     def measured_costs(self, client: int) -> MeasuredCosts:
         """Return what pruning costs a client whose device has not told, by the server's data."""
         return self._worker.measured_costs(client)
@@ -223,10 +229,12 @@ class FlowerEngine:
         if self._bands is not None:
             names = self._scenario.client_names
             self._bands.grant({names[job.client]: job.assignment for job, _ in present})
-        bodies = {member.node.id: self._job_body(job) for job, member in present}
+        by_node = {
+            member.node.id: (job, member, self._held.sending(job)) for job, member in present
+        }
+        bodies = {node: self._job_body(job, own) for node, (job, _, own) in by_node.items()}
         if self._wire_log is not None:
             self._wire_from = end_of_log(self._wire_log)
-        by_node = {member.node.id: (job, member) for job, member in present}
         sent_s = time.time()
         posted = self._mailbox.send(bodies, group=str(present[0][0].round))
         pending = {message: _Dispatch(*by_node[node], sent_s) for message, node in posted.items()}
@@ -257,12 +265,10 @@ class FlowerEngine:
         planned_s = conditions.slack * _planned(job).round_s + conditions.engine_s
         return min(planned_s, conditions.longest_s)
 
-    def _job_body(self, job: ClientJob) -> bytes:
-        fields = job_fields(self._roster.run, job.round, job.assignment)
-        bits = self._scenario.aggregation.payload_bits_per_value
-        mode = job.assignment.mode
-        sent = trained(leading(job.adapter, mode.rank), mode)
-        return pack(fields, adapter_arrays(sent, bits))
+    def _job_body(self, job: ClientJob, sending: Sending) -> bytes:
+        run, bits = self._roster.run, self._held.bits
+        fields = job_fields(run, job.round, job.assignment, bits, sending.base)
+        return pack(fields, sending.arrays)
 
     def _outcome(self, dispatch: _Dispatch, reply: Reply) -> Outcome:
         # Several arrive together, and each takes a while to check: that is no device's time.
@@ -291,18 +297,22 @@ class FlowerEngine:
                 shape=self._worker.shape,
                 steps=self.step_tokens(job.round, job.client),
                 waited_s=after_s,
+                sending=dispatch.sending,
             )
         except (ProtocolError, InputError) as error:
             return failed(f"rejected: {error}")
         except Exception as error:  # a fault of the checks must not end the run either
             return failed(f"rejected: it cannot be checked: {type(error).__name__}: {error}")
+        self._held.keep(job, dispatch.sending)
         announced = planned_steps(fields.next_steps, self._scenario)
         self._steps[job.client] = (job.round + 1, announced)
         wire = self._wire_of(dispatch)
         measured = _measured(fields, wire, after_s)
         if self._timings is not None:
             planned = _planned(job)
-            append_timings(self._timings, job, planned, fields, wire, measured, after_s)
+            append_timings(
+                self._timings, job, planned, fields, wire, measured, after_s, dispatch.sent_s
+            )
         if overran(fields.compute_s, fields.emulated_s):
             self._say(
                 f"{fields.client}: the work took {fields.compute_s:.2f} s, more than the "

@@ -24,9 +24,13 @@ MOST_BACKOFF_S = 5.0
 """Longest pause before a failed request is tried again; Flower's own is 20 s."""
 IDLE_POLL_S = 5.0
 """Longest pause between two looks for work while nothing runs."""
-IDLE_SHARE = 0.02
-"""A look comes no later than this share of the time since this device last had or sent anything,
-so that a long silence is cheap and a short one costs a round next to nothing."""
+RUN_SHARE, IDLE_SHARE = 0.02, 0.1
+"""A look comes no later than this share of the time since this device last had or sent anything:
+the first while a message is to be expected, so that waiting costs a round next to nothing, and the
+second while none is, because each look costs the server some milliseconds."""
+FIRST_GAP_S, LATE_S = 300.0, 60.0
+"""A message is to be expected until twice the time between the last two and `LATE_S` have passed;
+after the first one, which a rehearsal follows, that time is taken to be `FIRST_GAP_S`."""
 ANSWER_S, UPLOAD_S = 30.0, 3600.0
 """How long SuperNode waits for an answer, and for that to an upload. With Flower's own 30 s for
 both, an update whose upload takes longer is sent again and again; the relay ends a connection on
@@ -160,18 +164,31 @@ class Idle:
 
     def __init__(self, cap_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._cap_s, self._clock = cap_s, clock
-        self._message_s = clock()
+        self._moved_s = clock()
+        self._received_s: float | None = None
+        self._gap_s = FIRST_GAP_S
 
-    def message(self) -> None:
-        """Note that a message came, or that a part of one was sent."""
-        self._message_s = self._clock()
+    def received(self) -> None:
+        """Note that a message came."""
+        now_s = self._clock()
+        if self._received_s is not None:
+            # A pause between two runs is forgotten within some rounds.
+            self._gap_s = max(now_s - self._received_s, self._gap_s / 2)
+        self._received_s = self._moved_s = now_s
+
+    def sent(self) -> None:
+        """Note that a part of a message was sent."""
+        self._moved_s = self._clock()
 
     def wait_s(self, wanted_s: float) -> float:
         """Return how long to wait where Flower wants to wait `wanted_s`."""
         if wanted_s < 1.0:  # within a message
             return min(wanted_s, self._cap_s)
-        silent_s = self._clock() - self._message_s
-        return min(max(self._cap_s, IDLE_SHARE * silent_s), max(self._cap_s, IDLE_POLL_S))
+        now_s, last_s = self._clock(), self._received_s
+        expected = last_s is not None and now_s < last_s + 2 * self._gap_s + LATE_S
+        share = RUN_SHARE if expected else IDLE_SHARE
+        silent_s = now_s - self._moved_s
+        return min(max(self._cap_s, share * silent_s), max(self._cap_s, IDLE_POLL_S))
 
 
 def patient(invoker: Any, refused: Callable[[int], None] = lambda status: None) -> Any:
@@ -243,8 +260,10 @@ def prepare_supernode(
             if path.endswith("push-object"):
                 request["timeout"] = httpx.Timeout(ANSWER_S, read=UPLOAD_S, write=UPLOAD_S)
             answer = super()._unary_unary(**request)
-            if getattr(answer, "messages_list", None) or path.endswith("push-object"):
-                idle.message()
+            if getattr(answer, "messages_list", None):
+                idle.received()
+            elif path.endswith("push-object"):
+                idle.sent()
             contact(path)
             return answer
 

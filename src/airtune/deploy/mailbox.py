@@ -17,9 +17,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from airtune.deploy.flower_names import prepare_grid
+from airtune.deploy.protocol import parts_of
 from airtune.deploy.roster import Node, Reply
 
 RECORD, BODY = "airtune", "body"
+DATA = "data"
+"""A message's arrays are a record of their own: Flower stores a record that several messages
+have once, and the round's adapter goes to its server once in place of once a device."""
 POLL_S, PART_POLL_S = 0.2, 0.4
 """Between two looks for a reply, and for a part of one that is on its way, on this machine."""
 WAITED_SHARE, MOST_POLL_S = 0.02, 0.5
@@ -34,6 +38,14 @@ _ERRORS = {
     8: "the device's app process was killed",
 }
 """Flower's error codes, in the record's words."""
+
+
+def _content(body: bytes) -> RecordDict:
+    head, data = parts_of(body)
+    content = RecordDict({RECORD: ConfigRecord({BODY: head})})
+    if data:
+        content[DATA] = ConfigRecord({BODY: data})
+    return content
 
 
 class GridMailbox:
@@ -58,7 +70,7 @@ class GridMailbox:
         nodes = list(bodies)
         messages = [
             Message(
-                RecordDict({RECORD: ConfigRecord({BODY: bodies[node]})}),
+                _content(bodies[node]),
                 dst_node_id=node,
                 message_type="train",
                 group_id=group,

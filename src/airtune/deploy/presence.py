@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from airtune.assignment import Assignment, PlannedTimes
 from airtune.channel import ChannelState
-from airtune.planning.broadcast import Link
+from airtune.planning.broadcast import Link, link_of
 from airtune.planning.inputs import Situation
 from airtune.planning.problem import Plan
 from airtune.rounds.cell import Cell, DecideHook, Decision
 from airtune.rounds.cell import decide as decide_for_all
+from airtune.scenario import Scenario
 
 Value = TypeVar("Value")
 
@@ -30,21 +31,46 @@ _ARRAYS = (
 )  # fmt: skip
 
 
-def deciding_among(present: Callable[[], frozenset[int]]) -> DecideHook:
+def deciding_among(
+    present: Callable[[], frozenset[int]],
+    holders: Callable[[int], frozenset[int]] | None = None,
+) -> DecideHook:
     """Return the hook that plans a round over the clients whose devices are connected.
 
     Args:
         present: returns them.
+        holders: returns those whose devices hold the broadcast of the round before a round, where
+            changes of it are sent; None: all who heard it.
     """
 
     def decide(cell: Cell, situation: Situation) -> Decision:
         connected = present()
+        if holders is not None:
+            situation = _held_by(holders(situation.round), cell.scenario, situation)
         at = np.array([k for k, one in enumerate(situation.cohort) if one in connected], np.intp)
         if at.size in (0, len(situation.cohort)):  # nobody: the round fails, and says why
             return decide_for_all(cell, situation)
         return _among_all(decide_for_all(cell, part_of(situation, at)), situation, at)
 
     return decide
+
+
+def _held_by(holders: frozenset[int], scenario: Scenario, situation: Situation) -> Situation:
+    """Return the situation in which clients without the last broadcast need the whole adapter.
+
+    A run that is resumed knows of no device what it holds.
+    """
+    link = situation.link
+    ranks = [
+        int(held) if client in holders else 0
+        for client, held in zip(situation.cohort, link.held_ranks, strict=True)
+    ]
+    if scenario.aggregation.downlink_change_bits is None or ranks == link.held_ranks.tolist():
+        return situation
+    known = link_of(scenario, situation.shape, situation.modes, link.air, held_ranks=ranks)
+    downlink_s = known.needed_s(known.everyone)
+    problem = replace(situation.problem, downlink_s=downlink_s)
+    return replace(situation, link=known, problem=problem)
 
 
 def is_away(assignment: Assignment) -> bool:

@@ -35,8 +35,8 @@ FLOWER_ENVIRONMENT = {
 
 CLOCK_BEHIND_S, CLOCK_AHEAD_S = 300.0, 6.0
 """How late and how early Flower's server accepts a device's signature."""
-_CLOCK_CODES = (9, 10)
-"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+_CLOCK_CODES = {9: "is not yet valid", 10: "has expired"}
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED, in words."""
 PARTING_S = 8.0
 """How long a process may take to end; Flower's takes leave of the server meanwhile."""
 
@@ -180,8 +180,8 @@ def check_server(address: tuple[str, int], authority: Path | None, timeout_s: fl
     except ssl.SSLCertVerificationError as error:
         if error.verify_code in _CLOCK_CODES:
             raise InputError(
-                f"server {where}: its certificate is {error.verify_message.split(' is ')[-1]} by "
-                f"this machine's clock, which says {time.strftime('%Y-%m-%d %H:%M:%S %Z')}; set "
+                f"server {where}: its certificate {_CLOCK_CODES[error.verify_code]} by this "
+                f"machine's clock, which says {time.strftime('%Y-%m-%d %H:%M:%S %Z')}; set "
                 "the clock, or renew the certificate if the clock is right"
             ) from None
         raise InputError(

@@ -22,7 +22,7 @@ from airtune.assignment import Assignment, Mode
 from airtune.models.workload import KeptSizes
 from airtune.scenario import Scenario
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raised with every change that an older device would misread."""
 MAX_HEADER_BYTES = 16 * 2**20
 MOST_ENTRIES = 4096
@@ -52,6 +52,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Line = Annotated[str, Field(max_length=2000), AfterValidator(_printable)]
 Text = Annotated[str, Field(max_length=2000)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ProtocolError(ValueError):
@@ -129,8 +130,19 @@ class Introduction(Fields):
     privacy: Privacy | None = None
 
 
+class Base(Fields):
+    """The adapter whose change a job carries: what the device began an earlier round with."""
+
+    round: Annotated[int, Field(ge=1)]
+    sha256: Sha256
+    """Of the ranks and factors that change (`codec.adapter_sha256`)."""
+
+
 class Job(Fields):
-    """Server to device: one round's work; the arrays are the full model's adapter."""
+    """Server to device: one round's work.
+
+    The arrays are the full model's adapter, or its change where there is a `base`.
+    """
 
     kind: Literal["job"] = "job"
     run: Name
@@ -148,10 +160,19 @@ class Job(Fields):
     """The broadcast's rate, bit/s."""
     downlink_bits: Positive
     """What this device needs of it."""
+    change_bits: Literal[2, 4, 8] | None = None
+    """Given: keep the adapter that you begin with, and say its hash; changes come in these bits."""
+    base: Base | None = None
 
 
-def job_fields(run: str, round: int, assignment: Assignment) -> Job:
-    """Return the message that tells a device its assignment."""
+def job_fields(
+    run: str,
+    round: int,
+    assignment: Assignment,
+    change_bits: Literal[2, 4, 8] | None = None,
+    base: Base | None = None,
+) -> Job:
+    """Return the message that tells a device its assignment, and what its arrays are."""
     mode = assignment.mode
     return Job(
         run=run,
@@ -166,6 +187,8 @@ def job_fields(run: str, round: int, assignment: Assignment) -> Job:
         uplink_bps=assignment.rate_bps,
         downlink_bps=assignment.downlink_rate_bps,
         downlink_bits=assignment.downlink_bits,
+        change_bits=change_bits,
+        base=base,
     )
 
 
@@ -205,6 +228,8 @@ class Update(Fields):
     """Privacy spent so far, this update included; None without privacy."""
     emulated_s: Positive | None = None
     """The time that the device's profile counts for this work; None where none is emulated."""
+    held_sha256: Sha256 | None = None
+    """Of the adapter that it began with, where the job asks for it."""
 
 
 class Refusal(Fields):
@@ -221,6 +246,12 @@ def pack(fields: Fields, arrays: Mapping[str, np.ndarray] | None = None) -> byte
     """Return the message as bytes; equal messages are equal bytes."""
     metadata = {"airtune": fields.model_dump_json()}
     return safetensors.numpy.save(dict(sorted((arrays or {}).items())), metadata=metadata)
+
+
+def parts_of(body: bytes) -> tuple[bytes, bytes]:
+    """Return a message of `pack` as its header and the values of its arrays, which follow it."""
+    (size,) = struct.unpack("<Q", body[:8])
+    return body[: 8 + size], body[8 + size :]
 
 
 def kind_of(body: bytes) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from airtune.deploy.control import run_status, stop_run
-from airtune.deploy.server import CONNECTION, ServerFolder, flwr, leave
+from airtune.deploy.server import CONNECTION, SERVER_ENDED, ServerFolder, flwr, is_running, leave
 from airtune.errors import InputError, RunError
 from airtune.scenario import load_scenario
 
@@ -62,9 +62,12 @@ class Run:
             return found
         self._asked_s = time.monotonic()
         status = self._flower_status()
-        if status is None or not status.startswith("finished"):
+        if status is None and not is_running(self.state):
+            ended: dict[str, Any] = SERVER_ENDED
+        elif status is None or not status.startswith("finished"):
             return None
-        ended = {"ok": False, "exit": 1, "error": f"Flower's run ended as {status}"}
+        else:
+            ended = {"ok": False, "exit": 1, "error": f"Flower's run ended as {status}"}
         found = self._left() or ended
         leave(self.folder / "outcome.json", found)
         return found

@@ -34,9 +34,17 @@ _START_S = 240.0
 """How long a part may take to listen; one that ends is noticed at once."""
 _MOST_RESTARTS, _FAILING_S = 10, 60.0
 _WHAT = {"superlink": "Flower's server", "superexec": "Flower's starter", "gateway": "the gateway"}
-_UNHURRIED = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"}
+_UNHURRIED = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "2"}
 """Flower's starter looks for a new run, which no round waits for; each look costs Flower's
 server a request and a transaction."""
+_LOCK, _LOOK_S = "server.lock", 1.0
+"""Held by the server of a state folder; `is_running` holds it for a moment."""
+SERVER_ENDED = {
+    "ok": False,
+    "exit": 1,
+    "error": "the server ended under it; go on with `airtune deploy run … --resume`",
+}
+"""The outcome of a run whose server was killed."""
 CONNECTION = "airtune"
 """How Flower's own commands call this server."""
 
@@ -171,22 +179,34 @@ def _end_runs(state: ServerFolder) -> None:
     """Say of each run that was going on under an earlier server that it has ended."""
     for about in state.runs.glob("*/about.json"):
         if not (outcome := about.with_name("outcome.json")).exists():
-            error = "the server ended under it; go on with `airtune deploy run … --resume`"
-            leave(outcome, {"ok": False, "exit": 1, "error": error})
+            leave(outcome, SERVER_ENDED)
+
+
+def is_running(state: ServerFolder) -> bool:
+    """Say whether a server works on a state folder, also one that is still starting."""
+    lock = FileLock(state.folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 @contextmanager
 def _alone(state: ServerFolder) -> Iterator[None]:
     """Hold the state folder, so that no second server works on the same database."""
-    lock = FileLock(state.folder / "server.lock")
+    lock = FileLock(state.folder / _LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_LOOK_S)
     except Timeout:
         raise InputError(
             f"--state '{state.folder}': a server is running on this folder already"
         ) from None
-    with lock:
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _keep_running(held: Children, commands: Mapping[str, list[str]]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from airtune.deploy.admission import Admitted, admitted
 from airtune.deploy.keys import expiry_warnings
+from airtune.deploy.meter import LogPosition, end_of_log, read_wire_log
 from airtune.deploy.runs import Run, listed
 from airtune.deploy.server import ServerFolder, about
 
@@ -33,7 +34,9 @@ def status(state: ServerFolder) -> dict[str, Any]:
     keys = server.get("keys")
     runs = listed(state)
     run = runs[-1] if runs else None
-    lines = list(_wire(state.wire_log))
+    end = end_of_log(state.wire_log)
+    near = LogPosition(end.file, max(0, end.offset - WIRE_BYTES))
+    lines, _ = read_wire_log(state.wire_log, near)
     rounds = [] if run is None else _rounds(Path(str(run.about["out"])))
     since_s = 0.0 if run is None else _begun_s(run)
     return {
@@ -109,21 +112,6 @@ def _device(
         "up_bytes": sum(line["up_bytes"] for line in moved),
         "down_bytes": sum(line["down_bytes"] for line in moved),
     }
-
-
-def _wire(path: Path) -> Iterable[dict[str, Any]]:
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            end = file.tell()
-            file.seek(max(0, end - WIRE_BYTES))
-            content = file.read()
-    except OSError:
-        return
-    if end > WIRE_BYTES:
-        content = content[content.find(b"\n") + 1 :]  # the first line may be cut
-    for line in content[: content.rfind(b"\n") + 1].splitlines():
-        yield json.loads(line)
 
 
 def _rounds(out: Path) -> list[dict[str, Any]]:

@@ -20,16 +20,18 @@ def append_timings(
     wire: WireTimes | None,
     measured: Measured,
     total_s: float,
+    sent_s: float,
 ) -> None:
     """Add a client's line.
 
     `counts` is false where the device emulates another and its work took longer than that
-    device's time; `emulated_s` is that time.
+    device's time; `emulated_s` is that time. `sent_s` is the server's clock when it began to send.
     """
     assigned = job.assignment
     line = {
         "round": job.round,
         "client": fields.client,
+        "sent_s": sent_s,
         "planned": {
             "rate_bps": assigned.rate_bps,
             "downlink_rate_bps": assigned.downlink_rate_bps,

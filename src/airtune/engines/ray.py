@@ -205,7 +205,7 @@ class RayEngine:
 
     def _given_out(self, index: int, job: ClientJob, adapter: Any) -> Any:
         state = job.optimizer_state
-        light = replace(job, adapter={}, optimizer_state=None)
+        light = replace(job, adapter={}, optimizer_state=None, change=None)
         moments = None if state is None else packed(state)
         return self._workers[index].train.remote(light, adapter, moments)
 

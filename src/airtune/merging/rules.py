@@ -159,11 +159,6 @@ def check_deployable(scenario: Scenario) -> None:
     Where clients restart, what they are sent grows and shrinks with the updates of the round
     before, which no message carries. Devices are away and late by themselves, on a real clock.
     """
-    if (bits := scenario.aggregation.downlink_change_bits) is not None:
-        raise InputError(
-            f"aggregation.downlink_change_bits = {bits} runs in simulation only: to real devices "
-            "the whole adapter is sent; leave it out"
-        )
     if rule_of(scenario).restarts:
         raise InputError(
             f"aggregation.rule = '{scenario.aggregation.rule}' runs in simulation only, not on "

@@ -9,10 +9,11 @@ before, or fewer ranks of it than it now trains, gets the whole adapter that the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 
-from airtune.adapters.few_bits import nearest_change
+from airtune.adapters.few_bits import Change, nearest_change
 from airtune.adapters.names import Adapter, leading, rank_of
 from airtune.assignment import Assignment
 from airtune.rounds.bills import Outcome
@@ -21,10 +22,31 @@ from airtune.scenario import Scenario
 from airtune.training.client import ClientUpdate
 
 
-def adapter_sent(
+@dataclass(frozen=True, eq=False)
+class Sent:
+    """What a round's broadcast brings.
+
+    Attributes:
+        adapter: what all who listen have after it.
+        change: what is sent of it to those who hold what changed; None where nobody does.
+        held_ranks: how many ranks of that each client holds; () where no changes are sent.
+    """
+
+    adapter: Adapter
+    change: Change | None = None
+    held_ranks: tuple[int, ...] = ()
+
+    def change_for(self, told: Assignment) -> Change | None:
+        """Return what a client is sent in place of the whole adapter, at its rank, or None."""
+        if self.change is None or told.mode.rank > self.held_ranks[told.client]:
+            return None
+        return self.change.leading(told.mode.rank)
+
+
+def broadcast_of(
     scenario: Scenario, state: State, assignments: Iterable[Assignment | None]
-) -> Adapter:
-    """Return the adapter that all who listen have after the round's broadcast.
+) -> Sent:
+    """Return what a round's broadcast brings to those who listen.
 
     Args:
         scenario: says whether changes are sent, and in how many bits.
@@ -33,12 +55,14 @@ def adapter_sent(
     """
     bits = scenario.aggregation.downlink_change_bits
     if bits is None or state.held is None:
-        return state.adapter
+        return Sent(state.adapter)
     follow = any(
         one is not None and one.mode.rank <= state.held_ranks[one.client] for one in assignments
     )
-    # Where all are sent the whole adapter, it can be the server's own.
-    return nearest_change(state.held, state.adapter, bits) if follow else state.adapter
+    if not follow:  # where all are sent the whole adapter, it can be the server's own
+        return Sent(state.adapter)
+    change = nearest_change(state.held, state.adapter, bits)
+    return Sent(change.onto(state.held), change, state.held_ranks)
 
 
 def held_ranks_after(

@@ -40,7 +40,7 @@ from airtune.rounds.bills import (
     what_binds,
     with_energy,
 )
-from airtune.rounds.broadcast import adapter_sent, held_ranks_after
+from airtune.rounds.broadcast import Sent, broadcast_of, held_ranks_after
 from airtune.rounds.cell import Cell, Decision
 from airtune.rounds.cohort import (
     inclusion_of,
@@ -110,8 +110,8 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
             cell.observer.noticed(doubt)
 
     # 3. The clients work, from the adapter as it reaches them.
-    reached = adapter_sent(scenario, state, decision.assignments)
-    answers = _answers(cell, replace(state, adapter=reached), situation, decision)
+    broadcast = broadcast_of(scenario, state, decision.assignments)
+    answers = _answers(cell, state, situation, decision, broadcast)
     assignments = {a.assignment.client: a.assignment for a in answers}
     outcomes = {a.assignment.client: a.outcome for a in answers}
     sent = uploads_of(
@@ -141,7 +141,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
             update,
             answer.assignment.mode.local_steps,
             _weight(cell, situation, update, sent),
-            reached,
+            broadcast.adapter,
         )
         for answer, update in _usable(answers)
     ]
@@ -174,7 +174,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         else None,
         queues=_queues_after(cell, state, situation, decision, updates),
         draws=state.draws if drawn is None else drawn.memory,
-        held=reached if scenario.aggregation.downlink_change_bits else None,
+        held=broadcast.adapter if scenario.aggregation.downlink_change_bits else None,
         held_ranks=held_ranks_after(scenario, assignments, outcomes),
         server_moments=moments,
         controls=_controls_after(cell, state, updates),
@@ -275,7 +275,9 @@ def _controls_after(cell: Cell, state: State, updates: Sequence[ClientUpdate]) -
     return controls_after(state.controls, state.adapter, updates, examples, cell.federation.shape)
 
 
-def _answers(cell: Cell, state: State, situation: Situation, decision: Decision) -> list[_Answer]:
+def _answers(
+    cell: Cell, state: State, situation: Situation, decision: Decision, broadcast: Sent
+) -> list[_Answer]:
     """Have every client do its part; answers in the cohort's order, whichever ends first."""
     assigned = {a.client: a for a in decision.assignments if a is not None}
 
@@ -285,8 +287,9 @@ def _answers(cell: Cell, state: State, situation: Situation, decision: Decision)
             yield ClientJob(
                 round=situation.round,
                 assignment=assignment,
-                adapter=state.adapter,
+                adapter=broadcast.adapter,
                 optimizer_state=state.optimizer_states.get(client),
+                change=broadcast.change_for(assignment),
                 correction=state.controls.correction(client, state.adapter)
                 if cell.scenario.training.scaffold
                 else None,
@@ -294,7 +297,7 @@ def _answers(cell: Cell, state: State, situation: Situation, decision: Decision)
 
     outcomes = {outcome.client: outcome for outcome in cell.engine.train(jobs())}
     return [
-        _Answer(one, outcomes[k], status_of(cell, outcomes[k], one.mode.rank, state.adapter))
+        _Answer(one, outcomes[k], status_of(cell, outcomes[k], one.mode.rank, broadcast.adapter))
         for k, one in assigned.items()
     ]
 

@@ -26,7 +26,7 @@ class AggregationSection(Section):
     rounded too."""
     downlink_change_bits: Literal[2, 4, 8] | None = None
     """Given: the broadcast carries the adapter's change in this many bits a value to clients that
-    heard the round before, and the whole adapter to those that did not. In simulation only."""
+    heard the round before, and the whole adapter to those that did not."""
     server_optimizer: Literal["none", "momentum", "adam"] = "none"
     """What the server makes of a merge: the merged adapter itself, or a step of FedAvgM or FedAdam
     along the difference between it and the adapter before."""

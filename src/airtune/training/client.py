@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from airtune.adapters.few_bits import Change
 from airtune.adapters.lora import adapted, values_of
 from airtune.adapters.names import Adapter
 from airtune.adapters.slices import gather_adapter, scatter_adapter
@@ -59,6 +60,8 @@ class ClientJob:
     """The round that the learning rate is of, where `round` is the client's own turn."""
     correction: Adapter | None = None
     """c - c_k of the full adapter, where training has control variates (SCAFFOLD)."""
+    change: Change | None = None
+    """What a real device that holds the last broadcast's adapter is sent in place of this one."""
 
     @property
     def client(self) -> int:

@@ -15,8 +15,11 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Hand the body over; every check and all work are the resident worker's."""
-    body = message.content.config_records["airtune"]["body"]
-    if not isinstance(body, bytes):
+    records = message.content.config_records
+    # The header, and the arrays where there are any: a record of their own.
+    found = [records[name]["body"] for name in ("airtune", "data") if name in records]
+    parts = [part for part in found if isinstance(part, bytes)]
+    if not parts:
         raise TypeError("a message without a body")
-    answer = ask(os.environ[SOCKET_VARIABLE], body)
+    answer = ask(os.environ[SOCKET_VARIABLE], b"".join(parts))
     return Message(RecordDict({"airtune": ConfigRecord({"body": answer})}), reply_to=message)

@@ -1,0 +1,81 @@
+"""The server's three parts are kept running, and one server works on a state folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airtune.deploy import server
+from airtune.deploy.server import ServerFolder
+from airtune.errors import InputError, RunError
+
+COMMANDS = {name: [name] for name in ("superlink", "superexec", "gateway")}
+
+
+class Parts:
+    """Says which parts have ended, look by look; the last look ends the test."""
+
+    def __init__(self, looks: list[list[str]]) -> None:
+        self.looks, self.started = looks, list[str]()
+
+    def ended(self) -> list[str]:
+        if not self.looks:
+            raise KeyboardInterrupt
+        return self.looks.pop(0)
+
+    def start(self, name: str, command: list[str]) -> None:
+        assert command == COMMANDS[name]
+        self.started.append(name)
+
+    def log(self, name: str) -> str:
+        return f"one\nthe last words of {name}\n"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that a look takes, and the time; nothing sleeps."""
+    times = [0.5, 0.0]
+
+    def sleep(wanted_s: float) -> None:
+        times[1] += times[0]
+
+    monkeypatch.setattr(server.time, "sleep", sleep)
+    monkeypatch.setattr(server.time, "monotonic", lambda: times[1])
+    return times
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_part_is_started_again_when_it_ends(
+    name: str, clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts: Any = Parts([[], [name], [], [name]])
+    with pytest.raises(KeyboardInterrupt):
+        server._keep_running(parts, COMMANDS)
+    assert parts.started == [name, name]
+    assert capsys.readouterr().out.count("ended; starting it again") == 2
+
+
+def test_one_that_ends_again_and_again_ends_the_server(clock: list[float]) -> None:
+    parts: Any = Parts([["gateway"]] * 20)
+    with pytest.raises(RunError, match="gateway ended 11 times within 60 s: the last words of"):
+        server._keep_running(parts, COMMANDS)
+    assert parts.started == ["gateway"] * 10
+    clock[0] = 7.0  # ten in seventy seconds are not too many
+    patient: Any = Parts([["gateway"]] * 20)
+    with pytest.raises(KeyboardInterrupt):
+        server._keep_running(patient, COMMANDS)
+    assert len(patient.started) == 20
+
+
+def test_a_second_server_on_one_folder_is_refused(tmp_path: Path) -> None:
+    state = ServerFolder(tmp_path)
+    with (
+        server._alone(state),
+        pytest.raises(InputError, match="a server is running on this folder already"),
+        server._alone(state),
+    ):
+        pass
+    with server._alone(state):
+        pass
