@@ -101,9 +101,9 @@ def run(
         finally:
             for process in started:
                 process.wait()  # the namespaces' end has ended them
-    if replay is not None:
-        print(f"testbed: {shown(replay, begins_s[-1])}")
     found = comparison(out / "run.timings.jsonl", out / "run" / "rounds.jsonl", replay, begins_s)
+    if replay is not None:
+        print(f"testbed: {shown(replay, begins_s[-1] + found['rounds'][-1]['wall_s'])}")
     return found | {"begins_s": begins_s}
 
 
