@@ -119,6 +119,7 @@ def test_the_model_is_loaded_as_the_scenario_says(calls_of: Spy) -> None:
     assert (given, named) == ((scenario.model,), {"seed": 11, "max_tokens": 32})
     assert faster == [((made._model,), {"longest": 32})]
     assert made._device == "cpu"
+    assert Worker(scenario)._device == ("cuda" if torch.cuda.is_available() else "cpu")
     assert made._on_disk is None
 
 
