@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ def test_a_clients_mode_is_all_of_its_steps_at_its_devices_rank() -> None:
 def test_every_field_of_the_problem_is_the_clients_own() -> None:
     scenario = tiny("model.dtype=bfloat16", "model.quantize=nf4", "pruning.max_pruning=0.6",
                     "planning.kappa=0.7", "planning.max_pruning_loss=0.5",
-                    "cell.uplink_bandwidth_hz=3e5", "devices.0.energy_budget_j=1e6")  # fmt: skip
+                    "cell.uplink_bandwidth_hz=3e5", "cell.max_spectral_efficiency=7",
+                    "devices.0.energy_budget_j=1e6")  # fmt: skip
     at = situation_of_scenario(scenario)
     cohort = (2, 0)
     curve = ((0.0, 0.0), (0.6, 0.3))
@@ -89,7 +91,7 @@ def test_every_field_of_the_problem_is_the_clients_own() -> None:
     assert (problem.bandwidth_hz, problem.kappa, problem.max_pruning_loss) == (3e5, 0.7, 0.5)
     np.testing.assert_allclose(problem.weight, [0.75, 0.25])
     np.testing.assert_array_equal(problem.snr_hz, link.air.snr_hz)
-    np.testing.assert_array_equal(problem.efficiency, link.air.max_spectral_efficiency)
+    np.testing.assert_array_equal(problem.efficiency, [7.0, 7.0])
     change = link.needed_bits[1]
     rate = link.air.downlink_rate_bps.min()
     np.testing.assert_allclose(problem.downlink_s, [(link.needed_bits[0] + change) / rate,
@@ -111,6 +113,10 @@ def test_every_field_of_the_problem_is_the_clients_own() -> None:
     assert problem.pruning_cost is not None
     assert problem.pruning_cost[0] is None
     np.testing.assert_array_equal(problem.pruning_cost[1], curve)
+    both = (replace(loads[0], pruning_cost=curve), loads[1])
+    known = problem_of_round(scenario, at.shape, profiles, both, modes, link, cohort)
+    assert known.pruning_cost is not None
+    np.testing.assert_array_equal(known.pruning_cost[0], curve)
     plain = problem_of_round(scenario, at.shape, profiles, loads[:1] * 2, modes, link, cohort)
     assert plain.pruning_cost is None
 
@@ -228,6 +234,15 @@ def test_without_a_cohort_all_are_in_it() -> None:
     second = problem_of_scenario(scenario, 2)
     np.testing.assert_array_equal(second.snr_hz, drawn(scenario, 2).snr_hz)
     np.testing.assert_array_equal(problem_of_scenario(scenario).snr_hz, at.problem.snr_hz)
+
+
+def test_a_table_is_read_at_the_row_of_the_round(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    rows = [f"{round},{k},{10 * round}" for round in (1, 2) for k in (1, 2, 3, 4)]
+    path.write_text("round,client,snr_db\n" + "\n".join(rows) + "\n")
+    scenario = tiny("cell.channel=table", f"cell.table={path}")
+    first, second = (problem_of_scenario(scenario, round).snr_hz for round in (1, 2))
+    np.testing.assert_allclose(second / first, 10.0)
 
 
 def test_a_schedule_without_rounds_has_no_situation() -> None:

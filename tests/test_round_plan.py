@@ -16,7 +16,7 @@ from airtune.errors import InputError
 from airtune.merging.rules import MERGING, check_deployable
 from airtune.models.workload import affine_coefficients, full_sizes, payload_bits, training_flops
 from airtune.planning.costs import KnobCosts, Measured
-from airtune.planning.inputs import Situation, situation_of_scenario
+from airtune.planning.inputs import Situation, plan_of_round, situation_of_scenario
 from airtune.planning.knobs import modes_offered, name_of
 from airtune.planning.methods import better_than
 from airtune.planning.participation import PARTICIPATION
@@ -175,6 +175,23 @@ def test_what_no_broadcast_is_shown_to_beat_bounds_the_plan(
     assert made.plan.objective_s <= first.objective_s
     assert made.plan.lower_bound_s == pytest.approx(0.7 * first.objective_s)
     assert made.plan.gap == pytest.approx(made.plan.objective_s / (0.7 * first.objective_s) - 1)
+
+
+def test_the_gap_of_a_round_below_a_second_is_told(
+    costs_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = tiny('planning.knobs=["rank"]', f"planning.costs={costs_file}",
+                    "cell.uplink_bandwidth_hz=1e8", "cell.downlink_bandwidth_hz=1e8",
+                    *(f"devices.{kind}.utilisation=0.1" for kind in range(3)))  # fmt: skip
+
+    def half(problem, known, *, tolerance):
+        made = plan_of_round(scenario, problem, 1)
+        return made, 0.5 * made.objective_s
+
+    monkeypatch.setattr("airtune.planning.round_plan.better_than", half)
+    made, _ = planned(scenario)
+    assert made.plan.objective_s < 1.0
+    assert made.plan.gap == pytest.approx(1.0)
 
 
 def test_what_is_offered_is_the_product_of_what_is_turned(costs_file: str) -> None:

@@ -23,7 +23,7 @@ from airtune.models.workload import (
 from airtune.pruning import calibrate, choose, cost_curve
 from airtune.pruning.calibration import SENSITIVITY_ROWS
 from airtune.randomness import derived_seed, generator
-from airtune.training.evaluation import answer_loss, group_losses
+from airtune.training.evaluation import ExactMatch, answer_loss, group_losses, label_accuracy
 from airtune.training.sizes import tokens_of
 from airtune.training.worker import Worker
 from workers import moved, same, tiny
@@ -98,6 +98,9 @@ def test_choices_are_held_against_the_models_positions(
     adapter = made.initial_adapter()
     found = made.evaluate(adapter)
     assert set(found.metrics) == {"mean_client_loss", "worst_client_loss", "accuracy"}
+    with made._placements.whole(made._config(4), adapter) as model:
+        right = label_accuracy(model, tokenizer, examples, ("1", "22"), batch_size=4)
+    assert found.metrics["accuracy"] == right
     assert "exact_match" not in made.evaluate(adapter, final=True).metrics
     quiet = Worker(tiny("evaluation.metrics_every_round=false", "evaluation.generate=true"))
     assert set(quiet.evaluate(adapter).metrics) == set()
@@ -116,6 +119,7 @@ def test_the_model_is_loaded_as_the_scenario_says(calls_of: Spy) -> None:
     assert (given, named) == ((scenario.model,), {"seed": 11, "max_tokens": 32})
     assert faster == [((made._model,), {"longest": 32})]
     assert made._device == "cpu"
+    assert Worker(scenario)._device == ("cuda" if torch.cuda.is_available() else "cpu")
     assert made._on_disk is None
 
 
@@ -263,7 +267,9 @@ def test_the_whole_model_is_measured_on_the_servers_and_the_clients_text(worker:
     assert worker.evaluate(small).loss != found.loss  # measured at the adapter's own rank
 
 
-def test_answers_are_generated_at_the_end_where_asked(calls_of: Spy) -> None:
+def test_answers_are_generated_at_the_end_where_asked(
+    calls_of: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     matches = calls_of("airtune.training.worker.exact_match")
     made = Worker(tiny("evaluation.generate=true", "evaluation.generate_examples=3",
                        "task.client_eval_examples=0"))  # fmt: skip
@@ -277,6 +283,13 @@ def test_answers_are_generated_at_the_end_where_asked(calls_of: Spy) -> None:
     assert named == {"batch_size": 4}
     Worker(tiny()).evaluate(adapter, final=True)
     assert len(matches) == 1
+    for flexible, expected in ((0.5, {"exact_match": 0.25, "exact_match_flexible": 0.5}),
+                               (None, {"exact_match": 0.25})):  # fmt: skip
+        answer = ExactMatch(0.25, flexible)
+        monkeypatch.setattr(
+            "airtune.training.worker.exact_match", lambda *_, answer=answer, **__: answer
+        )
+        assert made.evaluate(adapter, final=True).metrics == expected
 
 
 def test_an_adapter_is_saved_with_the_name_of_its_base(
@@ -293,3 +306,14 @@ def test_an_adapter_is_saved_with_the_name_of_its_base(
     assert given[2] == str(tmp_path / "out")
     assert named == {"gguf_file": worker.scenario.model.gguf_file}
     same(load_file(tmp_path / "out" / "adapter_model.safetensors"), adapter)
+
+
+def test_an_adapter_of_a_gguf_file_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Worker(tiny())
+    section = made.scenario.model.model_copy(update={"gguf_file": "some.gguf"})
+    made.scenario = made.scenario.model_copy(update={"model": section})
+    named: list[Any] = []
+    monkeypatch.setattr("airtune.training.worker.base_reference", lambda *_, **__: None)
+    monkeypatch.setattr("airtune.training.worker.save_adapter", lambda *_, **k: named.append(k))
+    made.save_adapter(made.initial_adapter(), "nowhere")
+    assert named == [{"gguf_file": "some.gguf"}]
