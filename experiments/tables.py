@@ -1,6 +1,6 @@
-"""The tables and the figure of README.md and of README.md here, from the rows that are committed.
+"""The tables and the figure of README.md beside this file, from the rows that are committed.
 
-    python experiments/tables.py        # writes the tables between their marks, and the figures
+    python experiments/tables.py        # writes the tables between their marks, and the figure
 
 Statistics are those of `airtune study`: paired over seeds, means with Student's 95 % intervals.
 """
@@ -31,11 +31,11 @@ from airtune.study.statistics import Estimate, difference, ratio
 
 HERE = Path(__file__).parent
 FIGURE = HERE.parent / "docs" / "figures" / "clinc150-loss.svg"
-DOCUMENTS = (HERE.parent / "README.md", HERE / "README.md")
+DOCUMENT = HERE / "README.md"
 REFERENCE = "fedit"
 STUDIES = ("clinc150", "cells", "memory", "gsm8k", "yahoo", "gemma")
-README_STUDY = "clinc150"
-README_METHODS = {
+SHORT_STUDY = "clinc150"
+SHORT_METHODS = {
     "fedit": "whole models, equal bands",
     "bcd": "pruning and bands, by descent (JCPBA)",
     "heard-unpruned": "bands, steps, ranks and bits",
@@ -147,10 +147,10 @@ def table(results: Sequence[Result]) -> str:
 
 
 def short_table(results: Sequence[Result]) -> str:
-    """Return the README's table: at most six methods against FedIT."""
+    """Return the short table: six methods against FedIT."""
     lines = _heads(["method", "what it plans", "test loss against FedIT's", "time to FedIT's loss",
                     "uplink to it"])  # fmt: skip
-    for name, meaning in README_METHODS.items():
+    for name, meaning in SHORT_METHODS.items():
         standing = against(results, name, REFERENCE)
         if standing is None:
             continue
@@ -230,7 +230,7 @@ def tables_of(study: str) -> str:
 def with_tables(document: str) -> str:
     """Return a document with the tables for which it has marks, `<!-- NAME -->`."""
     made: dict[str, Callable[[], str]] = {
-        "readme": lambda: short_table(results_of(README_STUDY)),
+        "short": lambda: short_table(results_of(SHORT_STUDY)),
         "aims": aims_table,
         **{name: partial(tables_of, name) for name in STUDIES},
     }
@@ -242,9 +242,9 @@ def with_tables(document: str) -> str:
 
 
 def draw() -> Path:
-    """Draw the README's figure: its methods' losses on the virtual clock; return the file."""
-    study = load_study(HERE / f"{README_STUDY}.toml")
-    results = [one for one in results_of(README_STUDY) if one.method in README_METHODS]
+    """Draw the losses of the short table's methods on the virtual clock; return the file."""
+    study = load_study(HERE / f"{SHORT_STUDY}.toml")
+    results = [one for one in results_of(SHORT_STUDY) if one.method in SHORT_METHODS]
     with tempfile.TemporaryDirectory() as folder:
         drawn = write_figures(study, results, compare(results, REFERENCE), Path(folder))
         loss = next(path for path in drawn if path.name == "loss.svg")
@@ -254,5 +254,4 @@ def draw() -> Path:
 
 if __name__ == "__main__":
     draw()
-    for path in DOCUMENTS:
-        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
