@@ -17,7 +17,15 @@ from airtune.models.structure import Structure
 from airtune.models.workload import StepTokens
 from airtune.planning.inputs import ClientLoad
 from airtune.record import Checkpoint
-from airtune.rounds.bills import bill, finite, idle, kept_speed, speeds_after, what_binds
+from airtune.rounds.bills import (
+    bill,
+    finite,
+    idle,
+    kept_speed,
+    speeds_after,
+    what_binds,
+    with_energy,
+)
 from airtune.rounds.state import State, packed, restored
 from airtune.scenario import load_scenario
 from airtune.training.client import ClientFailure, ClientUpdate, Measured
@@ -103,6 +111,15 @@ def test_an_update_is_billed_what_it_computed_and_sent() -> None:
     assert nothing_sent["train_loss"] is None
     assert billed(update(uplink_bits=0.5))["upload_s"] == 0.5 / 2e5
     assert billed(update(), snr_hz=None)["snr_db"] is None
+
+
+def test_who_sits_out_draws_nothing_and_a_status_is_recorded() -> None:
+    device = load_scenario("tiny").client_devices[0]
+    drawn = with_energy(idle("k", LOAD), device, profile(), 30.0)
+    parts = (drawn.energy_j, drawn.compute_j, drawn.transmit_j, drawn.receive_j, drawn.wait_j)
+    assert parts == (0.0,) * 5
+    one = bill("k", profile(), LOAD, ASSIGNED, update(), "lost: x", binds="air", snr_hz=None)
+    assert one.status == "lost: x"
 
 
 def test_a_real_device_is_billed_what_it_measured() -> None:
