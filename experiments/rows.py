@@ -2,8 +2,8 @@
 
     python experiments/rows.py runs/study-clinc150 --command "airtune study run …"
 
-Finished runs go to rows/NAME.jsonl, NAME the study's. A row of the same method, point and seed is
-replaced only where it is of another run.
+Runs that finished, also those that diverged, go to rows/NAME.jsonl, NAME the study's. A row of the
+same method, point and seed is replaced where it is of another run or has other numbers.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from typing import Any
 
 from airtune.record import read_record
 from airtune.scenario import Scenario
+from airtune.scenario.overrides import PATHS
 from airtune.study.conduct import known_jobs
 from airtune.study.folder import read_study
 from airtune.study.jobs import Job
 from airtune.study.keys import folder_of
-from airtune.study.results import Result, results_of
+from airtune.study.results import DIVERGED, Result, results_of
 from airtune.study.running import FINISHED
 
 ROWS = Path(__file__).parent / "rows"
 SERIES = ("loss", "elapsed_s", "uplink_bits", "downlink_bits", "flops", "energy_j")
 """What a row has before training and after each round."""
-FILES = (("planning", "costs"), ("participation", "availability"))
-"""Keys that name files beside the study."""
+COMPARED = ("key", *SERIES, "metrics", "clients")
+"""What makes a row another one; when and by which commit it was made does not."""
 DIGITS = 7
 """Significant ones of every number: what is compared differs in the third."""
 
@@ -60,17 +61,17 @@ def rows_of_folder(folder: Path, commit: str, command: str) -> tuple[str, list[R
     rows = [
         _row(job, result, folder) | {"commit": commit, "command": command}
         for job, result in zip(jobs, results, strict=True)
-        if result.status == FINISHED
+        if result.status in (FINISHED, DIVERGED)
     ]
     return study.name, rows
 
 
 def merged(before: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of both; of one method, point and seed the later, if it is another run."""
+    """Return the rows of both; of one method, point and seed the later, where it differs."""
     found = {_place(row): row for row in before}
     for row in rows:
         known = found.get(_place(row))
-        if known is None or known["key"] != row["key"]:
+        if known is None or any(known.get(name) != row.get(name) for name in COMPARED):
             found[_place(row)] = row
     return [found[place] for place in sorted(found, key=lambda p: (p[2], p[1]))]
 
@@ -82,7 +83,10 @@ def _place(row: Row) -> tuple[str, str, int]:
 def _row(job: Job, result: Result, folder: Path) -> Row:
     last = read_record(folder_of(folder, job.key)).rounds[-1]
     return {
-        **{name: getattr(result, name) for name in ("method", "kind", "seed", "point", "key")},
+        **{
+            name: getattr(result, name)
+            for name in ("method", "kind", "seed", "point", "key", "status", "error")
+        },
         **{name: [_short(value) for value in getattr(result, name)] for name in SERIES},
         "metrics": {name: _short(value) for name, value in result.metrics.items()},
         "clients": {one.name: _short(one.eval_loss) for one in last.clients},
@@ -96,10 +100,12 @@ def _row(job: Job, result: Result, folder: Path) -> Row:
 def _scenario(job: Job) -> Row:
     """Return the keys that are not at their defaults; of the study's own files the names alone."""
     values: Row = Scenario.model_validate(job.values).model_dump(mode="json", exclude_defaults=True)
-    for section, key in FILES:
-        file = values.get(section, {}).get(key)
-        if file is not None:
-            values[section][key] = Path(file).name
+    for section, table in values.items():
+        for one in table if isinstance(table, list) else [table]:
+            for key, value in one.items() if isinstance(one, dict) else ():
+                # A file beside the study was made absolute: of this machine, and of no account.
+                if PATHS.fullmatch(f"{section}.{key}") and str(value).startswith("/"):
+                    one[key] = Path(value).name
     return values
 
 
@@ -128,7 +134,7 @@ def result_of(row: Mapping[str, Any]) -> Result:
     values = {name: value for name, value in row.items() if name in fields}
     series = {name: tuple(row[name]) for name in SERIES}
     point = tuple((axis, label) for axis, label in row["point"])
-    return Result(**{**values, **series, "point": point, "status": FINISHED})
+    return Result(**{**values, **series, "point": point})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Statistics are those of `airtune study`: paired over seeds, means with Student's
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -82,7 +83,7 @@ AIMS = (
 
 
 def results_of(study: str) -> list[Result]:
-    """Return the committed runs of a study, in its order of methods."""
+    """Return the committed runs of a study, seed by seed."""
     return [result_of(row) for row in read_rows(ROWS / f"{study}.jsonl")]
 
 
@@ -190,6 +191,10 @@ def verdict(estimate: Estimate | None, limit: float) -> str:
     """Say whether an aim was reached: by the whole interval, by the mean alone, or not."""
     if estimate is None or not estimate.seeds:
         return DASH
+    if estimate.lost:
+        return f"not judged: {estimate.lost} of the pairs diverged"
+    if math.isinf(estimate.high) and (math.isinf(estimate.low) or estimate.low == 0.0):
+        return "too few seeds for an interval" if not estimate.censored else "no: not reached"
     if estimate.seeds > 1 and estimate.high <= limit:
         return "yes"
     if estimate.value <= limit:

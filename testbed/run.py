@@ -211,7 +211,10 @@ def _parsed() -> argparse.Namespace:
     )
     parser.add_argument("--cores", type=_positive, help="of this machine, for each device")
     parser.add_argument("--real", action="store_true", help="devices take their own time")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.trace_from and given.trace is None:
+        parser.error("--trace-from is a place in a trace: give --trace, too")
+    return given
 
 
 if __name__ == "__main__":

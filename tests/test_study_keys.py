@@ -208,6 +208,7 @@ def test_files_of_a_method_and_of_a_point_are_those_beside_the_study(tmp_path: P
     (tmp_path / "mine.toml").write_text(
         'name = "mine"\nbase = "tiny"\nseeds = [1]\nset.task.source = "data"\n'
         '[methods.some]\nset.participation.availability = "there.csv"\n'
+        '[[methods.listed.set.devices]]\nprofile = "device.json"\n'
         '[axes.device]\nshed = { devices.0.profile = "device.json" }\n'
     )
     study = load_study(tmp_path / "mine.toml", ["task.source=there.csv"])
@@ -215,6 +216,8 @@ def test_files_of_a_method_and_of_a_point_are_those_beside_the_study(tmp_path: P
     assert there == str((tmp_path / "there.csv").resolve())
     point = study.axes["device"].points["shed"]
     assert point["devices.0.profile"] == str((tmp_path / "device.json").resolve())
+    (listed,) = study.methods["listed"].set["devices"]
+    assert listed["profile"] == str((tmp_path / "device.json").resolve())
     # What a shell says is a path of its own folder.
     assert study.set["task.source"] == "there.csv"
 
@@ -230,3 +233,15 @@ def test_an_availability_file_counts_by_its_content(tmp_path: Path) -> None:
     once = key("here", "client,from_s,to_s\n1,0,1e9\n")
     assert once == key("elsewhere", "client,from_s,to_s\n1,0,1e9\n")
     assert once != key("here", "client,from_s,to_s\n2,0,1e9\n")
+
+
+def test_a_trace_counts_by_its_content_also_with_a_column(tmp_path: Path) -> None:
+    trace = tmp_path / "drive.csv"
+
+    def key(rate: int) -> str:
+        trace.write_text(f"time_s,a_mbit_s,b_mbit_s\n0,{rate},1\n1,{rate},1\n")
+        settings = [f"devices.0.uplink_trace={trace}#a_mbit_s"]
+        (job,) = jobs_of(study_from("tiny", ["fedit"], "0", settings))
+        return job.key
+
+    assert key(1) == key(1) != key(9)

@@ -29,8 +29,9 @@ RUN_SHARE, IDLE_SHARE = 0.02, 0.1
 the first while a message is to be expected, so that waiting costs a round next to nothing, and the
 second while none is, because each look costs the server some milliseconds."""
 FIRST_GAP_S, LATE_S = 300.0, 60.0
-"""A message is to be expected until twice the time between the last two and `LATE_S` have passed;
-after the first one, which a rehearsal follows, that time is taken to be `FIRST_GAP_S`."""
+"""A message is to be expected until twice the longest recent time between two, and `LATE_S`, have
+passed. That time is `FIRST_GAP_S` at first, since a rehearsal follows the first message; what is
+remembered of it halves with each message."""
 ANSWER_S, UPLOAD_S = 30.0, 3600.0
 """How long SuperNode waits for an answer, and for that to an upload. With Flower's own 30 s for
 both, an update whose upload takes longer is sent again and again; the relay ends a connection on

@@ -77,7 +77,9 @@ class Held:
     def keep(self, job: ClientJob, sending: Sending) -> None:
         """Note that the device has answered a job, and so holds what it began with."""
         if self.bits is not None:
-            self._by_client[job.client] = (job.round, sending.began)
+            # What an earlier round left is of no more use: memory follows the cohort.
+            kept = {k: one for k, one in self._by_client.items() if one[0] >= job.round - 1}
+            self._by_client = kept | {job.client: (job.round, sending.began)}
 
     def _base_of(self, job: ClientJob) -> Adapter | None:
         """Return what the device holds of the change's base, at the job's rank."""

@@ -70,7 +70,9 @@ def file_hashes(scenario: Scenario) -> tuple[str, ...]:
     """
     named = [getattr(device, key) for device in scenario.devices for key in DEVICE_FILES]
     paths = [name for name in scenario.plugins if is_path(name)]
-    paths += [path for path in named if path is not None and Path(path).is_file()]
+    # A trace may be named with its column: drive.csv#upload_mbit_s.
+    files = [p if Path(p).is_file() else p.rpartition("#")[0] for p in named if p is not None]
+    paths += [path for path in files if path and Path(path).is_file()]
     if scenario.planning.costs is not None and scenario.planning.knobs is not None:
         paths.append(scenario.planning.costs)
     read = [getattr(getattr(scenario, section), key) for section, key in CONTENTS]

@@ -260,6 +260,7 @@ def _locate(values: dict[str, Any], folder: Path) -> None:
     points = [point for axis in values["axes"].values() for point in axis["points"].values()]
     for settings in (values["set"], *(one["set"] for one in values["methods"].values()), *points):
         settings |= {key: located(key, value, folder) for key, value in settings.items()}
+        resolve_paths({"devices": settings.get("devices")}, folder)  # a list of tables, whole
 
 
 def _points(name: str, axis: Any) -> dict[str, Any]:
