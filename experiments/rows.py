@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from airtune.errors import InputError
 from airtune.record import read_record
 from airtune.scenario import Scenario
-from airtune.scenario.overrides import PATHS
+from airtune.scenario.overrides import with_paths
 from airtune.study.conduct import known_jobs
 from airtune.study.folder import read_study
 from airtune.study.jobs import Job
@@ -45,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     commit = given.commit or _commit()
     for folder in given.folder:
-        name, rows = rows_of_folder(folder, commit, given.command)
+        try:
+            name, rows = rows_of_folder(folder, commit, given.command)
+        except InputError as error:
+            parser.error(str(error))
         path = ROWS / f"{name}.jsonl"
         kept = merged(read_rows(path), rows)
         path.parent.mkdir(exist_ok=True)
@@ -100,13 +104,9 @@ def _row(job: Job, result: Result, folder: Path) -> Row:
 def _scenario(job: Job) -> Row:
     """Return the keys that are not at their defaults; of the study's own files the names alone."""
     values: Row = Scenario.model_validate(job.values).model_dump(mode="json", exclude_defaults=True)
-    for section, table in values.items():
-        for one in table if isinstance(table, list) else [table]:
-            for key, value in one.items() if isinstance(one, dict) else ():
-                # A file beside the study was made absolute: of this machine, and of no account.
-                if PATHS.fullmatch(f"{section}.{key}") and str(value).startswith("/"):
-                    one[key] = Path(value).name
-    return values
+    # A file beside the study was made absolute: of this machine, and of no account.
+    named: Row = with_paths(values, lambda _, path: Path(path).name if path[:1] == "/" else path)
+    return named
 
 
 def _short(value: float | None) -> float | None:

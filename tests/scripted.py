@@ -94,7 +94,7 @@ class Scripted:
         )
 
     def train(self, jobs: Iterable[ClientJob]) -> Iterator[Outcome]:
-        """Answer in the opposite order, as whoever is fastest might."""
+        """Answer in the opposite order: the engine need not keep that of the jobs."""
         asked = list(jobs)
         self.jobs += asked
         for job in reversed(asked):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -16,23 +13,14 @@ from airtune.scenario import Scenario
 from airtune.study import load_study
 from airtune.study.jobs import jobs_of, search_jobs
 from airtune.study.results import Result
+from scripts import script
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 STUDIES = sorted(path.stem for path in (EXPERIMENTS / "rows").glob("*.jsonl"))
 
 
-def script(name: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    loaded = importlib.util.module_from_spec(specification)
-    sys.modules[name] = loaded
-    specification.loader.exec_module(loaded)
-    return loaded
-
-
-rows = script("rows")
-tables = script("tables")
+rows = script(EXPERIMENTS / "rows.py")
+tables = script(EXPERIMENTS / "tables.py")
 
 
 def made(

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from airtune.scenario import load_scenario
+from scripts import script
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
 
-def script(name: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(
-        f"core_{name}", EXPERIMENTS / "core" / f"{name}.py"
-    )
-    assert specification is not None
-    assert specification.loader is not None
-    loaded = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(loaded)
-    return loaded
-
-
-tables = script("tables")
+tables = script(EXPERIMENTS / "core" / "tables.py")
 
 
 def made(

@@ -342,7 +342,7 @@ def test_an_upload_that_is_lost_is_kept_by_the_client_alone() -> None:
     assert sorted(one.after.optimizer_states) == [1, 2, 3]
     sound = [k for k in range(4) if status[k] == "ok"]
     assert [own.weight for own in one.contributions] == [10.0 * (k + 1) for k in sound]
-    # Whoever worked has heard the broadcast, whatever came of its upload.
+    # A client that worked has heard the broadcast, also where its upload was lost.
     assert one.after.held_ranks == (0, 4, 4, 4)
     assert one.after.held is not None
     assert one.record.train_loss == pytest.approx(np.mean([1 + 0.1 * k for k in sound]))

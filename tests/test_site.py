@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 import airtune as at
 from airtune.scenario import Scenario
+from scripts import script
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 
 
-def script(name: str) -> Any:
-    specification = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    loaded = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(loaded)
-    return loaded
-
-
 def test_the_page_of_scenario_keys_is_the_generated_one() -> None:
     # Out of date? `make docs` writes it.
-    assert (DOCS / "scenario.md").read_text() == script("scenario_keys").page()
+    assert (DOCS / "scenario.md").read_text() == script(DOCS / "scenario_keys.py").page()
 
 
 def test_every_key_is_on_the_page_with_default_range_and_meaning() -> None:

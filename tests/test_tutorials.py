@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+
+from scripts import script
 
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
@@ -18,11 +19,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 )
 def test_a_tutorial_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    specification = importlib.util.spec_from_file_location("run", DOCS / "run_tutorials.py")
-    assert specification is not None
-    assert specification.loader is not None
-    run = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(run)
+    run = script(DOCS / "run_tutorials.py")
     done = run.executed(notebook)
     code = [cell for cell in done.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)

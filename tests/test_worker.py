@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,14 @@ from airtune.randomness import derived_seed, generator
 from airtune.training.evaluation import ExactMatch, answer_loss, group_losses, label_accuracy
 from airtune.training.sizes import tokens_of
 from airtune.training.worker import Worker
-from workers import moved, same, tiny
+from workers import Spy, moved, same, tiny, worker_of_nine_rounds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def worker(one_thread: None) -> Worker:
-    return Worker(tiny("training.keep_optimizer=true", "rounds=9", "pruning.units=mlp",
-                       "training.learning_rate_schedule=linear"))  # fmt: skip
-
-
-Spy = Callable[[str], list[tuple[tuple[Any, ...], dict[str, Any]]]]
+    return worker_of_nine_rounds()
 
 
 # --- the data ------------------------------------------------------------------------------------

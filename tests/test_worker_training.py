@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,18 +27,14 @@ from airtune.training.client import ClientJob, gather_moments, scatter_moments
 from airtune.training.sizes import tokens_of
 from airtune.training.worker import Worker
 from assigned import mode
-from workers import moved, same, tiny, told
+from workers import Spy, moved, same, tiny, told, worker_of_nine_rounds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def worker(one_thread: None) -> Worker:
-    return Worker(tiny("training.keep_optimizer=true", "rounds=9", "pruning.units=mlp",
-                       "training.learning_rate_schedule=linear"))  # fmt: skip
-
-
-Spy = Callable[[str], list[tuple[tuple[Any, ...], dict[str, Any]]]]
+    return worker_of_nine_rounds()
 
 
 def by_hand(worker: Worker, job: ClientJob, start: Adapter, structure: Any, refit: Any) -> Any:

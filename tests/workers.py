@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from airtune.adapters.names import Adapter
 from airtune.assignment import Assignment, Mode
 from airtune.scenario import Scenario, load_scenario
+from airtune.training.worker import Worker
 from assigned import mode
+
+Spy = Callable[[str], list[tuple[tuple[Any, ...], dict[str, Any]]]]
+"""Given a name, the calls of it: positional and named arguments."""
 
 SMALL = ["seed=11", "task.train_examples=64", "task.eval_examples=6", "training.local_steps=3",
          "task.client_eval_examples=2", "pruning.calibration_examples=4",
@@ -16,6 +23,11 @@ SMALL = ["seed=11", "task.train_examples=64", "task.eval_examples=6", "training.
 
 def tiny(*settings: str) -> Scenario:
     return load_scenario("tiny", [*SMALL, *settings])
+
+
+def worker_of_nine_rounds() -> Worker:
+    return Worker(tiny("training.keep_optimizer=true", "rounds=9", "pruning.units=mlp",
+                       "training.learning_rate_schedule=linear"))  # fmt: skip
 
 
 def told(client: int, asked: Mode | None = None, pruning: float = 0.0) -> Assignment:

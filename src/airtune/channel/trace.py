@@ -62,7 +62,7 @@ def read_traces(path: str | Path) -> dict[str, Trace]:
     Raises:
         InputError: as `read_trace`.
     """
-    file, column = _parted(path)
+    file, column = file_and_column(path)
     traces = _read(file)
     if column is None:
         return traces
@@ -99,7 +99,7 @@ def _read(path: str) -> dict[str, Trace]:
     return {"": _packets(path, lines)}
 
 
-def _parted(path: str | Path) -> tuple[str, str | None]:
+def file_and_column(path: str | Path) -> tuple[str, str | None]:
     """Return the file's path and the column named after '#'."""
     file, mark, column = str(path).rpartition("#")
     if not mark or Path(path).exists():

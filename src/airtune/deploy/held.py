@@ -2,7 +2,7 @@
 
 The server computes beside every device what the message makes of that device's adapter, in the
 precision in which it was sent. A device holds it from the moment that it has answered the round's
-job with the hash of it; whoever was away, was late, sat the round out or was refused gets the
+job with the hash of it. A device that was away or late, sat the round out or was refused gets the
 whole adapter next time.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,31 +57,45 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    """Make a scenario's paths absolute where such a file lies in its folder."""
-    for section, table in values.items():
-        # Of `devices` a list; in a study's settings a table by number.
-        tables = list(table.values()) if section == "devices" and isinstance(table, dict) else table
-        for one in tables if isinstance(tables, list) else [tables]:
-            for key in one if isinstance(one, dict) else ():
-                one[key] = located(f"{section}.{key}", one[key], folder)
-
-
-def located(key: str, value: Any, folder: Path) -> Any:
-    """Return a setting; absolute where it is the path of a file in this folder.
+    """Make paths absolute where such a file lies in this folder.
 
     Args:
-        key: dotted, as `planning.costs` or `devices.0.profile`.
-        value: as given.
-        folder: where the file that holds the setting lies.
+        values: tables of a scenario, or a study's settings with dotted keys; changed in place.
+        folder: where the file that holds them lies.
     """
-    if not isinstance(value, str) or not PATHS.fullmatch(key):
+
+    def located(key: str, path: str) -> str:
+        if (folder / path).exists():
+            return str((folder / path).resolve())
+        file, mark, column = path.rpartition("#")
+        if mark and key.endswith("_trace") and (folder / file).exists():
+            return f"{(folder / file).resolve()}#{column}"
+        return path
+
+    values.update(with_paths(values, located))
+
+
+def with_paths(
+    table: dict[str, Any], change: Callable[[str, str], str], prefix: str = ""
+) -> dict[str, Any]:
+    """Return settings with each text changed that may be a path.
+
+    Args:
+        table: nested tables, lists of tables and values; keys may be dotted.
+        change: is given the dotted key and the path, and returns the new one.
+        prefix: of the table's keys; the tables of a list have the list's.
+    """
+
+    def changed(key: str, value: Any) -> Any:
+        if isinstance(value, str):
+            return change(key, value) if PATHS.fullmatch(key) else value
+        if isinstance(value, dict) and key.count(".") < 2:  # no path lies deeper
+            return with_paths(value, change, f"{key}.")
+        if isinstance(value, list):
+            return [changed(key, one) if isinstance(one, dict) else one for one in value]
         return value
-    if (folder / value).exists():
-        return str((folder / value).resolve())
-    file, mark, column = value.rpartition("#")
-    if mark and key.endswith("_trace") and (folder / file).exists():
-        return f"{(folder / file).resolve()}#{column}"
-    return value
+
+    return {name: changed(f"{prefix}{name}", value) for name, value in table.items()}
 
 
 def add_plugins(values: dict[str, Any], more: Sequence[str], folder: Path | None) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from airtune.channel.trace import file_and_column
 from airtune.errors import InputError
 from airtune.plugins.loading import is_path
 from airtune.record.reading import FINISHED, FORMAT, RUN, read_info
@@ -70,9 +71,8 @@ def file_hashes(scenario: Scenario) -> tuple[str, ...]:
     """
     named = [getattr(device, key) for device in scenario.devices for key in DEVICE_FILES]
     paths = [name for name in scenario.plugins if is_path(name)]
-    # A trace may be named with its column: drive.csv#upload_mbit_s.
-    files = [p if Path(p).is_file() else p.rpartition("#")[0] for p in named if p is not None]
-    paths += [path for path in files if path and Path(path).is_file()]
+    files = [file_and_column(path)[0] for path in named if path is not None]
+    paths += [path for path in files if Path(path).is_file()]
     if scenario.planning.costs is not None and scenario.planning.knobs is not None:
         paths.append(scenario.planning.costs)
     read = [getattr(getattr(scenario, section), key) for section, key in CONTENTS]

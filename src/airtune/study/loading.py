@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from airtune.errors import InputError
 from airtune.planning import METHODS
 from airtune.scenario import builtin_scenarios, scenario_from_dict
-from airtune.scenario.overrides import add_plugins, located, resolve_paths
+from airtune.scenario.overrides import add_plugins, resolve_paths
 from airtune.study.methods import shipped_sets
 from airtune.study.schema import Study, StudyMethod
 
@@ -259,8 +259,7 @@ def _locate(values: dict[str, Any], folder: Path) -> None:
     """Make paths absolute of files that lie beside the study: of all, a method, or a point."""
     points = [point for axis in values["axes"].values() for point in axis["points"].values()]
     for settings in (values["set"], *(one["set"] for one in values["methods"].values()), *points):
-        settings |= {key: located(key, value, folder) for key, value in settings.items()}
-        resolve_paths({"devices": settings.get("devices")}, folder)  # a list of tables, whole
+        resolve_paths(settings, folder)
 
 
 def _points(name: str, axis: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def train(message: Message, context: Context) -> Message:
     # The header, and the arrays where there are any: a record of their own.
     found = [records[name]["body"] for name in ("airtune", "data") if name in records]
     parts = [part for part in found if isinstance(part, bytes)]
-    if not parts:
+    if not parts or len(parts) < len(found):
         raise TypeError("a message without a body")
     answer = ask(os.environ[SOCKET_VARIABLE], b"".join(parts))
     return Message(RecordDict({"airtune": ConfigRecord({"body": answer})}), reply_to=message)
