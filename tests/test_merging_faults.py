@@ -15,7 +15,13 @@ from airtune.merging.averages import product_norm
 from airtune.merging.contributions import Contribution, fault_of, normalised
 from airtune.merging.functions import merge
 from airtune.merging.products import _with_identity, flora
-from airtune.merging.rules import MERGING, check_deployable, merging_rule, rule_of
+from airtune.merging.rules import (
+    MERGING,
+    check_deployable,
+    merging_rule,
+    normalizes_steps,
+    rule_of,
+)
 from airtune.scenario import load_scenario
 
 A, B = "x.lora_A.weight", "x.lora_B.weight"
@@ -62,6 +68,19 @@ def test_a_bad_update_is_described(update: Tensors, said: str | None) -> None:
     count = 6 if said and "t5" not in update and "unknown n" in said else None
     count = count or (5 if said and "t2, t3, t4" in said else 2 if said and "nite" in said else 3)
     assert fault_of(update, expected(count), 1.0) == said
+
+
+def test_clients_that_restart_are_not_normalised_by_default() -> None:
+    planned = ["planning.knobs=all", "planning.method=exact"]
+    assert normalizes_steps(load_scenario("tiny", planned))
+    assert not normalizes_steps(load_scenario("tiny", [*planned, "aggregation.rule=flora"]))
+
+
+def test_fednova_and_steps_as_they_are_contradict_each_other() -> None:
+    with pytest.raises(InputError, match="normalize_steps = false contradicts"):
+        load_scenario(
+            "tiny", ["participation.rule=partial-fednova", "aggregation.normalize_steps=false"]
+        )
 
 
 def test_a_loss_that_is_kept_back_is_no_fault_and_one_that_is_not_finite_is() -> None:
@@ -157,6 +176,11 @@ def test_a_rule_of_ones_own_is_in_the_table_as_it_was_described() -> None:
             "clients that restart have no common point to normalise their steps from",
         ),
         (
+            ["aggregation.rule=flora", "aggregation.normalize_steps=true"],
+            "aggregation.rule = 'flora' cannot go with aggregation.normalize_steps = true: "
+            "clients that restart have no common point to normalise their steps from",
+        ),
+        (
             ["aggregation.rule=ffa-lora", "devices.0.lora_rank=2"],
             "aggregation.rule = 'ffa-lora' needs one rank for all: leave out devices.lora_rank",
         ),
@@ -174,6 +198,7 @@ def test_what_a_rule_does_not_go_with_is_refused(settings: list[str], said: str)
         ["training.keep_optimizer=true"],
         ["model.quantize=int8"],
         ["participation.rule=partial-fednova"],
+        ["aggregation.rule=flora", "planning.knobs=all", "planning.method=exact"],
         ["devices.0.lora_rank=2"],
         ["aggregation.rule=flora", "devices.0.lora_rank=2"],
         ["aggregation.rule=ffa-lora", "model.quantize=int8"],

@@ -194,27 +194,32 @@ def contributions(cell: at.Cell, engine: Scripted) -> tuple[Any, list[Contributi
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "by_steps"),
     [
-        [],
-        ["aggregation.rule=hetlora"],
-        ["participation.rule=partial", "planning.method=bandwidth-only"],
-        ["participation.rule=partial-fednova", "planning.method=bandwidth-only"],
-        ["participation.weights=inclusion", "participation.cohort=2"],
+        ([], False),
+        (["aggregation.rule=hetlora"], False),
+        (["participation.rule=partial", "planning.method=bandwidth-only"], False),
+        (["participation.rule=partial-fednova", "planning.method=bandwidth-only"], True),
+        (["aggregation.normalize_steps=true"], True),
+        (['planning.knobs=["steps","bits"]'], True),
+        (["planning.knobs=all"], True),
+        (["planning.knobs=all", "aggregation.normalize_steps=false"], False),
+        (['planning.knobs=["bits","rank"]'], False),
+        (["participation.weights=inclusion", "participation.cohort=2"], False),
     ],
 )
 def test_a_merge_is_the_scenarios_rule_normalised_or_unbiased_where_asked(
-    settings: list[str],
+    settings: list[str], by_steps: bool
 ) -> None:
     cell, engine = opened(*settings)
     start, given = contributions(cell, engine)
     found = hooks.merge(cell, start, given)
-    used = normalised(start, given) if "fednova" in str(settings) else given
+    used = normalised(start, given) if by_steps else given
     expected = merged_by(cell.scenario.aggregation.rule, start, used)
     if "inclusion" in str(settings):
         expected = unbiased(start, expected, 3.0)
     assert all(torch.equal(found[name], expected[name]) for name in start)
-    if "fednova" in str(settings):
+    if by_steps:
         plain = merged_by("fedit", start, given)
         assert any(not torch.equal(found[name], plain[name]) for name in start)
 

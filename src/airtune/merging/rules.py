@@ -215,11 +215,8 @@ def rule_of(scenario: Scenario) -> MergingRule:
             f"aggregation.rule = '{name}' cannot go with aggregation.downlink_change_bits = "
             f"{bits}: its clients restart, so that no adapter is sent that could have changed"
         )
-    if rule.restarts and scenario.participation.rule == "partial-fednova":
-        raise InputError(
-            f"aggregation.rule = '{name}' cannot go with participation.rule = 'partial-fednova': "
-            "clients that restart have no common point to normalise their steps from"
-        )
+    if rule.restarts:
+        _check_steps_as_done(scenario, name)
     if rule.restarts or rule.refactors:
         _check_steady(scenario, name)
     if rule.freezes_a and len(set(scenario.client_ranks)) > 1:
@@ -227,6 +224,40 @@ def rule_of(scenario: Scenario) -> MergingRule:
             f"aggregation.rule = '{name}' needs one rank for all: leave out devices.lora_rank"
         )
     return rule
+
+
+def normalizes_steps(scenario: Scenario) -> bool:
+    """Return whether updates are averaged by what they changed per local step (FedNova).
+
+    Without it a client that does fewer steps than the others counts for less, and for always the
+    same ones the rounds settle at an optimum that is not the clients' (Wang et al., NeurIPS 2020).
+
+    Raises:
+        InputError: the merging rule is unknown.
+    """
+    given = scenario.aggregation.normalize_steps
+    if given is not None:
+        return given
+    if scenario.participation.rule == "partial-fednova":
+        return True
+    planned = "steps" in scenario.planning.turned
+    return planned and not MERGING.find(scenario.aggregation.rule).restarts
+
+
+def _check_steps_as_done(scenario: Scenario, name: str) -> None:
+    """Refuse to normalise steps where clients restart."""
+    for key, asked in (
+        ("aggregation.normalize_steps = true", scenario.aggregation.normalize_steps),
+        (
+            "participation.rule = 'partial-fednova'",
+            scenario.participation.rule == "partial-fednova",
+        ),
+    ):
+        if asked:
+            raise InputError(
+                f"aggregation.rule = '{name}' cannot go with {key}: clients that restart have no "
+                "common point to normalise their steps from"
+            )
 
 
 def _check_steady(scenario: Scenario, name: str) -> None:

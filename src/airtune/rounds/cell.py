@@ -22,7 +22,7 @@ from airtune.engines import Engine
 from airtune.engines.local import LocalEngine
 from airtune.merging.functions import Contribution, normalised
 from airtune.merging.functions import merge as merged_by
-from airtune.merging.rules import rule_of
+from airtune.merging.rules import normalizes_steps, rule_of
 from airtune.merging.unbiased import unbiased
 from airtune.models.devices import DeviceProfile, profile_of
 from airtune.planning import METHODS, Plan
@@ -131,7 +131,7 @@ def decide(cell: Cell, situation: Situation) -> Decision:
 def merge(cell: Cell, adapter: Adapter, contributions: Sequence[Contribution]) -> Adapter:
     """Merge by the scenario's rule."""
     scenario = cell.scenario
-    if scenario.participation.rule == "partial-fednova":
+    if normalizes_steps(scenario):
         contributions = normalised(adapter, contributions)
     merged = merged_by(scenario.aggregation.rule, adapter, contributions)
     if scenario.participation.weights == "inclusion":

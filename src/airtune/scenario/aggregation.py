@@ -27,6 +27,10 @@ class AggregationSection(Section):
     downlink_change_bits: Literal[2, 4, 8] | None = None
     """Given: the broadcast carries the adapter's change in this many bits a value to clients that
     heard the round before, and the whole adapter to those that did not."""
+    normalize_steps: bool | None = None
+    """Undo in the average that clients did different numbers of local steps, so that an update
+    counts by what it changed per step (FedNova). Default: where planning.knobs turns `steps`,
+    unless the rule's clients restart; and with participation.rule = "partial-fednova"."""
     server_optimizer: Literal["none", "momentum", "adam"] = "none"
     """What the server makes of a merge: the merged adapter itself, or a step of FedAvgM or FedAdam
     along the difference between it and the adapter before."""

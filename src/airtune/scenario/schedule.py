@@ -77,6 +77,7 @@ def check_schedule(scenario: Scenario) -> None:
         "cell.csi_error_db": bool(cell.csi_error_db),
         "cell.outage_probability": bool(cell.outage_probability),
         "aggregation.downlink_change_bits": scenario.aggregation.downlink_change_bits is not None,
+        "aggregation.normalize_steps = true": scenario.aggregation.normalize_steps is True,
         "planning.knobs": scenario.planning.knobs is not None,
         "planning.fit_kappa = true": scenario.planning.fit_kappa,
         "training.keep_optimizer = true": training.keep_optimizer,

@@ -266,6 +266,16 @@ class Scenario(Section):
     schedule: ScheduleSection = ScheduleSection()
     evaluation: EvaluationSection = EvaluationSection()
 
+    def _check_steps(self) -> None:
+        if (
+            self.participation.rule == "partial-fednova"
+            and self.aggregation.normalize_steps is False
+        ):
+            raise ValueError(
+                "aggregation.normalize_steps = false contradicts participation.rule = "
+                "'partial-fednova'; without it: 'partial'"
+            )
+
     def _check_knobs(self) -> None:
         planning, rule = self.planning, self.participation.rule
         if planning.knobs is None:
@@ -337,6 +347,7 @@ class Scenario(Section):
                 "how many rounds the rate has to fall over is not known beforehand"
             )
         self._check_knobs()
+        self._check_steps()
         check_training(self)
         check_schedule(self)
         clients = len(self.client_devices)
