@@ -94,13 +94,21 @@ def _table(title: str, prefix: str, section: type[BaseModel]) -> str:
             continue
         cells = (
             f"`{prefix}{name}`",
-            next((unit for end, unit in UNITS.items() if f"_{name}".endswith(end)), ""),
+            "" if _is_yes_or_no(field) else _unit(name),
             _default(field),
             _allowed(field),
             described.get(name, ""),
         )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, ""])
+
+
+def _unit(name: str) -> str:
+    return next((unit for end, unit in UNITS.items() if f"_{name}".endswith(end)), "")
+
+
+def _is_yes_or_no(field: Any) -> bool:
+    return bool in (field.annotation, *get_args(field.annotation))
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -70,17 +70,42 @@ def test_a_bad_update_is_described(update: Tensors, said: str | None) -> None:
     assert fault_of(update, expected(count), 1.0) == said
 
 
-def test_clients_that_restart_are_not_normalised_by_default() -> None:
+def test_only_averages_by_weights_are_normalised_by_default() -> None:
     planned = ["planning.knobs=all", "planning.method=exact"]
     assert normalizes_steps(load_scenario("tiny", planned))
-    assert not normalizes_steps(load_scenario("tiny", [*planned, "aggregation.rule=flora"]))
+    for rule, entry in MERGING.items():
+        found = normalizes_steps(load_scenario("tiny", [*planned, f"aggregation.rule={rule}"]))
+        assert found == entry.weighs, rule
+    assert {name for name, entry in MERGING.items() if entry.weighs} >= {"fedit", "heterofl"}
 
 
-def test_fednova_and_steps_as_they_are_contradict_each_other() -> None:
-    with pytest.raises(InputError, match="normalize_steps = false contradicts"):
-        load_scenario(
-            "tiny", ["participation.rule=partial-fednova", "aggregation.normalize_steps=false"]
-        )
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ["participation.rule=partial-fednova", "aggregation.normalize_steps=false"],
+            "normalize_steps = false contradicts",
+        ),
+        (
+            ["participation.weights=inclusion", "aggregation.normalize_steps=true"],
+            "normalize_steps = true cannot be combined with participation.weights = 'inclusion'",
+        ),
+        (
+            ["schedule.kind=fedbuff", "aggregation.normalize_steps=true"],
+            "aggregation.normalize_steps = true cannot be combined with schedule.kind",
+        ),
+    ],
+)
+def test_where_steps_cannot_be_normalised_it_is_refused(settings: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load_scenario("tiny", settings)
+
+
+def test_weights_by_inclusion_leave_steps_as_they_are() -> None:
+    planned = ['planning.knobs=["steps"]', "planning.method=exact", "participation.cohort=2"]
+    assert normalizes_steps(load_scenario("tiny", planned))
+    drawn = [*planned, "participation.weights=inclusion"]
+    assert not normalizes_steps(load_scenario("tiny", drawn))
 
 
 def test_a_loss_that_is_kept_back_is_no_fault_and_one_that_is_not_finite_is() -> None:

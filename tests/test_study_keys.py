@@ -103,16 +103,25 @@ def test_a_run_with_other_values_is_another(
     assert placed([job], tmp_path) == [job]
 
 
-def test_a_key_that_came_with_another_default_is_listed(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_runs_from_before_steps_were_normalised_are_found_only_where_that_changed_nothing(
+    tmp_path: Path,
 ) -> None:
-    (job,) = jobs_of(study)
-    kept(tmp_path, job, change=without("training.weight_decay"))
-    # Before the key there was a decay of 0.1; the default is 0.
-    monkeypatch.setattr("airtune.study.keys.BEFORE", {"training.weight_decay": 0.1})
-    assert placed([job], tmp_path) == [job]
-    (decayed,) = jobs_of(study_from("tiny", ["fedit"], "0", ["training.weight_decay=0.1"]))
-    assert placed([decayed], tmp_path)[0].key == OLD
+    def job_of(*settings: str) -> Job:
+        (job,) = jobs_of(study_from("tiny", ["exact"], "0", list(settings)))
+        return job
+
+    knobs = "planning.knobs=all"
+    planned, plain = job_of(knobs), job_of('planning.knobs=["bits"]')
+    by_hand = job_of(knobs, "aggregation.normalize_steps=false")
+    nova = job_of("participation.rule=partial-fednova")
+    assert planned.key != by_hand.key
+    assert planned.key == job_of(knobs, "aggregation.normalize_steps=true").key
+    for old in (planned, plain, nova):
+        kept(tmp_path, old, f"{OLD}-{old.key}", change=without("aggregation.normalize_steps"))
+    assert placed([planned], tmp_path) == [planned]
+    assert placed([by_hand], tmp_path)[0].key == f"{OLD}-{planned.key}"
+    for same in (plain, nova):
+        assert placed([same], tmp_path)[0].key == f"{OLD}-{same.key}"
 
 
 def test_plugin_code_still_counts(study: Study, tmp_path: Path) -> None:

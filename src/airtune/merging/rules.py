@@ -229,8 +229,9 @@ def rule_of(scenario: Scenario) -> MergingRule:
 def normalizes_steps(scenario: Scenario) -> bool:
     """Return whether updates are averaged by what they changed per local step (FedNova).
 
-    Without it a client that does fewer steps than the others counts for less, and for always the
-    same ones the rounds settle at an optimum that is not the clients' (Wang et al., NeurIPS 2020).
+    Without it a client that does fewer steps than the others counts for less. Where these are
+    always the same clients, the rounds settle at an optimum that is not the clients' (Wang et al.,
+    NeurIPS 2020). By default only rules that average by weights are given normalised updates.
 
     Raises:
         InputError: the merging rule is unknown.
@@ -241,7 +242,8 @@ def normalizes_steps(scenario: Scenario) -> bool:
     if scenario.participation.rule == "partial-fednova":
         return True
     planned = "steps" in scenario.planning.turned
-    return planned and not MERGING.find(scenario.aggregation.rule).restarts
+    drawn = scenario.participation.weights == "inclusion"
+    return planned and not drawn and MERGING.find(scenario.aggregation.rule).weighs
 
 
 def _check_steps_as_done(scenario: Scenario, name: str) -> None:

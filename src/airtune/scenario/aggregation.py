@@ -29,8 +29,8 @@ class AggregationSection(Section):
     heard the round before, and the whole adapter to those that did not."""
     normalize_steps: bool | None = None
     """Undo in the average that clients did different numbers of local steps, so that an update
-    counts by what it changed per step (FedNova). Default: where planning.knobs turns `steps`,
-    unless the rule's clients restart; and with participation.rule = "partial-fednova"."""
+    counts by what it changed per step (FedNova). Default: where planning.knobs turns `steps`
+    and the rule averages by weights; and with participation.rule = "partial-fednova"."""
     server_optimizer: Literal["none", "momentum", "adam"] = "none"
     """What the server makes of a merge: the merged adapter itself, or a step of FedAvgM or FedAdam
     along the difference between it and the adapter before."""

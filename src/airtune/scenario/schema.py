@@ -275,6 +275,11 @@ class Scenario(Section):
                 "aggregation.normalize_steps = false contradicts participation.rule = "
                 "'partial-fednova'; without it: 'partial'"
             )
+        if self.participation.weights == "inclusion" and self.aggregation.normalize_steps:
+            raise ValueError(
+                "aggregation.normalize_steps = true cannot be combined with participation.weights "
+                "= 'inclusion': the mean number of steps depends on who was drawn"
+            )
 
     def _check_knobs(self) -> None:
         planning, rule = self.planning, self.participation.rule

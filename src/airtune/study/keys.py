@@ -29,6 +29,7 @@ from pydantic import ValidationError
 
 from airtune.channel.trace import file_and_column
 from airtune.errors import InputError
+from airtune.merging.rules import normalizes_steps
 from airtune.plugins.loading import is_path
 from airtune.record.reading import FINISHED, FORMAT, RUN, read_info
 from airtune.scenario import Scenario
@@ -38,9 +39,6 @@ RUNS = "runs"
 DEVICE_FILES = ("profile", "uplink_trace", "downlink_trace")
 CONTENTS = (("cell", "table"), ("participation", "availability"))
 """Keys whose files count by their content, wherever they lie."""
-BEFORE: Mapping[str, Any] = {}
-"""What runs did that were made before a key existed, where that is not the key's default: dotted
-key of the scenario, value. A key whose default is what was done before is not listed."""
 
 
 def folder_of(study_folder: Path, key: str) -> Path:
@@ -53,6 +51,7 @@ def key_of(scenario: Scenario, files: Sequence[str]) -> str:
     values = scenario.model_dump(mode="json")
     # A plugin file counts by its code, wherever it lies.
     values["plugins"] = [name for name in values["plugins"] if not is_path(name)]
+    values["aggregation"]["normalize_steps"] = normalizes_steps(scenario)
     if scenario.planning.costs is not None:  # by its content, and only where it is read
         values["planning"]["costs"] = None if scenario.planning.knobs is None else "a file"
     for section, key in CONTENTS:
@@ -126,17 +125,22 @@ def _info(folder: Path) -> dict[str, Any] | None:
 
 def _key_today(info: Mapping[str, Any], beside: Mapping[str, Any]) -> str | None:
     """Return the key that a run would get now; None where its scenario is none any more."""
-    values = copy.deepcopy(info["scenario"])
-    for key, value in BEFORE.items():
-        *path, last = key.split(".")
-        table = values
-        for part in path:
-            table = table.setdefault(part, {})
-        table.setdefault(last, value)
     try:
-        return key_of(Scenario.model_validate(values), beside.get("files", ()))
-    except (ValidationError, TypeError):
+        scenario = Scenario.model_validate(_as_it_ran(info["scenario"]))
+        return key_of(scenario, beside.get("files", ()))
+    except (ValidationError, TypeError, AttributeError, InputError):
         return None
+
+
+def _as_it_ran(scenario: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's own scenario with what it did before a key existed, where that is no default.
+
+    A key whose default is what was done before needs nothing here.
+    """
+    values = copy.deepcopy(dict(scenario))
+    if values.get("participation", {}).get("rule") != "partial-fednova":
+        values.setdefault("aggregation", {}).setdefault("normalize_steps", False)
+    return values
 
 
 def sidecar_path(folder: Path) -> Path:
