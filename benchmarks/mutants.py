@@ -209,6 +209,8 @@ def main() -> None:
                 names = [
                     one for one in names if (one in wanted if given.again else one not in known)
                 ]
+            if given.again and not names:
+                print(f"{name:9} no earlier survivor is known here: a changed module begins anew")
             children = ("--max-children", str(given.children))
             if names or not part:  # without names it tries all that were not tried
                 mutmut(folder, "run", *children, *(names if part else ()), minutes=given.minutes)

@@ -175,6 +175,8 @@ def test_a_search_is_refused_where_it_would_see_test_examples(tmp_path: Path) ->
         (SMALL.replace('base = "tiny"', ""), "'base' is missing"),
         (SMALL.replace('"exact"', '"exakt"') + "set.planning.kapa = 1\n", "did you mean 'kappa'"),
         (SMALL + "rounds_factor = 0\n", "methods.mine.rounds_factor = 0"),
+        (SMALL + "[methods.other]\nset = 3\n", "methods.other.set = 3: write set.KEY = value"),
+        ("set = 3\n" + SMALL, "toml: set = 3: write set.KEY = value"),
     ],
 )  # fmt: skip
 def test_what_the_user_can_correct_is_named_in_one_line(

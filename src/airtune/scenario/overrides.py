@@ -83,7 +83,7 @@ def with_paths(
     Args:
         table: nested tables, lists of tables and values; keys may be dotted.
         change: is given the dotted key and the path, and returns the new one.
-        prefix: of the table's keys; the tables of a list have the list's.
+        prefix: of the table's keys; the tables of a list have its name and their place.
     """
 
     def changed(key: str, value: Any) -> Any:
@@ -92,7 +92,10 @@ def with_paths(
         if isinstance(value, dict) and key.count(".") < 2:  # no path lies deeper
             return with_paths(value, change, f"{key}.")
         if isinstance(value, list):
-            return [changed(key, one) if isinstance(one, dict) else one for one in value]
+            return [
+                changed(f"{key}.{index}", one) if isinstance(one, dict) else one
+                for index, one in enumerate(value)
+            ]
         return value
 
     return {name: changed(f"{prefix}{name}", value) for name, value in table.items()}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
 from typing import Any
 
 from airtune.errors import InputError
+from airtune.scenario.overrides import with_paths
 
 DRIVE = re.compile(r'^\s*[\w."-]+\s*=\s*"(?P<path>[A-Za-z]:\\(?!\\)[^"\n]*)"', re.MULTILINE)
 """A key whose value begins like ``"C:\\temp"``, with a single backslash."""
@@ -41,11 +41,19 @@ def parsed_toml(text: str, where: str) -> dict[str, Any]:
 
 def check_paths(values: dict[str, Any], where: str) -> None:
     """Refuse a path with a control character: a backslash that TOML read as an escape."""
-    for key, path in _paths(values):
-        if isinstance(path, str) and re.search(r"[\x00-\x1f\x7f]", path):
+
+    def checked(key: str, path: str) -> str:
+        if re.search(r"[\x00-\x1f\x7f]", path):
             raise InputError(
                 f"{where}: {key} = {shown(path)}: {_hint('folder' + chr(92) + 'file')}"
             )
+        return path
+
+    with_paths(values, checked)
+    model = values.get("model")
+    name = model.get("gguf_file") if isinstance(model, dict) else None
+    if isinstance(name, str):  # a file in the model's folder, and so no path of this file's folder
+        checked("model.gguf_file", name)
 
 
 def shown(value: object) -> str:
@@ -55,20 +63,6 @@ def shown(value: object) -> str:
     except (RecursionError, ValueError):  # too deep; too many digits
         return "…"
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…"
-
-
-def _paths(values: dict[str, Any]) -> Iterator[tuple[str, object]]:
-    named = {"task": ["source"], "model": ["id", "gguf_file"], "planning": ["costs"]}
-    named |= {"participation": ["availability"]}
-    for section, keys in named.items():
-        table = values.get(section)
-        if isinstance(table, dict):
-            yield from ((f"{section}.{key}", table.get(key)) for key in keys)
-    devices = values.get("devices")
-    for index, device in enumerate(devices if isinstance(devices, list) else []):
-        if isinstance(device, dict):
-            for key in ("profile", "uplink_trace", "downlink_trace"):
-                yield f"devices.{index}.{key}", device.get(key)
 
 
 def _escape_hint(text: str, error: str) -> str:

@@ -69,7 +69,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     included = values.pop("include", [])
     values["methods"] = _methods(values.get("methods", {}), included, str(source))
     values["seeds"] = seeds_of(values.get("seeds", []), f"{source}: seeds")
-    values["set"] = flat(values.get("set", {}))
+    values["set"] = _settings(values, f"{source}: set")
     values["axes"] = {
         name: {"points": _points(name, axis)} for name, axis in values.get("axes", {}).items()
     }
@@ -251,8 +251,16 @@ def _methods(own: Any, included: Any, source: str) -> dict[str, Any]:
             )
         if not isinstance(values, dict):
             raise InputError(f"{source}: methods.{name}: write a table [methods.{name}]")
-        found[name] = {**values, "set": flat(values.get("set", {}))}
+        found[name] = {**values, "set": _settings(values, f"{source}: methods.{name}.set")}
     return found
+
+
+def _settings(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the settings of a study or a method, with dotted keys."""
+    given = values.get("set", {})
+    if not isinstance(given, Mapping):
+        raise InputError(f"{where} = {given!r}: write set.KEY = value for a key of the scenario")
+    return flat(given)
 
 
 def _locate(values: dict[str, Any], folder: Path) -> None:
