@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,10 @@ def test_a_plan_by_the_method_is_the_one_of_a_smaller_problem() -> None:
     situation = situation_of_scenario(scenario)
     with open_cell(scenario) as cell:
         made = deciding_among(lambda: frozenset({0, 1}))(cell, situation)
-    part = part_of(situation, np.array([0, 1]))
+    so_far = {"queues": np.array([0.1, 0.2, 0.3]), "contributed": np.array([0.4, 0.5, 1.0])}
+    part = part_of(replace(situation, **so_far), np.array([0, 1]))
+    assert part.queues.tolist() == [0.1, 0.2]
+    assert part.contributed.tolist() == [0.4, 0.5]
     # Oracle: the weights of two clients, and all that belongs to them, cut out by hand.
     full = situation.problem
     assert part.problem.names == full.names[:2]

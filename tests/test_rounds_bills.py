@@ -15,6 +15,7 @@ from airtune.errors import InputError
 from airtune.models.devices import DeviceProfile, profile_of
 from airtune.models.structure import Structure
 from airtune.models.workload import StepTokens
+from airtune.planning.fairness import Contributed
 from airtune.planning.inputs import ClientLoad
 from airtune.record import Checkpoint
 from airtune.rounds.bills import (
@@ -227,6 +228,7 @@ STATE = State(
     speeds=(None, 3e9),
     stacked_bits=77.0,
     queues=(0.5, 0.0),
+    contributed=Contributed((0.5, 1.25), (1, 2)),
 )
 
 
@@ -242,7 +244,8 @@ def saved(state: State, **changes: Any) -> Checkpoint:
 def test_a_state_comes_back_from_its_checkpoint() -> None:
     back = restored(saved(STATE), CELL)
     assert back is not None
-    plain = ("round", "elapsed_s", "losses", "pruning_losses", "speeds", "stacked_bits", "queues")
+    plain = ("round", "elapsed_s", "losses", "pruning_losses", "speeds", "stacked_bits", "queues",
+             "contributed")  # fmt: skip
     assert [getattr(back, k) for k in plain] == [getattr(STATE, k) for k in plain]
     assert back.adapter.keys() == STATE.adapter.keys()
     torch.testing.assert_close(back.adapter, STATE.adapter)
@@ -271,11 +274,11 @@ def test_a_restored_state_does_not_share_the_checkpoints_memory() -> None:
 
 def test_what_later_versions_added_may_be_missing_and_what_was_always_there_may_not() -> None:
     old = saved(STATE)
-    for key in ("stacked_bits", "queues"):
+    for key in ("stacked_bits", "queues", "contributed"):
         del old.payload[key]
     back = restored(old, CELL)
     assert back is not None
-    assert (back.stacked_bits, back.queues) == (None, ())
+    assert (back.stacked_bits, back.queues, back.contributed) == (None, (), Contributed())
     for key in ("losses", "pruning_losses", "speeds"):
         older = saved(STATE)
         del older.payload[key]

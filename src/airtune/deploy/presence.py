@@ -105,6 +105,7 @@ def part_of(situation: Situation, at: NDArray[np.intp]) -> Situation:
         link=link,
         problem=replace(situation.problem.of_clients(at), downlink_s=downlink_s),
         queues=situation.queues[at],
+        contributed=situation.contributed[at],
     )
 
 

@@ -70,6 +70,8 @@ class Situation:
         link: the K clients' channel and the broadcast.
         problem: the planning problem in which all K take part.
         queues: (K,) what is still owed to each client under `participation.floor`; zeros without.
+        contributed: (K,) what each client contributed in a round so far, on average, where
+            `participation.fairness` looks at it; ones without.
         drawn: how the cohort came about; None where every client is in it.
         air: the K clients' channel before the margin that the plan keeps; None: as in `link`.
     """
@@ -83,6 +85,7 @@ class Situation:
     link: Link
     problem: PlanningProblem
     queues: FloatArray
+    contributed: FloatArray
     drawn: Cohort | None = None
     air: ChannelState | None = None
 
@@ -257,8 +260,9 @@ def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:
     floor = scenario.participation.floor
     # A run's first round begins with these; what later ones owe is not known.
     queues = first_queues(len(devices), floor, generator(scenario.seed, "floor"))[list(cohort)]
+    even = np.ones(len(cohort))
     return Situation(
-        round, shape, cohort, profiles, loads, modes, link, problem, queues, drawn, known
+        round, shape, cohort, profiles, loads, modes, link, problem, queues, even, drawn, known
     )
 
 

@@ -34,6 +34,7 @@ from airtune.planning.broadcast import (
     waits_s,
 )
 from airtune.planning.costs import KnobCosts, costs_of
+from airtune.planning.fairness import fair
 from airtune.planning.floor import check_floor, required, weighed
 from airtune.planning.inputs import (
     BYTES_PER_WEIGHT,
@@ -174,6 +175,8 @@ def plan_round(
     if scenario.participation.floor > 0:
         check_floor(asked, scenario.participation.floor)
         asked = required(weighed(asked, situation.queues), situation.queues)
+    if scenario.participation.fairness > 0:
+        asked = fair(asked, situation.contributed, scenario.participation.fairness)
     solver = "exact" if scenario.planning.knobs is None else scenario.planning.method
     began = perf_counter()
     best: RoundPlan | None = None

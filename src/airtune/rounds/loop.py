@@ -20,6 +20,7 @@ from airtune.merging.rules import rule_of
 from airtune.merging.server import server_step
 from airtune.models.devices import DeviceProfile
 from airtune.planning import PlanningProblem
+from airtune.planning.fairness import Contributed
 from airtune.planning.floor import first_queues, next_queues
 from airtune.planning.inputs import (
     Situation,
@@ -54,6 +55,7 @@ from airtune.rounds.moments import moments_after
 from airtune.rounds.situation import may_be_cut, situation_of
 from airtune.rounds.state import State, no_moments
 from airtune.training.client import ClientJob, ClientUpdate
+from airtune.units import FloatArray
 
 
 def begin(cell: Cell) -> State:
@@ -173,6 +175,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         if rule_of(scenario).restarts
         else None,
         queues=_queues_after(cell, state, situation, decision, updates),
+        contributed=_contributed_after(cell, state, situation, decision, updates),
         draws=state.draws if drawn is None else drawn.memory,
         held=broadcast.adapter if scenario.aggregation.downlink_change_bits else None,
         held_ranks=held_ranks_after(scenario, assignments, outcomes),
@@ -261,11 +264,31 @@ def _queues_after(
     share, losses = cell.scenario.participation.floor, decision.plan.losses
     if share == 0 or losses is None:
         return state.queues
+    owed = next_queues(situation.queues, _contributions(situation, losses, updates), share)
+    return queues_with(state.queues, situation.cohort, owed)
+
+
+def _contributed_after(
+    cell: Cell,
+    state: State,
+    situation: Situation,
+    decision: Decision,
+    updates: Sequence[ClientUpdate],
+) -> Contributed:
+    """Return what the clients have contributed after the round; only a merged update counts."""
+    losses = decision.plan.losses
+    if cell.scenario.participation.fairness == 0 or losses is None:
+        return state.contributed
+    made = _contributions(situation, losses, updates)
+    return state.contributed.after(len(cell.profiles), situation.cohort, made)
+
+
+def _contributions(
+    situation: Situation, losses: FloatArray, updates: Sequence[ClientUpdate]
+) -> FloatArray:
     heard = {update.client for update in updates}
     merged = np.array([client in heard for client in situation.cohort])
-    contributed = np.where(merged, 1.0 - losses, 0.0)
-    owed = next_queues(situation.queues, contributed, share)
-    return queues_with(state.queues, situation.cohort, owed)
+    return np.where(merged, 1.0 - losses, 0.0)
 
 
 def _controls_after(cell: Cell, state: State, updates: Sequence[ClientUpdate]) -> Controls:

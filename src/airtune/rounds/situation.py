@@ -45,7 +45,10 @@ def situation_of(cell: Cell, state: State, profiles: Sequence[DeviceProfile]) ->
     if scenario.planning.fit_kappa:
         problem = _with_fitted_kappa(problem, state, scenario)
     owed = np.array(state.queues)[list(cohort)] if state.queues else np.zeros(len(cohort))
-    return Situation(round, shape, cohort, own, loads, modes, link, problem, owed, drawn, air)
+    so_far = state.contributed.means(cohort)
+    return Situation(
+        round, shape, cohort, own, loads, modes, link, problem, owed, so_far, drawn, air
+    )
 
 
 def may_be_cut(cell: Cell, adapter: Adapter) -> list[bool]:

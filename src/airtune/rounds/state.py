@@ -13,6 +13,7 @@ from airtune.adapters.names import Adapter
 from airtune.errors import InputError
 from airtune.merging.server import ServerMoments
 from airtune.planning.cohorts import DrawMemory
+from airtune.planning.fairness import Contributed
 from airtune.record import Checkpoint
 from airtune.rounds.cell import Cell
 from airtune.rounds.control import Controls
@@ -41,6 +42,8 @@ class State:
     """What the last round's updates take together, where clients merge them into their base."""
     queues: tuple[float, ...] = ()
     """What `participation.floor` still owes each client; empty without a floor."""
+    contributed: Contributed = field(default_factory=Contributed)
+    """What the clients have contributed, where `participation.fairness` looks at it."""
     draws: DrawMemory = field(default_factory=DrawMemory)
     """What the rule that draws cohorts remembers."""
     held: Adapter | None = None
@@ -81,6 +84,7 @@ def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "speeds": list(state.speeds),
         "stacked_bits": state.stacked_bits,
         "queues": list(state.queues),
+        "contributed": asdict(state.contributed),
         "held_ranks": list(state.held_ranks),
         "flight": flight_payload(state.flight),
         **stored,
@@ -126,6 +130,7 @@ def restored(checkpoint: Checkpoint | None, cell: Cell) -> State | None:
     if isinstance(stored, StoredMoments):
         stored = replace(stored, written={int(k): n for k, n in payload["moments"].items()})
     draws = payload.get("draws", {})
+    so_far = payload.get("contributed", {})
     return State(
         checkpoint.round,
         payload["elapsed_s"],
@@ -136,6 +141,7 @@ def restored(checkpoint: Checkpoint | None, cell: Cell) -> State | None:
         tuple(payload["speeds"]),
         payload.get("stacked_bits"),
         tuple(payload.get("queues", ())),
+        Contributed(tuple(so_far.get("total", ())), tuple(so_far.get("rounds", ()))),
         DrawMemory(draws.get("next", 0), tuple(draws.get("mean_rate_bps", ()))),
         held or None,
         tuple(payload.get("held_ranks", ())),

@@ -25,6 +25,10 @@ class ParticipationSection(Section):
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a full contribution that every client makes at least, over the rounds: the plan
     gives a client more weight the longer it has contributed less. With planning.knobs only."""
+    fairness: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """How much more a client weighs in the plan that has contributed less so far: w/x^fairness, x
+    its mean contribution. 0 plans for the mean of the clients' progress, 2 for the mean number of
+    rounds that each of them needs. With planning.knobs only."""
     cohort: int | float | None = None
     """Clients that take part in a round: a whole number of them, or a share of all above 0 and at
     most 1 (written with a point: 1.0 is all of them). Default: all that are available."""
@@ -62,6 +66,11 @@ class ParticipationSection(Section):
             raise ValueError(f"cohort_by = '{self.cohort_by}' has no effect without cohort")
         if self.availability is None and self.too_few != "wait":
             raise ValueError(f"too_few = '{self.too_few}' has no effect without availability")
+        if self.floor and self.fairness:
+            raise ValueError(
+                f"floor = {self.floor:g} cannot be combined with fairness = {self.fairness:g}: "
+                "both weigh the clients by what they contributed; leave one of them out"
+            )
         if self.weights == "inclusion":
             self._check_inclusion()
         return self

@@ -288,6 +288,7 @@ class Scenario(Section):
                 "planning.rank_values": planning.rank_values,
                 "planning.steps_values": planning.steps_values,
                 "participation.floor": self.participation.floor or None,
+                "participation.fairness": self.participation.fairness or None,
             }
             for key, value in idle.items():
                 if value is not None:
