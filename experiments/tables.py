@@ -31,11 +31,13 @@ from airtune.study.results import Result
 from airtune.study.statistics import Estimate, difference, ratio
 
 HERE = Path(__file__).parent
-FIGURE = HERE.parent / "docs" / "figures" / "clinc150-loss.svg"
+FIGURES = HERE.parent / "docs" / "figures"
 DOCUMENT = HERE / "README.md"
 REFERENCE = "fedit"
-STUDIES = ("clinc150", "cells", "memory", "gsm8k", "yahoo", "gemma")
+STUDIES = ("clinc150", "few-texts", "cells", "memory", "gsm8k", "yahoo", "gemma")
 SHORT_STUDY = "clinc150"
+DRAWN = ("clinc150", "few-texts")
+"""Studies with a figure, docs/figures/NAME-loss.svg, once they have rows."""
 SHORT_METHODS = {
     "fedit": "whole models, equal bands",
     "bcd": "pruning and bands, by descent (JCPBA)",
@@ -157,7 +159,7 @@ def short_table(results: Sequence[Result]) -> str:
             continue
         cells = [estimate_text(e) for e in (standing.loss, standing.time, standing.uplink)]
         lines.append(_line([f"`{name}`", meaning, *cells]))
-    return "\n".join(lines)
+    return "\n".join(lines) if results else "Not run yet."
 
 
 def aims_table() -> str:
@@ -246,17 +248,19 @@ def with_tables(document: str) -> str:
     return document
 
 
-def draw() -> Path:
-    """Draw the losses of the short table's methods on the virtual clock; return the file."""
-    study = load_study(HERE / f"{SHORT_STUDY}.toml")
-    results = [one for one in results_of(SHORT_STUDY) if one.method in SHORT_METHODS]
+def draw(name: str) -> None:
+    """Draw the losses of a study's methods of the short table on the virtual clock."""
+    study = load_study(HERE / f"{name}.toml")
+    results = [one for one in results_of(name) if one.method in SHORT_METHODS]
+    if not results:
+        return
     with tempfile.TemporaryDirectory() as folder:
         drawn = write_figures(study, results, compare(results, REFERENCE), Path(folder))
         loss = next(path for path in drawn if path.name == "loss.svg")
-        FIGURE.write_bytes(loss.read_bytes())
-    return FIGURE
+        (FIGURES / f"{name}-loss.svg").write_bytes(loss.read_bytes())
 
 
 if __name__ == "__main__":
-    draw()
+    for name in DRAWN:
+        draw(name)
     DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")

@@ -160,7 +160,7 @@ def test_a_study_file_resolves_to_the_scenarios_of_the_committed_rows(name: str)
 
 def test_every_study_file_is_valid() -> None:
     counts = {name: len(jobs_of(load_study(EXPERIMENTS / f"{name}.toml"))) for name in
-              ("clinc150", "cells", "memory", "gsm8k", "yahoo", "gemma")}  # fmt: skip
+              ("clinc150", "few-texts", "cells", "memory", "gsm8k", "yahoo", "gemma")}  # fmt: skip
     assert counts["clinc150"] == 19 * 5
     assert counts["cells"] == 8 * 5 * 2
     assert counts["memory"] == 7 * 5
