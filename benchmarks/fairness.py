@@ -2,9 +2,9 @@
 
     python benchmarks/fairness.py --source FOLDER      # CLINC150's train.csv and test.csv
 
-The studies' cell where links bind (experiments/few-texts.toml, `heard`), its channels and curves, one
-plan a round. For each set of knobs and α: the mean length T of a round, T·Σ w/x̄ and T/Σ w·x̄ (x̄
-the mean contribution of a client), and the least x̄. Rows go to results/fairness.json.
+The studies' cell where links bind (experiments/few-texts.toml, `heard`), its channels and curves,
+one plan a round. For each set of knobs and α: the mean length T of a round, T·Σ w/x̄ and T/Σ w·x̄
+(x̄ the mean contribution of a client), and the least x̄. Rows go to results/fairness.json.
 """
 
 from __future__ import annotations
