@@ -69,6 +69,21 @@ class AggregationSection(Section):
         return 32 if self.uplink_change_bits else 0
 
 
+def check_steps(scenario: Scenario) -> None:
+    """Refuse what contradicts that steps are normalised, or not; raises `ValueError`."""
+    given, participation = scenario.aggregation.normalize_steps, scenario.participation
+    if participation.rule == "partial-fednova" and given is False:
+        raise ValueError(
+            "aggregation.normalize_steps = false contradicts participation.rule = "
+            "'partial-fednova'; without it: 'partial'"
+        )
+    if participation.weights == "inclusion" and given:
+        raise ValueError(
+            "aggregation.normalize_steps = true cannot be combined with participation.weights = "
+            "'inclusion': the mean number of steps depends on who was drawn"
+        )
+
+
 def check_training(scenario: Scenario) -> None:
     """Refuse local training that cannot go with the rest of a scenario; raises `ValueError`."""
     training, few_bits = scenario.training, scenario.aggregation.uplink_change_bits

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from airtune.scenario import bounds
-from airtune.scenario.aggregation import AggregationSection, check_training
+from airtune.scenario.aggregation import AggregationSection, check_steps, check_training
 from airtune.scenario.cell import CellSection, DeviceSection
 from airtune.scenario.participation import ParticipationSection
 from airtune.scenario.schedule import ScheduleSection, check_schedule
@@ -266,21 +266,6 @@ class Scenario(Section):
     schedule: ScheduleSection = ScheduleSection()
     evaluation: EvaluationSection = EvaluationSection()
 
-    def _check_steps(self) -> None:
-        if (
-            self.participation.rule == "partial-fednova"
-            and self.aggregation.normalize_steps is False
-        ):
-            raise ValueError(
-                "aggregation.normalize_steps = false contradicts participation.rule = "
-                "'partial-fednova'; without it: 'partial'"
-            )
-        if self.participation.weights == "inclusion" and self.aggregation.normalize_steps:
-            raise ValueError(
-                "aggregation.normalize_steps = true cannot be combined with participation.weights "
-                "= 'inclusion': the mean number of steps depends on who was drawn"
-            )
-
     def _check_knobs(self) -> None:
         planning, rule = self.planning, self.participation.rule
         if planning.knobs is None:
@@ -353,7 +338,7 @@ class Scenario(Section):
                 "how many rounds the rate has to fall over is not known beforehand"
             )
         self._check_knobs()
-        self._check_steps()
+        check_steps(self)
         check_training(self)
         check_schedule(self)
         clients = len(self.client_devices)
