@@ -119,7 +119,7 @@ def submit(
                 "a time: `airtune deploy attach` shows it, `airtune deploy stop` ends it"
             )
         now = datetime.datetime.now()
-        run = Run(state, f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(1)}", time.monotonic())
+        run = Run(state, f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}", time.monotonic())
         run.folder.mkdir(parents=True)
         own = {"outcome": str(run.folder / "outcome.json"), "progress": str(run.progress)}
         config = run.folder / "run.toml"
