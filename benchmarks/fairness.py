@@ -64,7 +64,9 @@ def main() -> None:
                     row = {"seed": job.seed, "knobs": label, "alpha": alpha}
                     rows.append(row | _followed(cell, asked, rounds))
                     print(" | ".join(str(value) for value in rows[-1].values()), flush=True)
-    made = {"command": f"python benchmarks/fairness.py --rounds {given.rounds}", "rows": rows}
+    seeds = " ".join(map(str, given.seeds))
+    asked_for = f"--source FOLDER --seeds {seeds} --rounds {given.rounds}"
+    made = {"command": f"python benchmarks/fairness.py {asked_for}", "rows": rows}
     RESULTS.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import airtune as at
@@ -16,6 +18,7 @@ from airtune.models.devices import DeviceProfile
 from airtune.models.structure import whole
 from airtune.models.workload import StepTokens
 from airtune.planning.known_shape import shape_of_model
+from airtune.record import RoundRecord
 from airtune.rounds import Cell, Decision, Situation, State
 from airtune.rounds import cell as hooks
 from airtune.rounds.observer import Observer
@@ -186,3 +189,19 @@ def failing(*clients: int) -> Any:
         return update
 
     return answer
+
+
+def stopped_and_resumed(scenario: Scenario, out: Path, after: int) -> at.Record:
+    """Return the record of a run that was broken off after a round, and then resumed."""
+
+    class Stopped(Exception):
+        pass
+
+    class Stop(Observer):
+        def round_ended(self, record: RoundRecord) -> None:
+            if record.round == after:
+                raise Stopped
+
+    with pytest.raises(Stopped):
+        at.run(scenario, out=out, observer=Stop())
+    return at.run(scenario, out=out, resume=True)

@@ -16,12 +16,10 @@ from airtune.planning.floor import contributions
 from airtune.planning.inputs import Situation, situation_of_scenario
 from airtune.planning.modes import ClientMode
 from airtune.planning.round_plan import plan_round
-from airtune.record import RoundRecord
 from airtune.rounds import cell as hooks
 from airtune.rounds.cell import Decision
-from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario, load_scenario
-from scripted import Scripted, failing
+from scripted import Scripted, failing, stopped_and_resumed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -163,18 +161,8 @@ def test_contributions_of_merged_updates_are_kept_over_a_stop(tmp_path: Path) ->
     assert len(set(plans[2].total)) > 1
     assert seen[2] == pytest.approx([(1 + x) / 3 for x in plans[1].total])
 
-    class Stopped(Exception):
-        pass
-
-    class Stop(Observer):
-        def round_ended(self, record: RoundRecord) -> None:
-            if record.round == 2:
-                raise Stopped
-
     whole = at.run(asked, out=tmp_path / "whole")
-    with pytest.raises(Stopped):
-        at.run(asked, out=tmp_path / "cut", observer=Stop())
-    resumed = at.run(asked, out=tmp_path / "cut", resume=True)
+    resumed = stopped_and_resumed(asked, tmp_path / "cut", after=2)
     assert [one.clients for one in resumed.rounds] == [one.clients for one in whole.rounds]
     even = at.run(asked.model_copy(update={"participation": tiny().participation}),
                   out=tmp_path / "even")  # fmt: skip

@@ -8,9 +8,8 @@ import pytest
 
 import airtune as at
 from airtune.planning.costs import KnobCosts, Measured
-from airtune.record import RoundRecord
-from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario, load_scenario
+from scripted import stopped_and_resumed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,18 +93,7 @@ def test_a_floor_brings_everyone_back(costs: str, tmp_path: Path) -> None:
 def test_the_floor_is_kept_over_a_stop(costs: str, tmp_path: Path) -> None:
     asked = scenario(costs, "participation.floor=0.3")
     whole = at.run(asked, out=tmp_path / "whole")
-
-    class Stopped(Exception):
-        pass
-
-    class Stop(Observer):
-        def round_ended(self, record: RoundRecord) -> None:
-            if record.round == 2:
-                raise Stopped
-
-    with pytest.raises(Stopped):
-        at.run(asked, out=tmp_path / "cut", observer=Stop())
-    resumed = at.run(asked, out=tmp_path / "cut", resume=True)
+    resumed = stopped_and_resumed(asked, tmp_path / "cut", after=2)
     for ours, theirs in zip(resumed.rounds, whole.rounds, strict=True):
         assert ours.clients == theirs.clients
         assert ours.eval_loss == theirs.eval_loss

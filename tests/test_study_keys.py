@@ -103,6 +103,18 @@ def test_a_run_with_other_values_is_another(
     assert placed([job], tmp_path) == [job]
 
 
+def test_a_key_that_came_with_another_default_is_listed(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = jobs_of(study)
+    kept(tmp_path, job, change=without("training.weight_decay"))
+    # Before the key there was a decay of 0.1; the default is 0.
+    monkeypatch.setattr("airtune.study.keys.BEFORE", {"training.weight_decay": 0.1})
+    assert placed([job], tmp_path) == [job]
+    (decayed,) = jobs_of(study_from("tiny", ["fedit"], "0", ["training.weight_decay=0.1"]))
+    assert placed([decayed], tmp_path)[0].key == OLD
+
+
 def test_runs_from_before_steps_were_normalised_are_found_only_where_that_changed_nothing(
     tmp_path: Path,
 ) -> None:

@@ -39,6 +39,9 @@ RUNS = "runs"
 DEVICE_FILES = ("profile", "uplink_trace", "downlink_trace")
 CONTENTS = (("cell", "table"), ("participation", "availability"))
 """Keys whose files count by their content, wherever they lie."""
+BEFORE: Mapping[str, Any] = {"aggregation.normalize_steps": False}
+"""What runs did that were made before a key existed, where that is not the key's default: dotted
+key of the scenario, value. A key whose default is what was done before is not listed."""
 
 
 def folder_of(study_folder: Path, key: str) -> Path:
@@ -133,13 +136,16 @@ def _key_today(info: Mapping[str, Any], beside: Mapping[str, Any]) -> str | None
 
 
 def _as_it_ran(scenario: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's own scenario with what it did before a key existed, where that is no default.
-
-    A key whose default is what was done before needs nothing here.
-    """
+    """Return a run's own scenario with what it did before a key existed (`BEFORE`)."""
     values = copy.deepcopy(dict(scenario))
-    if values.get("participation", {}).get("rule") != "partial-fednova":
-        values.setdefault("aggregation", {}).setdefault("normalize_steps", False)
+    if values.get("participation", {}).get("rule") == "partial-fednova":  # it always normalised
+        values.setdefault("aggregation", {}).setdefault("normalize_steps", True)
+    for key, value in BEFORE.items():
+        *path, last = key.split(".")
+        table = values
+        for part in path:
+            table = table.setdefault(part, {})
+        table.setdefault(last, value)
     return values
 
 
