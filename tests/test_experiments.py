@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from airtune.planning.cohorts import availability_of
 from airtune.scenario import Scenario
 from airtune.study import load_study
 from airtune.study.jobs import jobs_of, search_jobs
@@ -164,6 +165,11 @@ def test_every_study_file_is_valid() -> None:
     assert counts["clinc150"] == 19 * 5
     assert counts["cells"] == 8 * 5 * 2
     assert counts["memory"] == 7 * 5
+    for job in jobs_of(load_study(EXPERIMENTS / "memory.toml")):
+        scenario = Scenario.model_validate(job.values)
+        fits = availability_of(scenario)
+        assert fits is None or fits.never() == 4
+        assert (fits is not None) == (scenario.pruning.max_pruning == 0.0)
     for name in ("smoke", "search-clinc150"):
         assert search_jobs(load_study(EXPERIMENTS / f"{name}.toml"))
 
