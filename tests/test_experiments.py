@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from airtune.models.workload import (
+    SHAPES,
+    StepTokens,
+    full_sizes,
+    memory_bytes,
+    uniform_sizes,
+)
 from airtune.planning.cohorts import availability_of
 from airtune.scenario import Scenario
 from airtune.study import load_study
 from airtune.study.jobs import jobs_of, search_jobs
 from airtune.study.results import Result
+from assigned import mode
 from scripts import script
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
@@ -165,13 +174,30 @@ def test_every_study_file_is_valid() -> None:
     assert counts["clinc150"] == 19 * 5
     assert counts["cells"] == 8 * 5 * 2
     assert counts["memory"] == 7 * 5
-    for job in jobs_of(load_study(EXPERIMENTS / "memory.toml")):
-        scenario = Scenario.model_validate(job.values)
-        fits = availability_of(scenario)
-        assert fits is None or fits.never() == 4
-        assert (fits is not None) == (scenario.pruning.max_pruning == 0.0)
     for name in ("smoke", "search-clinc150"):
         assert search_jobs(load_study(EXPERIMENTS / f"{name}.toml"))
+
+
+def test_where_memory_binds_no_batch_of_the_whole_model_fits_and_every_one_of_the_most_pruned() -> (
+    None
+):
+    shape = SHAPES["smollm2-135m-instruct"]
+    shortest = StepTokens(rows=4, length=9, label_tokens=8)
+    longest = StepTokens(rows=4, length=40, label_tokens=24)
+    for job in jobs_of(load_study(EXPERIMENTS / "memory.toml")):
+        scenario = Scenario.model_validate(job.values)
+        pruned = scenario.pruning.max_pruning
+        fits = availability_of(scenario)
+        if fits is None:
+            assert pruned == 0.6
+        else:
+            assert fits.never() == 4
+            assert pruned == 0.0
+        few = {one.memory_bytes for one in scenario.devices if one.memory_bytes is not None}
+        needs = partial(memory_bytes, shape, bytes_per_weight=2)
+        whole, least = full_sizes(shape), uniform_sizes(shape, 0.6)
+        assert needs(whole, shortest, mode(1)) > max(few)
+        assert needs(least, longest, mode(scenario.training.lora_rank)) < min(few)
 
 
 def test_committed_numbers_name_no_folder_of_a_machine() -> None:
