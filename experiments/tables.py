@@ -1,6 +1,6 @@
-"""The tables and the figure of README.md beside this file, from the rows that are committed.
+"""Tables and figures of README.md beside this file and of the project's, from committed rows.
 
-    python experiments/tables.py        # writes the tables between their marks, and the figure
+    python experiments/tables.py        # writes the tables between their marks, and the figures
 
 Statistics are those of `airtune study`: paired over seeds, means with Student's 95 % intervals.
 """
@@ -32,11 +32,12 @@ from airtune.study.statistics import Estimate, difference, ratio
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent / "docs" / "figures"
-DOCUMENT = HERE / "README.md"
+DOCUMENTS = (HERE / "README.md", HERE.parent / "README.md")
 REFERENCE = "fedit"
 STUDIES = ("clinc150", "few-texts", "cells", "memory", "gsm8k", "yahoo", "gemma")
-SHORT_STUDY = "clinc150"
-DRAWN = ("clinc150", "few-texts")
+SHORT = ("clinc150", "memory")
+"""Studies with a short table, marked `short-NAME`."""
+DRAWN = ("clinc150", "few-texts", "memory")
 """Studies with a figure, docs/figures/NAME-loss.svg, once they have rows."""
 SHORT_METHODS = {
     "fedit": "whole models, equal bands",
@@ -150,16 +151,23 @@ def table(results: Sequence[Result]) -> str:
 
 
 def short_table(results: Sequence[Result]) -> str:
-    """Return the short table: six methods against FedIT."""
-    lines = _heads(["method", "what it plans", "test loss against FedIT's", "time to FedIT's loss",
-                    "uplink to it"])  # fmt: skip
+    """Return the short table: the main methods, and each against FedIT on the same seeds."""
+    lines = _heads(["method", "what it plans", "seeds", "test loss", "against FedIT's",
+                    "time to FedIT's loss", "uplink to it"])  # fmt: skip
     for name, meaning in SHORT_METHODS.items():
         standing = against(results, name, REFERENCE)
         if standing is None:
             continue
-        cells = [estimate_text(e) for e in (standing.loss, standing.time, standing.uplink)]
-        lines.append(_line([f"`{name}`", meaning, *cells]))
+        own = grouped(results)[name].values()
+        ends = [one.final_loss for one in own if one.final_loss is not None]
+        cells = [f"`{name}`", meaning, str(len(own)), f"{np.mean(ends):.3f}"]
+        cells += [estimate_text(e) for e in (standing.loss, standing.time, standing.uplink)]
+        lines.append(_line(cells))
     return "\n".join(lines) if results else "Not run yet."
+
+
+def _short_table_of(study: str) -> str:
+    return short_table(results_of(study))
 
 
 def aims_table() -> str:
@@ -237,8 +245,8 @@ def tables_of(study: str) -> str:
 def with_tables(document: str) -> str:
     """Return a document with the tables for which it has marks, `<!-- NAME -->`."""
     made: dict[str, Callable[[], str]] = {
-        "short": lambda: short_table(results_of(SHORT_STUDY)),
         "aims": aims_table,
+        **{f"short-{name}": partial(_short_table_of, name) for name in SHORT},
         **{name: partial(tables_of, name) for name in STUDIES},
     }
     for name, text in made.items():
@@ -263,4 +271,5 @@ def draw(name: str) -> None:
 if __name__ == "__main__":
     for name in DRAWN:
         draw(name)
-    DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in DOCUMENTS:
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

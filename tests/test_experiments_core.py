@@ -95,7 +95,7 @@ def test_the_short_table_has_means_over_seeds_and_shares_of_fedit() -> None:
     ]
     heads, _, *lines = tables.short_table(rows).splitlines()
     assert heads == "| method | what it does | GSM8K: test loss | time | uplink |"
-    assert [line.split("`")[1] for line in lines] == list(tables.README_METHODS)
+    assert [line.split("`")[1] for line in lines] == list(tables.SHORT_METHODS)
     shown = by_name(tables.short_table(rows))
     assert shown["fedit"].endswith("| 1.500 | 1.00 | 1.00 |")
     assert shown["exact"].endswith("| 1.550 | 0.30 | 0.75 |")
@@ -134,10 +134,10 @@ def test_shares_of_other_cells_are_of_fedits_own_there() -> None:
     ]
 
 
-@pytest.mark.parametrize("document", tables.DOCUMENTS, ids=["README", "experiments"])
-def test_the_documents_hold_what_the_committed_rows_hold(document: Path) -> None:
+def test_the_document_holds_what_the_committed_rows_hold() -> None:
     # Out of date? `python experiments/core/tables.py` writes them.
-    assert tables.with_tables(document.read_text()) == document.read_text()
+    text = tables.DOCUMENT.read_text()
+    assert tables.with_tables(text) == text
     assert "old" not in tables.with_tables("<!-- cells -->\nold\n<!-- end -->\n")
     assert len(tables.short_table(tables.rows_of("results")).splitlines()) <= 2 + 6
 

@@ -1,4 +1,4 @@
-"""The tables of README.md and of README.md here, from the rows of runs that are committed.
+"""The tables of README.md here, from the rows of runs that are committed.
 
     python experiments/core/tables.py   # writes them between their marks
 
@@ -24,7 +24,7 @@ ORDER = ("joint", "published", "rivals", "ablations")
 KINDS = {name: one.kind for key in ORDER for name, one in shipped_sets()[key].items()}
 """Each method's kind, in the order of the tables."""
 Shares = dict[str, Any]
-DOCUMENTS = (Path(__file__).parents[2] / "README.md", Path(__file__).parent / "README.md")
+DOCUMENT = Path(__file__).parent / "README.md"
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> str:
     return "\n".join(lines)
 
 
-README_METHODS = {
+SHORT_METHODS = {
     "fedit": "whole models, equal bands",
     "flexlora": "whole models, ranks by speed",
     "in-turn": "the slowest in every other round",
@@ -79,17 +79,17 @@ README_METHODS = {
     "exact": "**joint plan: pruning and bands**",
     "exact-combined": "**joint plan, ranks by speed, 4 bits a value**",
 }
-"""The rows of the README's table: FedIT, each task's best baseline, the best alternative, plans."""
+"""The rows of the short table: FedIT, each task's best baseline, the best alternative, plans."""
 
 
 def short_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the README's table: means over seeds; time and uplink of all rounds over FedIT's."""
+    """Return the short table: means over seeds; time and uplink of all rounds over FedIT's."""
     tasks = [task for task in TITLES if _of_task(rows, task)]
     heads = ["method", "what it does"]
     for task in tasks:
         heads += [f"{TITLES[task]}: test loss", "time", "uplink"]
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
-    for name, meaning in README_METHODS.items():
+    for name, meaning in SHORT_METHODS.items():
         cells = [f"`{name}`", meaning]
         for task in tasks:
             groups = _of_task(rows, task)
@@ -220,5 +220,4 @@ def with_tables(document: str) -> str:
 
 
 if __name__ == "__main__":
-    for path in DOCUMENTS:
-        path.write_text(with_tables(path.read_text()))
+    DOCUMENT.write_text(with_tables(DOCUMENT.read_text()))
