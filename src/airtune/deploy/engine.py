@@ -113,6 +113,11 @@ class FlowerEngine:
         timings: Path | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
+        if scenario.pruning.refit_every_rounds is not None:
+            raise InputError(
+                "pruning.refit_every_rounds is for simulated clients: real devices refit to the "
+                "model before training alone; leave it out"
+            )
         self._scenario, self._mailbox, self._conditions = scenario, mailbox, conditions
         # The server's own copy: evaluation, the first adapter, the adapter's final form.
         self._worker = Worker(scenario)

@@ -30,7 +30,7 @@ from airtune.merging.rules import rule_of
 from airtune.models.structure import Structure
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario
-from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
+from airtune.training.client import ClientFailure, ClientJob, ClientUpdate, Refit
 from airtune.training.worker import Evaluation, Federation, MeasuredCosts
 
 NOT_READ = frozenset({
@@ -210,6 +210,8 @@ def _hash(values: Mapping[str, Any]) -> str:
 
 def _described(value: Any) -> str:
     """Return a part of a job for its hash: tensors by name as a digest, others as text."""
+    if isinstance(value, Refit):
+        return f"{value.round} {_digest(value.adapter)}"
     return _digest(value) if isinstance(value, Mapping) else str(value)
 
 

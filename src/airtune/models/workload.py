@@ -34,6 +34,7 @@ __all__ = [
     "memory_bytes",
     "payload_bits",
     "realised_pruning",
+    "rereading_flops",
     "training_flops",
     "uniform_sizes",
 ]
@@ -211,6 +212,24 @@ def calibration_flops(shape: ModelShape, lengths: Sequence[int], *, sensitivity_
     for n in (shape.mlp_channels, width):
         orders = (4 / 3 + 8 / 7) * n**3 + (4 / 3 + 2) * n**2 * shape.hidden
         total += shape.blocks * (2.0 * tokens * n**2 + orders)
+    return total
+
+
+def rereading_flops(shape: ModelShape, lengths: Sequence[int]) -> float:
+    """Count the FLOPs of reading calibration text again for the refit: as `calibration_flops`.
+
+    Without sensitivity, order and harms, which are kept: once through the blocks, second moments
+    and one Cholesky factor a sublayer, n³/3.
+
+    Args:
+        shape: the model.
+        lengths: tokens of each text.
+    """
+    width = shape.query_heads * shape.head_dim
+    tokens, squares = sum(lengths), sum(length**2 for length in lengths)
+    total = shape.blocks * 4.0 * width * squares + 2.0 * tokens * shape.block_parameters
+    for n in (shape.mlp_channels, width):
+        total += shape.blocks * (2.0 * tokens * n**2 + n**3 / 3)
     return total
 
 

@@ -81,7 +81,7 @@ def calibrate(
     try:
         gradients, tokens_per_label, loss = _sensitivity(model, shape, batches)
         blocks: list[Block] = []
-        for index, moments, change in _stream(model, shape, batches):
+        for index, moments, change in block_moments(model, shape, batches):
             folds = stand_ins and index > 0 and _folds(model, shape)
             before = blocks[-1].mlp if folds else None
             factor = _residual_factor(model, shape)
@@ -209,7 +209,7 @@ def _replacement(
 
 
 @torch.no_grad()
-def _stream(
+def block_moments(
     model: nn.Module, shape: ModelShape, batches: Sequence[CalibrationBatch]
 ) -> Iterator[tuple[int, dict[str, tuple[Tensor, Tensor]], _Change]]:
     """Yield each block's moments: of what its output projections read, and of what it changes."""

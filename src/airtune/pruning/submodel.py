@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, cast
 
@@ -37,6 +38,16 @@ class NoBlock(nn.Module):
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         """Return the input."""
         return hidden_states
+
+
+@dataclass(frozen=True)
+class Added:
+    """What an adapter adds to an output projection's weight, (outputs, inputs)."""
+
+    whole: Tensor
+    """By all of its ranks."""
+    own: Tensor
+    """By the ranks that the submodel's own adapter goes on from."""
 
 
 def cut(
@@ -90,14 +101,20 @@ def cut_layers(
     shape: ModelShape,
     structure: Structure,
     statistics: Statistics | None = None,
+    added: Mapping[tuple[int, str], Added] | None = None,
 ) -> dict[tuple[int, str], nn.Module]:
     """Return what a submodel has in place of the model's own layers, by block and name.
+
+    With `added`, what is preserved is the output of a trained model: a projection is refitted
+    with what an adapter adds to it, and then the part is taken off again that the submodel has in
+    an adapter of its own.
 
     Args:
         model: as for `cut`.
         shape: as for `cut`.
         structure: as for `cut`.
-        statistics: as for `cut`.
+        statistics: as for `cut`; with `added`, of the trained model.
+        added: by block and name of the output projection.
 
     Returns:
         Smaller linear layers, and a `NoAttention` where an attention was.
@@ -111,7 +128,7 @@ def cut_layers(
     layers: dict[tuple[int, str], nn.Module] = {}
     for index, block in enumerate(blocks_of(model, shape)):
         if not structure.dropped(index):
-            found = _cut_block(block, index, shape, structure, statistics)
+            found = _cut_block(block, index, shape, structure, statistics, added or {})
             layers |= {(index, name): layer for name, layer in found}
     return layers
 
@@ -132,6 +149,7 @@ def _cut_block(
     shape: ModelShape,
     structure: Structure,
     statistics: Statistics | None,
+    added: Mapping[tuple[int, str], Added],
 ) -> Iterator[tuple[str, nn.Module]]:
     for unit, total in (("group", shape.kv_heads), ("mlp", shape.mlp_channels)):
         units = structure.units(index, unit)
@@ -140,7 +158,12 @@ def _cut_block(
             continue
         layers = [m for m in shape.matrices if unit in (m.inputs.unit, m.outputs.unit)]
         if not units:
-            yield shape.table.attention, _no_attention(block, index, layers, statistics)
+            yield (
+                shape.table.attention,
+                _no_attention(
+                    block, index, layers, statistics, added.get((index, layers[-1].name))
+                ),
+            )
             continue
         for matrix in layers:
             layer = block.get_submodule(matrix.name)
@@ -151,7 +174,8 @@ def _cut_block(
                 new = layer_like(layer, weight_of(layer)[kept], _part(layer.bias, kept))
             else:
                 sublayer = None if statistics is None else statistics.sublayer(index, unit)
-                new = _cut_output(layer, matrix, units, total, sublayer, extra)
+                by_adapter = added.get((index, matrix.name))
+                new = _cut_output(layer, matrix, units, total, sublayer, extra, by_adapter)
             yield matrix.name, new
 
 
@@ -162,10 +186,12 @@ def _cut_output(
     total: int,
     sublayer: SublayerStatistics | None,
     extra: BlockStatistics | None,
+    added: Added | None,
 ) -> nn.Module:
     """Cut the columns of an output projection, and refit them where there are statistics.
 
-    With `extra`, what is preserved is the projection's output plus that replacement's.
+    With `extra`, what is preserved is the projection's output plus that replacement's; with `added`
+    plus the adapter's.
     """
     columns = _index(entries(matrix.inputs, units, total), layer)
     bias: Any = layer.bias
@@ -177,23 +203,33 @@ def _cut_output(
     if extra is not None:
         weight = weight + extra.replacement.to(weight)
         constant = extra.constant.to(weight)
+    if added is not None:
+        weight = weight + added.whole.to(weight)
     kept = torch.isin(features, columns)
     fitted = refit(weight[:, features], sublayer.factor_on(weight), kept)
     mean = sublayer.mean.to(weight)
     constant = constant + weight @ mean - fitted @ mean[features[kept]]
     # From the order of importance back to the order of the model.
     fitted = fitted[:, torch.argsort(features[kept])]
+    if added is not None:
+        fitted = fitted - added.own.to(weight)[:, columns]
     return layer_like(layer, fitted, constant if bias is None else bias.float() + constant)
 
 
 def _no_attention(
-    block: nn.Module, index: int, layers: list[Matrix], statistics: Statistics | None
+    block: nn.Module,
+    index: int,
+    layers: list[Matrix],
+    statistics: Statistics | None,
+    added: Added | None,
 ) -> NoAttention:
     layer = block.get_submodule(layers[-1].name)
     bias: Any = layer.bias
     constant = bias
     if statistics is not None:
         weight = weight_of(layer).float()
+        if added is not None:
+            weight = weight + added.whole.to(weight)
         mean = weight @ statistics.sublayer(index, "group").mean.to(weight)
         constant = (mean if bias is None else mean + bias.float()).to(weight_of(layer).dtype)
     return NoAttention(constant)

@@ -185,6 +185,8 @@ class RoundRecord:
         available: clients that could have been drawn, likewise.
         waited_s: s of the virtual clock before the round, until enough clients were available,
             likewise; not part of `round_latency_s`.
+        refit_s: s of the virtual clock before the clients train, while they read calibration text
+            again; None in other rounds; not part of `round_latency_s`.
         clients: of the cohort, in the run's order.
         turns: in the order of the answers; empty, and left out of the JSON, where rounds are
             synchronous.
@@ -212,6 +214,7 @@ class RoundRecord:
     cohort: int | None = _where_known()
     available: int | None = _where_known()
     waited_s: float | None = _where_known()
+    refit_s: float | None = _where_known()
     clients: tuple[ClientRecord, ...]
     turns: tuple[TurnRecord, ...] = field(default=(), metadata={"left_out": True})
 

@@ -52,9 +52,10 @@ from airtune.rounds.control import Controls, controls_after
 from airtune.rounds.description import description_of
 from airtune.rounds.losses import Upload, as_sent, uploads_of
 from airtune.rounds.moments import moments_after
+from airtune.rounds.refits import reading_of, refit_of
 from airtune.rounds.situation import may_be_cut, situation_of
 from airtune.rounds.state import State, no_moments
-from airtune.training.client import ClientJob, ClientUpdate
+from airtune.training.client import ClientJob, ClientUpdate, Refit
 from airtune.units import FloatArray
 
 
@@ -113,7 +114,9 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
 
     # 3. The clients work, from the adapter as it reaches them.
     broadcast = broadcast_of(scenario, state, decision.assignments)
-    answers = _answers(cell, state, situation, decision, broadcast)
+    refit = refit_of(scenario, state.refit, situation.round, broadcast.adapter)
+    reading = reading_of(cell, refit, situation.round, profiles, state.adapter)
+    answers = _answers(cell, state, situation, decision, broadcast, refit)
     assignments = {a.assignment.client: a.assignment for a in answers}
     outcomes = {a.assignment.client: a.outcome for a in answers}
     sent = uploads_of(
@@ -161,7 +164,10 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
     )
     after = State(
         round=situation.round,
-        elapsed_s=state.elapsed_s + (0.0 if drawn is None else drawn.waited_s) + latency_s,
+        elapsed_s=state.elapsed_s
+        + (0.0 if drawn is None else drawn.waited_s)
+        + reading.time_s
+        + latency_s,
         adapter=adapter,
         optimizer_states=moments_after(
             state.optimizer_states,
@@ -181,6 +187,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         held_ranks=held_ranks_after(scenario, assignments, outcomes),
         server_moments=moments,
         controls=_controls_after(cell, state, updates),
+        refit=refit,
     )
     evaluation = evaluation_after(cell, after, situation.cohort)
     loss = None if evaluation is None else evaluation.loss
@@ -198,7 +205,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         train_loss=float(np.mean(losses)) if losses else None,
         uplink_bits=sum(client.uplink_bits for client in clients),
         downlink_bits=max(client.downlink_bits for client in clients),
-        flops=sum(client.flops for client in clients),
+        flops=sum(client.flops for client in clients) + reading.flops,
         energy_j=energy_together(clients),
         pruning_loss=plan.pruning_loss,
         objective_s=plan.objective_s,
@@ -212,6 +219,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         cohort=None if drawn is None else len(situation.cohort),
         available=None if drawn is None else int(drawn.available.sum()),
         waited_s=None if drawn is None else drawn.waited_s,
+        refit_s=reading.time_s if refit is not None and refit.round == situation.round else None,
         clients=clients,
     )
     return replace(after, losses=(*state.losses, finite(loss))), record
@@ -299,7 +307,12 @@ def _controls_after(cell: Cell, state: State, updates: Sequence[ClientUpdate]) -
 
 
 def _answers(
-    cell: Cell, state: State, situation: Situation, decision: Decision, broadcast: Sent
+    cell: Cell,
+    state: State,
+    situation: Situation,
+    decision: Decision,
+    broadcast: Sent,
+    refit: Refit | None,
 ) -> list[_Answer]:
     """Have every client do its part; answers in the cohort's order, whichever ends first."""
     assigned = {a.client: a for a in decision.assignments if a is not None}
@@ -312,6 +325,7 @@ def _answers(
                 assignment=assignment,
                 adapter=broadcast.adapter,
                 optimizer_state=state.optimizer_states.get(client),
+                refit=refit if assignment.pruning > 0 else None,
                 change=broadcast.change_for(assignment),
                 correction=state.controls.correction(client, state.adapter)
                 if cell.scenario.training.scaffold

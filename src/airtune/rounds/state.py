@@ -20,7 +20,7 @@ from airtune.rounds.control import Controls
 from airtune.rounds.flight import Flight, flight_payload, restored_flight
 from airtune.rounds.moments import StoredMoments
 from airtune.scenario import Scenario
-from airtune.training.client import OptimizerState
+from airtune.training.client import OptimizerState, Refit
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class State:
     """SCAFFOLD's control variates; empty without `training.scaffold`."""
     flight: Flight = field(default_factory=Flight)
     """What is under way, where `schedule.kind` is not `synchronous`."""
+    refit: Refit | None = None
+    """When the calibration text was last read again, with `pruning.refit_every_rounds`."""
 
     def is_last(self, scenario: Scenario) -> bool:
         """Whether the run ends here: no round, or no time on the virtual clock, is left."""
@@ -96,6 +98,8 @@ def _adapters_beside(state: State) -> dict[str, Adapter]:
     found = {f"server/{moment}": values for moment, values in state.server_moments.items()}
     found["control/server"] = state.controls.server
     found |= {f"control/{k}": values for k, values in state.controls.clients.items()}
+    if state.refit is not None:
+        found[f"refit/{state.refit.round}"] = state.refit.adapter
     found |= {f"began/{merges}": adapter for merges, adapter in state.flight.adapters.items()}
     return found
 
@@ -148,6 +152,7 @@ def restored(checkpoint: Checkpoint | None, cell: Cell) -> State | None:
         beside.get("server", {}),
         Controls(controls.pop("server", {}), {int(k): own for k, own in controls.items()}),
         restored_flight(payload.get("flight", {}), beside.get("began", {})),
+        next((Refit(int(r), of) for r, of in beside.get("refit", {}).items()), None),
     )
 
 

@@ -82,6 +82,7 @@ def check_schedule(scenario: Scenario) -> None:
         "planning.fit_kappa = true": scenario.planning.fit_kappa,
         "training.keep_optimizer = true": training.keep_optimizer,
         "training.scaffold = true": training.scaffold,
+        "pruning.refit_every_rounds": scenario.pruning.refit_every_rounds is not None,
         f"cell.subcarrier_spacing_hz = {cell.subcarrier_spacing_hz}": cell.subcarrier_spacing_hz
         is not None,
         "devices.energy_budget_j": any(d.energy_budget_j is not None for d in scenario.devices),

@@ -18,6 +18,7 @@ from airtune.scenario import bounds
 from airtune.scenario.aggregation import AggregationSection, check_steps, check_training
 from airtune.scenario.cell import CellSection, DeviceSection
 from airtune.scenario.participation import ParticipationSection
+from airtune.scenario.pruning import PruningSection, check_refits
 from airtune.scenario.schedule import ScheduleSection, check_schedule
 from airtune.scenario.section import (
     NonNegativeFloat,
@@ -146,30 +147,6 @@ class TrainingSection(Section):
             return self
         left = (rounds - round + 1) / rounds
         return self.model_copy(update={"learning_rate": self.learning_rate * left})
-
-
-class PruningSection(Section):
-    """How submodels are cut."""
-
-    max_pruning: Annotated[float, Field(ge=0, lt=1)] = 0.6
-    """The largest share of the decoder blocks' parameters that a client may leave out."""
-    units: Literal["mixed", "mlp", "attention", "blocks"] = "mixed"
-    """What is cut: MLP channels, attention groups, both (`mixed`), or whole blocks."""
-    selection: Literal["importance", "rolling", "rotating"] = "importance"
-    """Which units a submodel keeps: the most important ones; a window that rolls over the rounds
-    (FedRolex); or by importance, but those near the threshold exchanged by round and client."""
-    refit: bool = True
-    """Refit the output projections on the calibration text after the cut."""
-    calibration: Literal["own", "shared"] = "own"
-    """Whose text: each client's own, which its device reads before the first round and is billed
-    for, or the server's, read beforehand; its statistics then lie on every device beside the
-    base model, and like the base model they are not billed."""
-    calibration_examples: Annotated[PositiveInt, bounds.COUNT_OF_EXAMPLES] = 32
-    """Texts that the importance of units is computed from."""
-    cost: Literal["linear", "measured"] = "linear"
-    """Learning cost of pruning: e(rho) = rho, or the curve of the client's calibration."""
-    cache_statistics: bool = False
-    """Keep calibration statistics on disk for later runs (SmolLM2-135M: 160 MB a client)."""
 
 
 Knob = Literal["bandwidth", "pruning", "steps", "rank", "bits", "absence"]
@@ -341,6 +318,7 @@ class Scenario(Section):
         check_steps(self)
         check_training(self)
         check_schedule(self)
+        check_refits(self)
         clients = len(self.client_devices)
         if self.cohort_size > clients:
             raise ValueError(

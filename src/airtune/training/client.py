@@ -47,6 +47,15 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Refit:
+    """The last round in which calibration text was read again, and in which model."""
+
+    round: int
+    adapter: Adapter
+    """The server's, as that round's broadcast left it at its listeners."""
+
+
+@dataclass(frozen=True)
 class ClientJob:
     """What the server asks of one client in one round."""
 
@@ -60,6 +69,8 @@ class ClientJob:
     """The round that the learning rate is of, where `round` is the client's own turn."""
     correction: Adapter | None = None
     """c - c_k of the full adapter, where training has control variates (SCAFFOLD)."""
+    refit: Refit | None = None
+    """When the calibration text was last read again; None: only before training, or no cut."""
     change: Change | None = None
     """What a real device that holds the last broadcast's adapter is sent in place of this one."""
 

@@ -19,6 +19,8 @@ class ClientData:
     """Measured learning cost of pruning, or None for the linear one."""
     calibration_flops: float = 0.0
     """What its device computes before it can be cut; 0 where others do it, or before the run."""
+    rereading_flops: float = 0.0
+    """What it computes whenever the calibration text is read again; 0 where it never is."""
     most_pruned: KeptSizes | None = None
     """Its submodel at pruning.max_pruning, where it has been calibrated: the line that planning
     draws through its FLOPs and bits then ends at its own cut."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 
@@ -17,7 +17,7 @@ from airtune.models.structure import Structure
 from airtune.models.workload import ModelShape
 from airtune.pruning import Statistics
 from airtune.pruning.layers import blocks_of
-from airtune.pruning.submodel import NoAttention, cut_layers, skeleton, tell_head_counts
+from airtune.pruning.submodel import Added, NoAttention, cut_layers, skeleton, tell_head_counts
 
 MOST_KINDS = 8
 """Models with layers in place that are kept: the last ones used. Each is the modules of one model,
@@ -52,6 +52,7 @@ class Placements:
         statistics: Statistics | None = None,
         *,
         freezes_a: bool = False,
+        added: Mapping[tuple[int, str], Added] | None = None,
     ) -> Iterator[tuple[PlacedAdapter, dict[str, nn.Parameter]]]:
         """Lend the submodel of a structure for the length of a `with` block, ready to be trained.
 
@@ -61,6 +62,7 @@ class Placements:
             adapter: where to start, in the submodel's shapes.
             statistics: refit the output projections on this calibration.
             freezes_a: train B alone.
+            added: as for `airtune.pruning.submodel.cut_layers`.
 
         Yields:
             The submodel with the adapter on it, and the parameters to train by their names.
@@ -70,7 +72,7 @@ class Placements:
             RunError: the adapter does not fit.
         """
         shape = self._shape
-        layers = cut_layers(self._model, shape, structure, statistics)
+        layers = cut_layers(self._model, shape, structure, statistics, added)
         placed = self._of_kind(structure, config)
         blocks = blocks_of(placed.peft_model.get_base_model(), shape)
         try:

@@ -37,6 +37,7 @@ from airtune.models.workload import (
     calibration_flops,
     payload_bits,
     realised_pruning,
+    rereading_flops,
     training_flops,
 )
 from airtune.pruning import Statistics, cached_calibration, calibrate, choose, cost_curve
@@ -56,6 +57,7 @@ from airtune.training.evaluation import (
 from airtune.training.federation import ClientData, Evaluation, Federation, MeasuredCosts
 from airtune.training.local_terms import with_untrained
 from airtune.training.placements import Placements
+from airtune.training.refits import Refits
 from airtune.training.sizes import TextSizes, sizes_of, step_tokens, tokens_of
 
 
@@ -77,6 +79,7 @@ class Worker:
         self._targets = loaded.lora_targets
         self._rule = rule_of(scenario)
         self._placements = Placements(self._model, self.shape)
+        self._refits = Refits(scenario, self._model, self.shape)
         self._load_data()
         # A round's new start is the same for all clients of a rank.
         self._restart = lru_cache(maxsize=4)(self._new_adapter)
@@ -129,6 +132,7 @@ class Worker:
                     labels=self._label_counts(data),
                     pruning_cost=self._cost_curve(client) if measured else None,
                     calibration_flops=self._calibration_flops(client),
+                    rereading_flops=self._rereading_flops(client),
                     most_pruned=self._most_pruned(client) if measured else None,
                 )
                 for client, data in enumerate(self._train_data)
@@ -137,7 +141,7 @@ class Worker:
 
     def measured_costs(self, client: int) -> MeasuredCosts:
         """Return what pruning costs a client; read from its text once."""
-        owner = None if self._shared_texts else client
+        owner = self._owner(client)
         if owner not in self._costs:
             self._costs[owner] = self._cost_curve(client), self._most_pruned(client)
         return self._costs[owner]
@@ -208,7 +212,12 @@ class Worker:
         if job.correction is not None:
             correction = gather_adapter(leading(job.correction, mode.rank), structure, shape)
         with self._placements.submodel(
-            structure, self._config(mode.rank), start_values, refit, freezes_a=mode.freezes_a
+            structure,
+            self._config(mode.rank),
+            start_values,
+            refit,
+            freezes_a=mode.freezes_a,
+            added=None if refit is None else self._refits.added(job),
         ) as (placed, parameters):
             new_moments, train_loss, control = fit(
                 placed.peft_model,
@@ -308,11 +317,14 @@ class Worker:
             multiple=self.shape.channel_multiple,
         )
         structure = choose(statistics, self.shape, pruning, section.units, select=select)
-        return structure, statistics if section.refit else None
+        if not section.refit:
+            return structure, None
+        owner, texts = self._owner(client), self._calibration_texts(client)
+        return structure, self._refits.statistics(owner, job, statistics, texts)
 
     def _calibrated(self, client: int) -> Statistics:
         """Return the statistics that the client is cut by, read from their text once."""
-        owner = None if self._shared_texts else client
+        owner = self._owner(client)
         if owner not in self._statistics:
             texts = self._calibration_texts(client)
             batches = eval_batches(texts, self.scenario.evaluation.batch_size)
@@ -328,6 +340,9 @@ class Worker:
                 del self._statistics[next(iter(self._statistics))]  # the oldest; it is on disk
         return self._statistics[owner]
 
+    def _owner(self, client: int) -> int | None:
+        return None if self._shared_texts else client
+
     def _calibration_texts(self, client: int) -> list[Encoded]:
         wanted = self.scenario.pruning.calibration_examples
         return self._shared_texts or self._train_data[client][:wanted]
@@ -338,6 +353,14 @@ class Worker:
             return 0.0
         lengths = [len(text.input_ids) for text in self._calibration_texts(client)]
         return calibration_flops(self.shape, lengths, sensitivity_rows=SENSITIVITY_ROWS)
+
+    def _rereading_flops(self, client: int) -> float:
+        """Count what its device computes whenever the calibration text is read again."""
+        section = self.scenario.pruning
+        if section.refit_every_rounds is None:
+            return 0.0
+        texts = self._calibration_texts(client)[: section.refit_examples]
+        return rereading_flops(self.shape, [len(text.input_ids) for text in texts])
 
     def _most_pruned(self, client: int) -> KeptSizes | None:
         section = self.scenario.pruning

@@ -1,0 +1,65 @@
+"""When the calibration text is read again, in which model, and how long that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from airtune.adapters.names import Adapter
+from airtune.models.devices import DeviceProfile, compute_s
+from airtune.rounds.cell import Cell
+from airtune.rounds.situation import may_be_cut
+from airtune.scenario import Scenario
+from airtune.training.client import Refit
+
+
+def refit_of(scenario: Scenario, last: Refit | None, round: int, adapter: Adapter) -> Refit | None:
+    """Return what the clients of a round are refitted by; None: as before training.
+
+    Args:
+        scenario: the run's.
+        last: of the round before.
+        round: counted from 1.
+        adapter: as the round's broadcast leaves it at its listeners.
+    """
+    every = scenario.pruning.refit_every_rounds
+    if every is None or round == 1 or (round - 1) % every:
+        return last
+    return Refit(round, adapter)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What reading the text again takes of a round."""
+
+    time_s: float = 0.0
+    """On the virtual clock, before the clients train: the slowest one's."""
+    flops: float = 0.0
+    """Of all clients."""
+
+
+def reading_of(
+    cell: Cell,
+    refit: Refit | None,
+    round: int,
+    profiles: Sequence[DeviceProfile],
+    adapter: Adapter,
+) -> Reading:
+    """Count the reading of a round: every client that may be cut reads, at the same time.
+
+    Args:
+        cell: the run's.
+        refit: the round's.
+        round: counted from 1.
+        profiles: of all clients.
+        adapter: the server's.
+    """
+    if refit is None or refit.round != round:
+        return Reading()
+    each = [
+        client.rereading_flops if may else 0.0
+        for client, may in zip(cell.federation.clients, may_be_cut(cell, adapter), strict=True)
+    ]
+    return Reading(
+        max(compute_s(f, profile) for f, profile in zip(each, profiles, strict=True)), sum(each)
+    )
