@@ -21,7 +21,7 @@ from airtune.pruning import Statistics, calibrate, choose, cut
 from airtune.pruning.layers import blocks_of, output_projection, weight_of
 from airtune.pruning.rereading import reread
 from airtune.scenario import Scenario
-from airtune.training.client import ClientJob, Refit
+from airtune.training.client import ClientJob, ClientUpdate, Refit
 from airtune.training.placements import Placements
 from airtune.training.refits import Refits
 from airtune.training.worker import Worker
@@ -152,11 +152,28 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def test_a_run_reads_again_on_the_clock_and_trains_otherwise(tmp_path: Path) -> None:
+def test_a_run_reads_again_on_the_clock_and_trains_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_in: list[tuple[int, int, Adapter]] = []
+    train = Worker.train
+
+    def noted(worker: Worker, job: ClientJob) -> ClientUpdate:
+        if job.refit is not None:
+            assert job.assignment.pruning > 0
+            read_in.append((job.round, job.refit.round, job.refit.adapter))
+            if job.round == job.refit.round:
+                assert job.refit.adapter is job.adapter
+        return train(worker, job)
+
+    monkeypatch.setattr(Worker, "train", noted)
     without = at.run(at.load_scenario("tiny", SETTINGS), out=tmp_path / "without")
     scenario = at.load_scenario("tiny", [*SETTINGS, "pruning.refit_every_rounds=2"])
     record = at.run(scenario, out=tmp_path / "with")
     assert [one.refit_s is not None for one in record.rounds] == [False, False, True, False]
+    assert {(round, of) for round, of, _ in read_in} == {(3, 3), (4, 3)}
+    third_adapters = [of for _, _, of in read_in]
+    assert all(of is third_adapters[0] for of in third_adapters)
     for before, now in zip(without.rounds[:2], record.rounds[:2], strict=True):
         assert (before.eval_loss, before.elapsed_s) == (now.eval_loss, now.elapsed_s)
     assert without.rounds[2].eval_loss != record.rounds[2].eval_loss
@@ -176,6 +193,7 @@ def test_a_run_reads_again_on_the_clock_and_trains_otherwise(tmp_path: Path) -> 
     resumed = stopped_and_resumed(scenario, tmp_path / "cut", after=3)
     assert [one.eval_loss for one in resumed.rounds] == [one.eval_loss for one in record.rounds]
     assert resumed.rounds[-1].elapsed_s == record.rounds[-1].elapsed_s
+    assert [of for _, of, _ in read_in[len(third_adapters) :]].count(3) == len(third_adapters)
 
 
 def test_reading_again_is_counted_as_the_part_of_calibration_that_it_is(setting: Setting) -> None:
