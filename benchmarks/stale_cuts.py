@@ -2,9 +2,9 @@
 
 Submodels are cut and refitted by statistics of the model as it was before training. With the
 adapter of a finished run: the loss of each client's training texts in the full model, in such
-submodels of it, and in submodels by statistics that are read anew. Where a pruned client's texts
-have a low loss in its submodel and a high one in the full model, it has nothing left to learn
-from them, and the full model has not learned them.
+submodels of it, and in submodels that are refitted by statistics read again. Where a pruned
+client's texts have a low loss in its submodel and a high one in the full model, it has nothing
+left to learn from them, and the full model has not learned them.
 
     airtune run experiments/scenarios/clinc150.toml --out runs/here --set …
     python benchmarks/stale_cuts.py runs/here
@@ -29,12 +29,14 @@ from airtune.adapters.slices import gather_adapter
 from airtune.data import Batch, encode, eval_batches, load_task
 from airtune.models.loading import load_model, speed_up_attention
 from airtune.pruning import calibrate, choose, cut
+from airtune.pruning.rereading import reread
 from airtune.record import read_record
 from airtune.scenario import Scenario
 from airtune.training.evaluation import answer_loss
 from airtune.training.worker import Worker
 
 OUT = Path(__file__).parent / "results" / "stale_cuts.json"
+FEW_TEXTS = 32
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def main() -> None:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def measured(folder: Path, rates: Sequence[float], count: int) -> dict[str, Any]:
+def measured(folder: Path, rates: Sequence[float], steps: int) -> dict[str, Any]:
     """Return the losses of a run's clients, (clients,) each, by model and rate."""
     record = read_record(folder)
     scenario = Scenario.model_validate(record.scenario)
@@ -70,7 +72,7 @@ def measured(folder: Path, rates: Sequence[float], count: int) -> dict[str, Any]
     worker = Worker(scenario, device="cpu")
     # Of a round that was not run: drawn like the others, from the clients' training texts.
     drawn = [
-        worker.batches(scenario.rounds + 1, client, count)
+        worker.batches(scenario.rounds + 1, client, steps)
         for client in range(len(scenario.client_devices))
     ]
     config = lora_config(section, loaded.lora_targets, rank_of(adapter))
@@ -85,12 +87,14 @@ def measured(folder: Path, rates: Sequence[float], count: int) -> dict[str, Any]
         structure = choose(before, shape, rate, units)
         submodel = cut(model, shape, structure, before)
         with adapted(submodel, config, gather_adapter(adapter, structure, shape)) as placed:
-            losses[f"{rate:g}, statistics of before"] = _losses(placed, drawn)
+            losses[f"{rate:g}, read before training"] = _losses(placed, drawn)
     with merged_into_base(model, adapter, scale):
-        anew = calibrate(model, shape, texts, stand_ins=False)
-        for rate in rates:
-            submodel = cut(model, shape, choose(anew, shape, rate, units), anew)
-            losses[f"{rate:g}, statistics read anew"] = _losses(submodel, drawn)
+        for count in (FEW_TEXTS, len(own)):
+            batches = eval_batches(own[:count], scenario.evaluation.batch_size)
+            again = reread(before, model, shape, batches)
+            for rate in rates:
+                submodel = cut(model, shape, choose(again, shape, rate, units), again)
+                losses[f"{rate:g}, {count} texts read again"] = _losses(submodel, drawn)
     for name, values in losses.items():
         print(f"{name:30}", *(f"{value:6.2f}" for value in values), flush=True)
     rows = [one for one in record.rounds if one.clients]

@@ -185,6 +185,7 @@ def test_a_run_reads_again_on_the_clock_and_trains_otherwise(
         read = sum(client.rereading_flops for client in cell.federation.clients)
     third, same = record.rounds[2], without.rounds[2]
     assert third.refit_s == pytest.approx(max(each))
+    assert third.refit_s is not None
     assert third.elapsed_s == pytest.approx(
         record.rounds[1].elapsed_s + third.refit_s + third.round_latency_s
     )
