@@ -14,7 +14,7 @@ import torch
 from airtune.errors import InputError
 from airtune.models.loading import fingerprint_of, shape_of
 from airtune.pruning import Statistics, cached_calibration, calibrate, load_statistics, text_hash
-from airtune.pruning.calibration import _stream
+from airtune.pruning.calibration import block_moments
 from airtune.pruning.layers import blocks_of, output_projection
 from airtune.pruning.statistics import Block
 from airtune.pruning.store import FORMAT, save_block, save_header
@@ -40,7 +40,7 @@ def test_streamed_moments_are_those_of_the_whole_model(name: str) -> None:
     model = small_model(name)
     shape = shape_of(model)
     batches = [text_batch(seed=1), text_batch(rows=3, length=9, seed=2)]
-    streamed = {block: moments for block, moments, _ in _stream(model, shape, batches)}
+    streamed = {block: moments for block, moments, _ in block_moments(model, shape, batches)}
     assert list(streamed) == list(range(shape.blocks))
     with torch.no_grad():
         for block in streamed:
