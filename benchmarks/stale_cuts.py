@@ -76,8 +76,7 @@ def measured(folder: Path, rates: Sequence[float], steps: int) -> dict[str, Any]
         for client in range(len(scenario.client_devices))
     ]
     config = lora_config(section, loaded.lora_targets, rank_of(adapter))
-    scale = section.lora_alpha / section.lora_rank
-    units = scenario.pruning.units
+    scale, units = section.lora_scale, scenario.pruning.units
 
     before = calibrate(model, shape, texts, stand_ins=False)
     losses: dict[str, list[float]] = {}

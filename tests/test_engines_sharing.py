@@ -24,7 +24,7 @@ from airtune.engines.sharing import (
 )
 from airtune.record.schema import dump_json
 from airtune.scenario import ParticipationSection, Scenario
-from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
+from airtune.training.client import ClientFailure, ClientJob, ClientUpdate, Refit
 from airtune.training.worker import Evaluation, Worker
 
 QUICK = ["rounds=2", "training.local_steps=1", "task.eval_examples=8", "task.train_examples=128"]
@@ -169,6 +169,9 @@ def keys(folder: Path, scenario: Scenario, asked: ClientJob) -> str:
         (["pruning.refit=false"], 0.3, False),
         (["pruning.units=mlp"], 0.3, False),
         (["pruning.cost=measured", "pruning.max_pruning=0.5"], 0.3, True),
+        (["pruning.refit_every_rounds=2", "pruning.refit_examples=4"], 0.0, True),
+        (["pruning.refit_every_rounds=2"], 0.3, True),
+        (["pruning.refit_every_rounds=2", "pruning.refit_examples=4"], 0.3, False),
         (["rounds=3"], 0.0, True),
         (["seed=2"], 0.0, False),
         (["training.learning_rate=0.02"], 0.0, False),
@@ -201,7 +204,8 @@ def test_a_hash_depends_on_all_of_the_job_but_the_air(tmp_path: Path) -> None:
         replace(base, adapter=changed), replace(base, optimizer_state={"step": torch.zeros(())}),
         replace(base, optimizer_state={"step": torch.ones(())}),
         replace(base, rate_round=2), replace(base, correction=base.adapter),
-        replace(base, correction=changed),
+        replace(base, correction=changed), replace(base, refit=Refit(1, base.adapter)),
+        replace(base, refit=Refit(4, base.adapter)), replace(base, refit=Refit(4, changed)),
     ]  # fmt: skip
     found = {keys(tmp_path, scenario, one) for one in [base, *others]}
     assert len(found) == 1 + len(others)

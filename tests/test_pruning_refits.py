@@ -12,7 +12,6 @@ from airtune.adapters.lora import lora_config, merged_into_base
 from airtune.adapters.names import Adapter, leading
 from airtune.adapters.slices import gather_adapter
 from airtune.data import Encoded, encode, eval_batches, load_task
-from airtune.engines.sharing import SharingEngine
 from airtune.errors import InputError
 from airtune.merging.rules import rule_of
 from airtune.models.loading import LoadedModel, load_model, shape_of
@@ -20,6 +19,7 @@ from airtune.models.workload import calibration_flops, rereading_flops
 from airtune.pruning import Statistics, calibrate, choose, cut
 from airtune.pruning.layers import blocks_of, output_projection, weight_of
 from airtune.pruning.rereading import reread
+from airtune.pruning.statistics import UNITS
 from airtune.scenario import Scenario
 from airtune.training.client import ClientJob, ClientUpdate, Refit
 from airtune.training.placements import Placements
@@ -38,9 +38,8 @@ class Setting:
     def __init__(self) -> None:
         settings = [f"training.lora_rank={RANK}", "pruning.refit_every_rounds=3"]
         self.scenario: Scenario = at.load_scenario("tiny", settings)
-        section = self.scenario.training
         self.loaded: LoadedModel = load_model(self.scenario.model, seed=0)
-        self.scale = section.lora_alpha / section.lora_rank
+        self.scale = self.scenario.training.lora_scale
         task = load_task(self.scenario.task, seed=0, tokenizer=self.loaded.tokenizer)
         self.texts: list[Encoded] = encode(task.train[:16], self.loaded.tokenizer, 64)
         self.before: Statistics = calibrate(
@@ -67,10 +66,8 @@ def test_the_same_text_in_the_same_model_gives_the_same_statistics(name: str) ->
     model = small_model(name)
     shape, batches = shape_of(model), [text_batch(rows=6), text_batch(rows=3, seed=1)]
     known = calibrate(model, shape, batches, stand_ins=False)
-    for of, (again, fewer) in {
-        unit: (reread(known, model, shape, batches), reread(known, model, shape, batches[:1]))
-        for unit in ("mlp", "group")
-    }.items():
+    again, fewer = (reread(known, model, shape, some) for some in (batches, batches[:1]))
+    for of in UNITS:
         for block in range(shape.blocks):
             first, second = known.sublayer(block, of), again.sublayer(block, of)
             assert torch.equal(first.order, second.order)
@@ -204,21 +201,6 @@ def test_reading_again_is_counted_as_the_part_of_calibration_that_it_is(setting:
     counted = calibration_flops(shape, lengths, sensitivity_rows=0)
     assert rereading_flops(shape, lengths) == pytest.approx(counted - shape.blocks * rest)
     assert rereading_flops(shape, lengths) > rereading_flops(shape, lengths[:1]) > 0
-
-
-def test_work_is_shared_only_with_the_same_refit(setting: Setting, tmp_path: Path) -> None:
-    class Engine:
-        pass
-
-    sharing = SharingEngine(Engine(), setting.scenario, tmp_path, 1e9)  # type: ignore[arg-type]
-    job = setting.job(RANK)
-    other = {name: value + 1 for name, value in setting.adapter.items()}
-    keys = {
-        sharing._key(ClientJob(job.round, job.assignment, job.adapter, refit=refit))
-        for refit in (None, job.refit, Refit(1, setting.adapter), Refit(4, other))
-    }
-    assert len(keys) == 4
-    assert sharing._key(job) in keys
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,11 @@ class _RemoteWorker:
         return Worker(scenario_from_dict(self._scenario_values), device=self._device)
 
     def train(
-        self, job: ClientJob, adapter: Packed, moments: Packed | None
+        self, job: ClientJob, adapter: Packed, moments: Packed | None, read_in: Packed | None
     ) -> tuple[ClientUpdate | ClientFailure, Packed | None, Packed | None]:
         state = None if moments is None else unpacked(moments)
+        if job.refit is not None and read_in is not None:
+            job = replace(job, refit=replace(job.refit, adapter=unpacked(read_in)))
         try:
             update = self._worker.train(
                 replace(job, adapter=unpacked(adapter), optimizer_state=state)
@@ -179,8 +181,10 @@ class RayEngine:
         waiting = deque(jobs)
         if not waiting:
             return
-        # The adapter is the same in every job: it is put on the object store once.
+        # The adapters are the same in every job: they are put on the object store once.
         adapter = self._ray.put(packed(waiting[0].adapter))
+        refit = next((job.refit for job in waiting if job.refit is not None), None)
+        read_in = None if refit is None else self._ray.put(packed(refit.adapter))
         attempts: dict[int, int] = {}
         running: dict[Any, tuple[int, ClientJob]] = {}
         idle = list(range(len(self._workers)))
@@ -189,7 +193,7 @@ class RayEngine:
                 index, job = self._matched(waiting, idle)
                 idle.remove(index)
                 waiting.remove(job)
-                running[self._given_out(index, job, adapter)] = (index, job)
+                running[self._given_out(index, job, adapter, read_in)] = (index, job)
             (done,), _ = self._ray.wait(list(running), num_returns=1)
             index, job = running.pop(done)
             try:
@@ -203,11 +207,17 @@ class RayEngine:
                     waiting.appendleft(job)
             idle.append(index)
 
-    def _given_out(self, index: int, job: ClientJob, adapter: Any) -> Any:
-        state = job.optimizer_state
-        light = replace(job, adapter={}, optimizer_state=None, change=None)
+    def _given_out(self, index: int, job: ClientJob, adapter: Any, read_in: Any) -> Any:
+        state, refit = job.optimizer_state, job.refit
+        light = replace(
+            job,
+            adapter={},
+            optimizer_state=None,
+            change=None,
+            refit=None if refit is None else replace(refit, adapter={}),
+        )
         moments = None if state is None else packed(state)
-        return self._workers[index].train.remote(light, adapter, moments)
+        return self._workers[index].train.remote(light, adapter, moments, read_in)
 
     def _matched(self, waiting: deque[ClientJob], idle: list[int]) -> tuple[int, ClientJob]:
         for job in waiting:

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from airtune.merging.rules import rule_of
 from airtune.models.structure import Structure
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario
-from airtune.training.client import ClientFailure, ClientJob, ClientUpdate, Refit
+from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
 from airtune.training.worker import Evaluation, Federation, MeasuredCosts
 
 NOT_READ = frozenset({
@@ -43,9 +43,12 @@ NOT_READ_OF_A_DEVICE = frozenset({
     "profile", "utilisation", "memory_bytes", "power_dbm", "radio", "energy_budget_j",
     "distance_m", "uplink_trace", "downlink_trace", "lora_rank",
 })  # fmt: skip
-NOT_READ_IN_TRAINING = frozenset({"max_pruning", "cost", "cache_statistics"})
-"""Of the pruning section; the last chooses where the same statistics are read from."""
-FOR_A_CUT = frozenset({"units", "selection", "refit"})
+NOT_READ_IN_TRAINING = frozenset({
+    "max_pruning", "cost", "cache_statistics", "refit_every_rounds",
+})  # fmt: skip
+"""Of the pruning section: the third chooses where the same statistics are read from, and of the
+last a job says in which round the text was read."""
+FOR_A_CUT = frozenset({"units", "selection", "refit", "refit_examples"})
 """Of the pruning section: read only where something is left out."""
 THE_AIR = frozenset({
     "bandwidth_hz", "rate_bps", "downlink_rate_bps", "downlink_bits", "planned",
@@ -210,8 +213,8 @@ def _hash(values: Mapping[str, Any]) -> str:
 
 def _described(value: Any) -> str:
     """Return a part of a job for its hash: tensors by name as a digest, others as text."""
-    if isinstance(value, Refit):
-        return f"{value.round} {_digest(value.adapter)}"
+    if is_dataclass(value):
+        return " ".join(_described(getattr(value, one.name)) for one in fields(value))
     return _digest(value) if isinstance(value, Mapping) else str(value)
 
 

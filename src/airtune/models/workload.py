@@ -202,16 +202,13 @@ def calibration_flops(shape: ModelShape, lengths: Sequence[int], *, sensitivity_
         lengths: tokens of each text.
         sensitivity_rows: how many texts are also differentiated.
     """
-    width = shape.query_heads * shape.head_dim
     count = max(1, len(lengths))
-    tokens, squares = sum(lengths), sum(length**2 for length in lengths)
-    through = shape.blocks * 4.0 * width * squares + 2.0 * tokens * shape.block_parameters
     differentiated = min(1.0, sensitivity_rows / count)
-    total = through * (1 + 2 * differentiated)
-    total += 4.0 * differentiated * tokens * shape.head_inputs * shape.vocab
-    for n in (shape.mlp_channels, width):
+    total = _pass_flops(shape, lengths) * (1 + 2 * differentiated)
+    total += 4.0 * differentiated * sum(lengths) * shape.head_inputs * shape.vocab
+    for n in _moment_sizes(shape):
         orders = (4 / 3 + 8 / 7) * n**3 + (4 / 3 + 2) * n**2 * shape.hidden
-        total += shape.blocks * (2.0 * tokens * n**2 + orders)
+        total += shape.blocks * (2.0 * sum(lengths) * n**2 + orders)
     return total
 
 
@@ -225,12 +222,21 @@ def rereading_flops(shape: ModelShape, lengths: Sequence[int]) -> float:
         shape: the model.
         lengths: tokens of each text.
     """
-    width = shape.query_heads * shape.head_dim
-    tokens, squares = sum(lengths), sum(length**2 for length in lengths)
-    total = shape.blocks * 4.0 * width * squares + 2.0 * tokens * shape.block_parameters
-    for n in (shape.mlp_channels, width):
-        total += shape.blocks * (2.0 * tokens * n**2 + n**3 / 3)
+    total = _pass_flops(shape, lengths)
+    for n in _moment_sizes(shape):
+        total += shape.blocks * (2.0 * sum(lengths) * n**2 + n**3 / 3)
     return total
+
+
+def _pass_flops(shape: ModelShape, lengths: Sequence[int]) -> float:
+    squares = sum(length**2 for length in lengths)
+    attention = shape.blocks * 4.0 * shape.query_heads * shape.head_dim * squares
+    return attention + 2.0 * sum(lengths) * shape.block_parameters
+
+
+def _moment_sizes(shape: ModelShape) -> tuple[int, int]:
+    """Return how many features the output projections of an MLP and of an attention have."""
+    return shape.mlp_channels, shape.query_heads * shape.head_dim
 
 
 def adapter_size(shape: ModelShape, sizes: KeptSizes, mode: Mode) -> int:

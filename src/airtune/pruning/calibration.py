@@ -28,6 +28,7 @@ from airtune.pruning.statistics import (
     CalibrationBatch,
     Statistics,
     SublayerStatistics,
+    kept_moments,
     text_hash,
 )
 
@@ -133,16 +134,13 @@ def _summarise(
     order = elimination_order(covariance, weighted, width=width, ridge=RIDGE, chunk=chunk)
     features = ordered_features(order, width)
     factor = stable_cholesky(covariance[features][:, features], RIDGE)
-    scale = factor.square().sum(1).sqrt()
     ordered = weighted[:, features]
     half = tokens_per_label / 2
     return SublayerStatistics(
         order=order.cpu(),
         width=width,
-        factor=(factor / scale[:, None]).half().cpu(),
-        scale=scale.cpu(),
-        mean=mean.cpu(),
         harm=(half * refit_errors(factor, ordered, width)).cpu(),
+        **kept_moments(factor, mean),
     )
 
 

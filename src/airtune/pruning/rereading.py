@@ -2,8 +2,8 @@
 
 As an adapter grows, what the removed units compute is less and less what they computed before
 training, and a refit to that sets the submodel apart from the model (docs/pruning.md). Which units
-are important is kept from the first reading: it takes most of a calibration's arithmetic, and new
-orders were no better.
+are important is kept from the first reading: with few texts to find it is most of a calibration's
+arithmetic, and new orders were no better (docs/log.md).
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from torch import nn
 from airtune.models.workload import ModelShape
 from airtune.pruning.calibration import RIDGE, block_moments
 from airtune.pruning.importance import stable_cholesky
-from airtune.pruning.statistics import CalibrationBatch, Statistics, SublayerStatistics
+from airtune.pruning.statistics import (
+    CalibrationBatch,
+    Statistics,
+    SublayerStatistics,
+    kept_moments,
+)
 
 
 @torch.no_grad()
@@ -62,10 +67,4 @@ def _with_moments(
     features = known.ordered_features.to(moment.device)
     covariance = moment - torch.outer(mean, mean)
     factor = stable_cholesky(covariance[features][:, features], RIDGE)
-    scale = factor.square().sum(1).sqrt()
-    return replace(
-        known,
-        factor=(factor / scale[:, None]).half().cpu(),
-        scale=scale.cpu(),
-        mean=mean.cpu(),
-    )
+    return replace(known, **kept_moments(factor, mean))

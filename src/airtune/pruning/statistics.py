@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -37,6 +37,24 @@ class CalibrationBatch(Protocol):
     @property
     def labels(self) -> Tensor:
         """Token ids to predict, -100 where there is none, (rows, length)."""
+
+
+class Moments(TypedDict):
+    """The fields of `SublayerStatistics` that hold the moments of its features."""
+
+    factor: Tensor
+    scale: Tensor
+    mean: Tensor
+
+
+def kept_moments(factor: Tensor, mean: Tensor) -> Moments:
+    """Return what is kept of a Cholesky factor L of the ordered covariance, and of the means."""
+    scale = factor.square().sum(1).sqrt()
+    return {
+        "factor": (factor / scale[:, None]).half().cpu(),
+        "scale": scale.cpu(),
+        "mean": mean.cpu(),
+    }
 
 
 @dataclass(frozen=True)

@@ -42,12 +42,23 @@ class NoBlock(nn.Module):
 
 @dataclass(frozen=True)
 class Added:
-    """What an adapter adds to an output projection's weight, (outputs, inputs)."""
+    """What an adapter adds to an output projection's weight."""
 
-    whole: Tensor
-    """By all of its ranks."""
-    own: Tensor
-    """By the ranks that the submodel's own adapter goes on from."""
+    columns: Tensor
+    """B, (outputs, rank)."""
+    rows: Tensor
+    """A, (rank, inputs)."""
+    scale: float
+    own_rank: int
+    """The submodel's own adapter goes on from so many of the ranks, the first ones."""
+
+    def whole(self) -> Tensor:
+        """Return what all ranks add, (outputs, inputs)."""
+        return self.scale * self.columns @ self.rows
+
+    def own(self) -> Tensor:
+        """Return the part of it that the submodel has in its own adapter."""
+        return self.scale * self.columns[:, : self.own_rank] @ self.rows[: self.own_rank]
 
 
 def cut(
@@ -204,7 +215,7 @@ def _cut_output(
         weight = weight + extra.replacement.to(weight)
         constant = extra.constant.to(weight)
     if added is not None:
-        weight = weight + added.whole.to(weight)
+        weight = weight + added.whole().to(weight)
     kept = torch.isin(features, columns)
     fitted = refit(weight[:, features], sublayer.factor_on(weight), kept)
     mean = sublayer.mean.to(weight)
@@ -212,7 +223,7 @@ def _cut_output(
     # From the order of importance back to the order of the model.
     fitted = fitted[:, torch.argsort(features[kept])]
     if added is not None:
-        fitted = fitted - added.own.to(weight)[:, columns]
+        fitted = fitted - added.own().to(weight)[:, columns]
     return layer_like(layer, fitted, constant if bias is None else bias.float() + constant)
 
 
@@ -229,7 +240,7 @@ def _no_attention(
     if statistics is not None:
         weight = weight_of(layer).float()
         if added is not None:
-            weight = weight + added.whole.to(weight)
+            weight = weight + added.whole().to(weight)
         mean = weight @ statistics.sublayer(index, "group").mean.to(weight)
         constant = (mean if bias is None else mean + bias.float()).to(weight_of(layer).dtype)
     return NoAttention(constant)

@@ -166,7 +166,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         round=situation.round,
         elapsed_s=state.elapsed_s
         + (0.0 if drawn is None else drawn.waited_s)
-        + reading.time_s
+        + (0.0 if reading is None else reading.time_s)
         + latency_s,
         adapter=adapter,
         optimizer_states=moments_after(
@@ -205,7 +205,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         train_loss=float(np.mean(losses)) if losses else None,
         uplink_bits=sum(client.uplink_bits for client in clients),
         downlink_bits=max(client.downlink_bits for client in clients),
-        flops=sum(client.flops for client in clients) + reading.flops,
+        flops=sum(client.flops for client in clients) + (0.0 if reading is None else reading.flops),
         energy_j=energy_together(clients),
         pruning_loss=plan.pruning_loss,
         objective_s=plan.objective_s,
@@ -219,7 +219,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         cohort=None if drawn is None else len(situation.cohort),
         available=None if drawn is None else int(drawn.available.sum()),
         waited_s=None if drawn is None else drawn.waited_s,
-        refit_s=reading.time_s if refit is not None and refit.round == situation.round else None,
+        refit_s=None if reading is None else reading.time_s,
         clients=clients,
     )
     return replace(after, losses=(*state.losses, finite(loss))), record

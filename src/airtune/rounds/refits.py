@@ -32,9 +32,9 @@ def refit_of(scenario: Scenario, last: Refit | None, round: int, adapter: Adapte
 class Reading:
     """What reading the text again takes of a round."""
 
-    time_s: float = 0.0
+    time_s: float
     """On the virtual clock, before the clients train: the slowest one's."""
-    flops: float = 0.0
+    flops: float
     """Of all clients."""
 
 
@@ -44,7 +44,7 @@ def reading_of(
     round: int,
     profiles: Sequence[DeviceProfile],
     adapter: Adapter,
-) -> Reading:
+) -> Reading | None:
     """Count the reading of a round: every client that may be cut reads, at the same time.
 
     Args:
@@ -53,9 +53,12 @@ def reading_of(
         round: counted from 1.
         profiles: of all clients.
         adapter: the server's.
+
+    Returns:
+        None in a round without one.
     """
     if refit is None or refit.round != round:
-        return Reading()
+        return None
     each = [
         client.rereading_flops if may else 0.0
         for client, may in zip(cell.federation.clients, may_be_cut(cell, adapter), strict=True)

@@ -141,6 +141,11 @@ class TrainingSection(Section):
             )
         return self
 
+    @property
+    def lora_scale(self) -> float:
+        """What B A is multiplied by, at every rank."""
+        return self.lora_alpha / self.lora_rank
+
     def in_round(self, round: int, rounds: int) -> TrainingSection:
         """Return the settings of one round, counted from 1, of `rounds`: its own learning rate."""
         if self.learning_rate_schedule == "constant":

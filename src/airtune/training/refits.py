@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from airtune.adapters.lora import merged_into_base
-from airtune.adapters.names import leading, pairs
+from airtune.adapters.names import pairs
 from airtune.data import Encoded, eval_batches
 from airtune.models.workload import ModelShape
 from airtune.pruning import Statistics
@@ -30,7 +30,7 @@ class Refits:
 
     def __init__(self, scenario: Scenario, model: nn.Module, shape: ModelShape) -> None:
         self._scenario, self._model, self._shape = scenario, model, shape
-        self._scale = scenario.training.lora_alpha / scenario.training.lora_rank
+        self._scale = scenario.training.lora_scale
         # By whose text: of which round, and the statistics.
         self._read: dict[int | None, tuple[int, Statistics]] = {}
 
@@ -49,10 +49,8 @@ class Refits:
             return before
         round, known = self._read.get(owner, (0, before))
         if round != job.refit.round:
-            section = self._scenario.pruning
-            batches = eval_batches(
-                texts[: section.refit_examples or len(texts)], self._scenario.evaluation.batch_size
-            )
+            read = texts[: self._scenario.pruning.refit_examples]
+            batches = eval_batches(read, self._scenario.evaluation.batch_size)
             transposed = self._shape.table.transposed
             with merged_into_base(
                 self._model, job.refit.adapter, self._scale, transposed=transposed
@@ -68,15 +66,14 @@ class Refits:
         """
         if job.refit is None:
             return None
-        whole, own = job.refit.adapter, leading(job.refit.adapter, job.assignment.mode.rank)
-        table = self._shape.table
+        adapter, own_rank, table = job.refit.adapter, job.assignment.mode.rank, self._shape.table
         wanted = {
             f"base_model.model.{table.blocks}.{block}.{name}.lora_A.weight": (block, name)
             for block in range(self._shape.blocks)
             for name in (output_projection(self._shape, unit).name for unit in UNITS)
         }
         return {
-            wanted[a]: Added(self._scale * whole[b] @ whole[a], self._scale * own[b] @ own[a])
-            for a, b in pairs(whole)
+            wanted[a]: Added(adapter[b], adapter[a], self._scale, own_rank)
+            for a, b in pairs(adapter)
             if a in wanted
         }

@@ -190,8 +190,7 @@ class Worker:
         seed = derived_seed(self.scenario.seed, "restart", round=job.round)
         if assigned.pruning > 0:
             self._calibrated(job.client)  # on the base as it began, whichever round comes first
-        section = self.scenario.training
-        scale = section.lora_alpha / section.lora_rank
+        scale = self.scenario.training.lora_scale
         transposed = self.shape.table.transposed
         with merged_into_base(self._model, job.adapter, scale, transposed=transposed):
             start = self._restart(assigned.mode.rank, seed)
