@@ -291,6 +291,12 @@ def test_a_device_has_to_be_a_client(scenario: Scenario, tmp_path: Path) -> None
         Device(scenario, "nobody", Unpaced(), tmp_path)
 
 
+def test_refits_to_the_trained_model_are_refused(tmp_path: Path) -> None:
+    scenario = load_scenario("tiny", [*SMALL, "pruning.refit_every_rounds=2"])
+    with pytest.raises(InputError, match=r"pruning\.refit_every_rounds is for simulated clients"):
+        on_devices(scenario, FakeMailbox({}), tmp_path / "run", Conditions(devices=3, wait_s=5.0))
+
+
 def test_private_devices_clip_count_and_stop(tmp_path: Path) -> None:
     values = [*SMALL, "rounds=3", "pruning.max_pruning=0.0"]
     scenario = load_scenario("tiny", values)

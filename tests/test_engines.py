@@ -74,6 +74,23 @@ def test_ray_gives_the_record_of_the_local_engine(
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_ray_refits_as_the_local_engine_does(engine: Any, tmp_path: Path) -> None:
+    scenario = tiny(
+        "planning.method=uniform", "planning.kappa=0.05", "pruning.refit_every_rounds=1"
+    )
+    threads = torch.get_num_threads()
+    run(scenario, out=tmp_path / "local", engine=LocalEngine(scenario, threads=1))
+    torch.set_num_threads(threads)
+    spread = engine_maker("ray", workers=2, threads=1)(scenario)
+    try:
+        run(scenario, out=tmp_path / "ray", engine=spread)
+    finally:
+        spread.close()
+    assert ray.is_initialized()  # it was here before
+    assert lines(tmp_path / "ray")[1]["refit_s"] > 0
+    assert lines(tmp_path / "ray") == lines(tmp_path / "local")
+
+
 def test_a_worker_that_dies_is_replaced_and_its_clients_work_redone(
     engine: Any, scenario: Scenario, local_record: list[Any], tmp_path: Path
 ) -> None:
