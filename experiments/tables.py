@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -131,9 +131,8 @@ def table(results: Sequence[Result]) -> str:
     lines = _heads(heads)
     for name, own in grouped(results).items():
         standing = against(results, name, REFERENCE)
-        ends = [one.final_loss for one in own.values() if one.final_loss is not None]
         cells = [f"`{name}`", str(len(own)), _between([len(o.loss) - 1 for o in own.values()])]
-        cells.append(f"{np.mean(ends):.3f}")
+        cells.append(_final_loss(own.values()))
         if standing is None:
             lines.append(_line([*cells, *[DASH] * (len(heads) - len(cells))]))
             continue
@@ -159,8 +158,7 @@ def short_table(results: Sequence[Result]) -> str:
         if standing is None:
             continue
         own = grouped(results)[name].values()
-        ends = [one.final_loss for one in own if one.final_loss is not None]
-        cells = [f"`{name}`", meaning, str(len(own)), f"{np.mean(ends):.3f}"]
+        cells = [f"`{name}`", meaning, str(len(own)), _final_loss(own)]
         cells += [estimate_text(e) for e in (standing.loss, standing.time, standing.uplink)]
         lines.append(_line(cells))
     return "\n".join(lines) if results else "Not run yet."
@@ -218,6 +216,11 @@ def _heads(names: Sequence[str]) -> list[str]:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _final_loss(results: Collection[Result]) -> str:
+    ends = [one.final_loss for one in results if one.final_loss is not None]
+    return f"{np.mean(ends):.3f}"
 
 
 def _mean(values: Sequence[float | None]) -> str:

@@ -180,9 +180,7 @@ def test_every_study_file_is_valid() -> None:
         assert search_jobs(load_study(EXPERIMENTS / f"{name}.toml"))
 
 
-def test_where_memory_binds_no_batch_of_the_whole_model_fits_and_every_one_of_the_most_pruned() -> (
-    None
-):
+def test_where_memory_binds_no_whole_model_fits_and_every_most_pruned_one_does() -> None:
     shape = SHAPES["smollm2-135m-instruct"]
     shortest = StepTokens(rows=4, length=9, label_tokens=8)
     longest = StepTokens(rows=4, length=40, label_tokens=24)

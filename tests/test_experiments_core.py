@@ -138,6 +138,7 @@ def test_the_document_holds_what_the_committed_rows_hold() -> None:
     # Out of date? `python experiments/core/tables.py` writes them.
     text = tables.DOCUMENT.read_text()
     assert tables.with_tables(text) == text
+    assert all(f"<!-- {name} -->" in text for name in ("results", "gsm8k", "yahoo", "cells"))
     assert "old" not in tables.with_tables("<!-- cells -->\nold\n<!-- end -->\n")
     assert len(tables.short_table(tables.rows_of("results")).splitlines()) <= 2 + 6
 
