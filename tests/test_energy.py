@@ -62,6 +62,16 @@ def test_unknown_power_is_none_and_idle_clients_draw_nothing() -> None:
     assert energy_together([known, absent]) == known.energy_j
 
 
+def test_reading_again_is_computing_and_a_client_that_sits_out_is_billed_for_nothing_else() -> None:
+    takes_part = with_energy(BILL, PHONE, BOARD, 20.0, 4.0)
+    without = with_energy(BILL, PHONE, BOARD, 16.0)
+    assert takes_part.compute_j == pytest.approx(10.0 * (3.0 + 4.0))
+    assert takes_part.wait_j == without.wait_j
+    nothing = ClientRecord.of_nothing("a", SAT_OUT)
+    absent = with_energy(nothing, PHONE, BOARD, 20.0, 4.0)
+    assert (absent.energy_j, absent.compute_j, absent.wait_j) == (40.0, 40.0, 0.0)
+
+
 def test_a_client_that_sends_nothing_only_computes_and_waits() -> None:
     made = energy_of(
         PHONE, replace(BOARD, idle_power_w=None), compute_s=3.0, upload_s=0.0, uplink_bits=0.0,

@@ -14,6 +14,7 @@ from airtune.adapters.slices import gather_adapter
 from airtune.data import Encoded, encode, eval_batches, load_task
 from airtune.errors import InputError
 from airtune.merging.rules import rule_of
+from airtune.models.energy import idle_w
 from airtune.models.loading import LoadedModel, load_model, shape_of
 from airtune.models.workload import calibration_flops, rereading_flops
 from airtune.pruning import Statistics, calibrate, choose, cut
@@ -180,6 +181,11 @@ def test_a_run_reads_again_on_the_clock_and_trains_otherwise(
             for client, profile in zip(cell.federation.clients, cell.profiles, strict=True)
         ]
         read = sum(client.rereading_flops for client in cell.federation.clients)
+        known = [idle_w(profile) is not None for profile in cell.profiles]
+        more_j = [
+            profile.power_w * own + idle_w(profile) * (max(each) - own) if profile.power_w else 0.0
+            for own, profile in zip(each, cell.profiles, strict=True)
+        ]
     third, same = record.rounds[2], without.rounds[2]
     assert third.refit_s == pytest.approx(max(each))
     assert third.refit_s is not None
@@ -187,6 +193,10 @@ def test_a_run_reads_again_on_the_clock_and_trains_otherwise(
         record.rounds[1].elapsed_s + third.refit_s + third.round_latency_s
     )
     assert third.flops == pytest.approx(same.flops + read)
+    for now, before, more, knows in zip(third.clients, same.clients, more_j, known, strict=True):
+        if knows:
+            assert now.energy_j == pytest.approx(before.energy_j + more)
+    assert any(known) and len(set(each)) > 1
     assert record.rounds[3].flops == pytest.approx(without.rounds[3].flops)
     resumed = stopped_and_resumed(scenario, tmp_path / "cut", after=3)
     assert [one.eval_loss for one in resumed.rounds] == [one.eval_loss for one in record.rounds]

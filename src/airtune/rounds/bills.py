@@ -103,17 +103,35 @@ def bill(
 
 
 def with_energy(
-    bill: ClientRecord, device: DeviceSection, profile: DeviceProfile, round_s: float
+    bill: ClientRecord,
+    device: DeviceSection,
+    profile: DeviceProfile,
+    round_s: float,
+    reading_s: float = 0.0,
 ) -> ClientRecord:
-    """Return the bill with what the client drew until the round's end; one that sat out drew 0."""
+    """Return the bill with what the client drew until the round's end.
+
+    Args:
+        bill: without energy.
+        device: the client's.
+        profile: the client's.
+        round_s: from the first reading or broadcast to the last upload; a client that sits out is
+            billed for its reading alone.
+        reading_s: of it, in which the client read calibration text again.
+
+    Returns:
+        A client that sat out and read nothing drew 0.
+    """
     if bill.status == SAT_OUT:
-        return dataclasses.replace(
-            bill, energy_j=0.0, compute_j=0.0, transmit_j=0.0, receive_j=0.0, wait_j=0.0
-        )
+        round_s = reading_s
+        if reading_s == 0:
+            return dataclasses.replace(
+                bill, energy_j=0.0, compute_j=0.0, transmit_j=0.0, receive_j=0.0, wait_j=0.0
+            )
     drawn = energy_of(
         device,
         profile,
-        compute_s=bill.compute_s,
+        compute_s=reading_s + bill.compute_s,
         upload_s=bill.upload_s,
         uplink_bits=bill.uplink_bits,
         downlink_s=bill.downlink_s,

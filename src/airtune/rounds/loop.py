@@ -159,7 +159,13 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
     clients = _bills(cell, situation, decision, answers, profiles, sent)
     latency_s = max(client.total_s for client in clients)
     clients = tuple(
-        with_energy(one, scenario.client_devices[k], profiles[k], latency_s)
+        with_energy(
+            one,
+            scenario.client_devices[k],
+            profiles[k],
+            latency_s + (0.0 if reading is None else reading.time_s),
+            0.0 if reading is None else reading.each_s[k],
+        )
         for one, k in zip(clients, situation.cohort, strict=True)
     )
     after = State(

@@ -32,10 +32,15 @@ def refit_of(scenario: Scenario, last: Refit | None, round: int, adapter: Adapte
 class Reading:
     """What reading the text again takes of a round."""
 
-    time_s: float
-    """On the virtual clock, before the clients train: the slowest one's."""
+    each_s: tuple[float, ...]
+    """Of every client, 0 for one that reads nothing."""
     flops: float
     """Of all clients."""
+
+    @property
+    def time_s(self) -> float:
+        """On the virtual clock, before the clients train: the slowest one's."""
+        return max(self.each_s)
 
 
 def reading_of(
@@ -63,6 +68,5 @@ def reading_of(
         client.rereading_flops if may else 0.0
         for client, may in zip(cell.federation.clients, may_be_cut(cell, adapter), strict=True)
     ]
-    return Reading(
-        max(compute_s(f, profile) for f, profile in zip(each, profiles, strict=True)), sum(each)
-    )
+    each_s = tuple(compute_s(f, profile) for f, profile in zip(each, profiles, strict=True))
+    return Reading(each_s, sum(each))
