@@ -13,7 +13,7 @@ from airtune.models.devices import PROFILES, DeviceProfile
 from airtune.models.energy import budgets_of, energy_of, transmit_w
 from airtune.planning.inputs import plan_of_round, problem_of_scenario
 from airtune.record import ClientRecord
-from airtune.rounds.bills import SAT_OUT, energy_together, with_energy
+from airtune.rounds.bills import SAT_OUT, ClientReading, energy_together, with_energy
 from airtune.scenario import DeviceSection, Scenario, load_scenario
 
 BOARD = DeviceProfile("board", 1e9, 1.0, 8e9, 10.0, "made", idle_power_w=2.0)
@@ -63,13 +63,16 @@ def test_unknown_power_is_none_and_idle_clients_draw_nothing() -> None:
 
 
 def test_reading_again_is_computing_and_a_client_that_sits_out_is_billed_for_nothing_else() -> None:
-    takes_part = with_energy(BILL, PHONE, BOARD, 20.0, 4.0)
+    reading = ClientReading(downlink_s=1.0, downlink_bits=20e6, compute_s=4.0, flops=4e9)
+    takes_part = with_energy(BILL, PHONE, BOARD, 21.0, reading)
     without = with_energy(BILL, PHONE, BOARD, 16.0)
     assert takes_part.compute_j == pytest.approx(10.0 * (3.0 + 4.0))
-    assert takes_part.wait_j == without.wait_j
-    nothing = ClientRecord.of_nothing("a", SAT_OUT)
-    absent = with_energy(nothing, PHONE, BOARD, 20.0, 4.0)
-    assert (absent.energy_j, absent.compute_j, absent.wait_j) == (40.0, 40.0, 0.0)
+    received_j = 1.288 * 1.0 + 0.05197 * 20
+    assert takes_part.receive_j == pytest.approx(without.receive_j + received_j)
+    assert takes_part.wait_j == pytest.approx(2.0 * (21.0 - 7.0))
+    absent = with_energy(ClientRecord.of_nothing("a", SAT_OUT), PHONE, BOARD, 21.0, reading)
+    assert (absent.compute_j, absent.transmit_j, absent.wait_j) == (40.0, 0.0, 0.0)
+    assert absent.receive_j == pytest.approx(received_j)
 
 
 def test_a_client_that_sends_nothing_only_computes_and_waits() -> None:

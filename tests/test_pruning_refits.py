@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,13 @@ from airtune.errors import InputError
 from airtune.merging.rules import rule_of
 from airtune.models.energy import idle_w
 from airtune.models.loading import LoadedModel, load_model, shape_of
-from airtune.models.workload import calibration_flops, rereading_flops
+from airtune.models.workload import (
+    calibration_flops,
+    full_sizes,
+    payload_bits,
+    rereading_flops,
+)
+from airtune.planning.inputs import modes_of
 from airtune.pruning import Statistics, calibrate, choose, cut
 from airtune.pruning.layers import blocks_of, output_projection, weight_of
 from airtune.pruning.rereading import reread
@@ -181,14 +188,25 @@ def test_a_run_reads_again_on_the_clock_and_trains_otherwise(
             for client, profile in zip(cell.federation.clients, cell.profiles, strict=True)
         ]
         read = sum(client.rereading_flops for client in cell.federation.clients)
+        sent = replace(modes_of(scenario, (0,))[0], bits_per_value=16, bits_per_scale=0)
+        bits = payload_bits(cell.federation.shape, full_sizes(cell.federation.shape), sent)
         known = [idle_w(profile) is not None for profile in cell.profiles]
-        more_j = [
-            profile.power_w * own + idle_w(profile) * (max(each) - own) if profile.power_w else 0.0
-            for own, profile in zip(each, cell.profiles, strict=True)
-        ]
+        profiles = cell.profiles
     third, same = record.rounds[2], without.rounds[2]
-    assert third.refit_s == pytest.approx(max(each))
-    assert third.refit_s is not None
+    # Of a whole model's rank all receive the same, at the rate of the slowest.
+    assert {client.downlink_bits for client in same.clients} == {bits}
+    received_s = max(client.downlink_s for client in same.clients)
+    assert third.refit_s == pytest.approx(received_s + max(each))
+    assert third.downlink_bits == same.downlink_bits + bits
+    more_j = [
+        profile.power_w * own
+        + idle_w(profile) * (third.refit_s - own)
+        + 1.288 * received_s
+        + 0.05197 * bits / 1e6
+        if profile.power_w
+        else 0.0
+        for own, profile in zip(each, profiles, strict=True)
+    ]
     assert third.elapsed_s == pytest.approx(
         record.rounds[1].elapsed_s + third.refit_s + third.round_latency_s
     )
@@ -221,6 +239,7 @@ def test_reading_again_is_counted_as_the_part_of_calibration_that_it_is(setting:
         (["pruning.units=blocks"], "needs refit = true"),
         (["pruning.refit_examples=64"], "more than calibration_examples = 32"),
         (["participation.cohort=2"], "cannot go with participation.cohort"),
+        (["model.quantize=int8"], "cannot go with model.quantize = 'int8'"),
         (["schedule.kind=fedbuff"], "cannot be combined with schedule.kind"),
     ],
 )

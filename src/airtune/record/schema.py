@@ -185,8 +185,8 @@ class RoundRecord:
         available: clients that could have been drawn, likewise.
         waited_s: s of the virtual clock before the round, until enough clients were available,
             likewise; not part of `round_latency_s`.
-        refit_s: s of the virtual clock before the clients train, while they read calibration text
-            again; None in other rounds; not part of `round_latency_s`.
+        refit_s: s of the virtual clock before the clients train, to receive the adapter and to read
+            calibration text again; None in other rounds; not part of `round_latency_s`.
         clients: of the cohort, in the run's order.
         turns: in the order of the answers; empty, and left out of the JSON, where rounds are
             synchronous.

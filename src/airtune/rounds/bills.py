@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from airtune.assignment import Assignment
 from airtune.models.devices import DeviceProfile, compute_s
@@ -102,12 +103,22 @@ def bill(
     )
 
 
+@dataclass(frozen=True)
+class ClientReading:
+    """What one client receives and computes when it reads calibration text again."""
+
+    downlink_s: float
+    downlink_bits: float
+    compute_s: float
+    flops: float
+
+
 def with_energy(
     bill: ClientRecord,
     device: DeviceSection,
     profile: DeviceProfile,
     round_s: float,
-    reading_s: float = 0.0,
+    reading: ClientReading | None = None,
 ) -> ClientRecord:
     """Return the bill with what the client drew until the round's end.
 
@@ -115,27 +126,28 @@ def with_energy(
         bill: without energy.
         device: the client's.
         profile: the client's.
-        round_s: from the first reading or broadcast to the last upload; a client that sits out is
-            billed for its reading alone.
-        reading_s: of it, in which the client read calibration text again.
+        round_s: from the first broadcast to the last upload; a client that sits out is billed for
+            its reading alone.
+        reading: the client's, in a round that begins with one.
 
     Returns:
         A client that sat out and read nothing drew 0.
     """
+    read = reading or ClientReading(0.0, 0.0, 0.0, 0.0)
     if bill.status == SAT_OUT:
-        round_s = reading_s
-        if reading_s == 0:
+        round_s = read.compute_s
+        if reading is None:
             return dataclasses.replace(
                 bill, energy_j=0.0, compute_j=0.0, transmit_j=0.0, receive_j=0.0, wait_j=0.0
             )
     drawn = energy_of(
         device,
         profile,
-        compute_s=reading_s + bill.compute_s,
+        compute_s=read.compute_s + bill.compute_s,
         upload_s=bill.upload_s,
         uplink_bits=bill.uplink_bits,
-        downlink_s=bill.downlink_s,
-        downlink_bits=bill.downlink_bits,
+        downlink_s=read.downlink_s + bill.downlink_s,
+        downlink_bits=read.downlink_bits + bill.downlink_bits,
         round_s=round_s,
     )
     if drawn is None:

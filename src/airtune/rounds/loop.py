@@ -115,7 +115,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
     # 3. The clients work, from the adapter as it reaches them.
     broadcast = broadcast_of(scenario, state, decision.assignments)
     refit = refit_of(scenario, state.refit, situation.round, broadcast.adapter)
-    reading = reading_of(cell, refit, situation.round, profiles, state.adapter)
+    reading = reading_of(cell, refit, situation, profiles)
     answers = _answers(cell, state, situation, decision, broadcast, refit)
     assignments = {a.assignment.client: a.assignment for a in answers}
     outcomes = {a.assignment.client: a.outcome for a in answers}
@@ -164,7 +164,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
             scenario.client_devices[k],
             profiles[k],
             latency_s + (0.0 if reading is None else reading.time_s),
-            0.0 if reading is None else reading.each_s[k],
+            None if reading is None else reading.each[k],
         )
         for one, k in zip(clients, situation.cohort, strict=True)
     )
@@ -210,7 +210,8 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         eval_loss=loss,
         train_loss=float(np.mean(losses)) if losses else None,
         uplink_bits=sum(client.uplink_bits for client in clients),
-        downlink_bits=max(client.downlink_bits for client in clients),
+        downlink_bits=max(client.downlink_bits for client in clients)
+        + (0.0 if reading is None else reading.downlink_bits),
         flops=sum(client.flops for client in clients) + (0.0 if reading is None else reading.flops),
         energy_j=energy_together(clients),
         pruning_loss=plan.pruning_loss,

@@ -52,10 +52,14 @@ def situation_of(cell: Cell, state: State, profiles: Sequence[DeviceProfile]) ->
 
 
 def may_be_cut(cell: Cell, adapter: Adapter) -> list[bool]:
-    """Whether the method may prune a client, or its memory forces a cut in the first round."""
+    """Whether the method may prune a client, or its memory forces a cut.
+
+    That is seen from the first round's batches; where clients are drawn, or read text again in
+    later rounds, from full ones, so that none is cut that was not counted.
+    """
     scenario = cell.scenario
     prunes = METHODS[scenario.planning.method].prunes and scenario.pruning.max_pruning > 0
-    if scenario.participation.draws:
+    if scenario.participation.draws or scenario.pruning.refit_every_rounds is not None:
         return [prunes or forced for forced in may_be_forced(cell)]
     first = situation_of(cell, State(0, 0.0, adapter, {}), cell.profiles)
     return [prunes or bool(least > 0) for least in first.problem.min_pruning]

@@ -61,8 +61,16 @@ class PruningSection(Section):
 
 
 def check_refits(scenario: Scenario) -> None:
-    """Refuse to read text again where not all clients are in the round; raises `ValueError`."""
-    if scenario.pruning.refit_every_rounds is not None and scenario.participation.draws:
+    """Refuse to read text again in quantised weights or in a cohort; raises `ValueError`."""
+    if scenario.pruning.refit_every_rounds is None:
+        return
+    if scenario.model.quantize is not None:
+        raise ValueError(
+            "pruning.refit_every_rounds cannot go with model.quantize = "
+            f"'{scenario.model.quantize}': text is read in the base model with the adapter added, "
+            "which packed weights cannot take"
+        )
+    if scenario.participation.draws:
         raise ValueError(
             "pruning.refit_every_rounds cannot go with participation.cohort or availability: "
             "clients that are not in the round would not read"
