@@ -85,11 +85,16 @@ def test_the_same_text_in_the_same_model_gives_the_same_statistics(name: str) ->
             assert not torch.equal(first.mean, fewer.sublayer(block, of).mean)
 
 
-def test_a_submodel_computes_what_a_cut_of_the_trained_model_does(setting: Setting) -> None:
+@pytest.mark.parametrize("rate", [RATE, 0.9])
+def test_a_submodel_computes_what_a_cut_of_the_trained_model_does(
+    setting: Setting, rate: float
+) -> None:
     model, shape, job = setting.loaded.model, setting.loaded.shape, setting.job(RANK)
     refits = Refits(setting.scenario, model, shape)
     read = refits.statistics(None, job, setting.before, setting.texts)
-    structure = choose(setting.before, shape, RATE)
+    structure = choose(setting.before, shape, rate)
+    without = [b for b in range(shape.blocks) if not structure.units(b, "group")]
+    assert bool(without) == (rate == 0.9)
     ids = eval_batches(setting.texts, 4)[0].input_ids
     with merged_into_base(model, setting.adapter, setting.scale), torch.no_grad():
         expected = cut(model, shape, structure, read)(input_ids=ids).logits

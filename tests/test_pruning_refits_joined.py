@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from airtune.pruning.layers import blocks_of, output_projection
 from airtune.pruning.statistics import UNITS, Statistics
 from airtune.rounds import State
 from airtune.rounds.refits import reading_of
-from airtune.rounds.situation import situation_of
+from airtune.rounds.situation import may_be_cut, situation_of
 from airtune.training import refits as refits_module
 from airtune.training.client import ClientJob, Refit
 from airtune.training.placements import Placements
@@ -170,6 +171,23 @@ def test_nobody_reads_where_no_client_may_be_cut() -> None:
         start = engine.initial_adapter()
         situation = situation_of(cell, State(2, 9.0, start, {}), cell.profiles)
         assert reading_of(cell, Refit(3, start), situation, cell.profiles) is None
+
+
+def test_a_client_that_only_a_later_rounds_batches_cut_reads_as_well() -> None:
+    settings = ["planning.method=none", "seed=4", "devices.0.memory_bytes=1.24e6"]
+    fits, forced = (at.load_scenario("tiny", [*settings, *more]) for more in ([], [READS]))
+    with at.open_cell(fits) as cell:
+        start = cell.engine.initial_adapter()
+        first = situation_of(cell, State(0, 0.0, start, {}), cell.profiles).problem.min_pruning
+        later = [
+            situation_of(cell, State(done, 0.0, start, {}), cell.profiles).problem.min_pruning
+            for done in range(1, 8)
+        ]
+        cut_later = (np.array(later) > 0).any(axis=0) & (first == 0)
+        assert cut_later.any()
+        assert not np.array(may_be_cut(cell, start))[cut_later].any()
+    with at.open_cell(forced) as cell:
+        assert np.array(may_be_cut(cell, start))[cut_later].all()
 
 
 def test_a_round_with_a_reading_says_so_and_its_absentees_pay_for_it(tmp_path: Path) -> None:

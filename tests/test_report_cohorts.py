@@ -34,10 +34,18 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
     return replace(whole, rounds=tuple(rounds))
 
 
+def test_a_card_says_how_long_text_was_read_again(record: Record) -> None:
+    third, fifth = (replace(record.rounds[k], refit_s=4.0 + k) for k in (2, 4))
+    rounds = (*record.rounds[:2], third, record.rounds[3], fifth, *record.rounds[5:])
+    text = " ".join(text_of(render_run(replace(record, rounds=rounds))).split())
+    assert "Text read again 14.0 s in 2 rounds, before the clients trained" in text
+
+
 def test_the_cards_say_the_cohort_the_wait_and_the_lost(record: Record) -> None:
     text = " ".join(text_of(render_run(record)).split())
     assert "Cohort 2 of 60 41 different clients in all rounds" in text
     assert "Waiting 12.0 s 1 round waited for enough clients" in text
+    assert "Text read again" not in text
     assert "1 left out, 1 of them lost on the air" in text
     assert totals(record).lost == 1
     assert f"Shown are the {MOST_SHOWN} clients most often drawn, of 41 that were." in text

@@ -165,7 +165,16 @@ def _cards(record: Record) -> list[tuple[str, str, str]]:
     if total.lost:
         remark += f", {total.lost:,} of them lost on the air"
     cards.append(("Updates merged", f"{total.merged:,} of {total.updates:,}", remark))
-    return cards + _cohort_cards(record)
+    return cards + _refit_cards(record) + _cohort_cards(record)
+
+
+def _refit_cards(record: Record) -> list[tuple[str, str, str]]:
+    """Return how long reading calibration text again took, where a run did so."""
+    read = [r.refit_s for r in record.rounds if r.refit_s]
+    if not read:
+        return []
+    remark = f"in {numbers.counted(len(read), 'round')}, before the clients trained"
+    return [("Text read again", numbers.seconds(sum(read)), remark)]
 
 
 def _cohort_cards(record: Record) -> list[tuple[str, str, str]]:

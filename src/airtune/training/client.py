@@ -52,7 +52,7 @@ class Refit:
 
     round: int
     adapter: Adapter
-    """The server's, as that round's broadcast left it at its listeners."""
+    """The server's, all of its ranks, as broadcast to everyone who reads."""
 
 
 @dataclass(frozen=True)
