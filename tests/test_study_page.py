@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet
@@ -13,7 +14,7 @@ import pytest
 from airtune.study import load_study
 from airtune.study.comparison import compare
 from airtune.study.console import claims, ranking_table
-from airtune.study.curves import MOST_LINES, PALETTE, panels
+from airtune.study.curves import MOST_LINES, PALETTE, loss_rows, panels, spans_orders
 from airtune.study.page import PAGE, write_page
 from airtune.study.prints import write_figures
 from airtune.study.results import Result
@@ -121,6 +122,21 @@ def test_figures_are_vector_files_and_the_same_bytes_again(tmp_path: Path) -> No
     colours = set(re.findall(r"#[0-9a-f]{6}", (tmp_path / "a" / "loss.svg").read_text()))
     assert {colour.lower() for colour in PALETTE} <= colours
     assert write_figures(study, [], [], tmp_path / "c") == []
+
+
+@pytest.mark.parametrize(("factor", "wide"), [(1.0, False), (1e-3, True), (0.0, False)])
+def test_losses_far_apart_have_a_logarithmic_axis(
+    tmp_path: Path, factor: float, wide: bool
+) -> None:
+    study, results = several(2)
+    scaled = tuple(value and value * factor for value in results[0].loss)
+    changed = [replace(results[0], loss=scaled), *results[1:]]
+    rows, _ = loss_rows([one for one in changed if not one.point], None)
+    assert spans_orders(rows) is wide
+    write_figures(study, changed, compare(changed), tmp_path)
+    assert ("<!-- 0.05 -->" in (tmp_path / "loss.svg").read_text()) is wide
+    write_page(study, changed, compare(changed), tmp_path)
+    assert ('"type": "log"' in (tmp_path / PAGE).read_text()) is wide
 
 
 @pytest.mark.parametrize("altair", [True, False])

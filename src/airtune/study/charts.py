@@ -71,12 +71,14 @@ def _loss(results: Sequence[Result], comparison: Comparison) -> list[Chart]:
             )
             seen = alt.condition(chosen, alt.value(1.0), alt.value(0.05))
             faint = alt.condition(chosen, alt.value(0.12), alt.value(0.0))
+            wide = curves.spans_orders(rows)
+            scale = alt.Scale(type="log") if wide else alt.Scale(zero=False)
             band = chart.mark_area().encode(
-                y=alt.Y("low:Q", title="test loss", scale=alt.Scale(zero=False)), y2="high:Q",
+                y=alt.Y("low:Q", title="test loss", scale=scale), y2="high:Q",
                 opacity=faint,
             )  # fmt: skip
             line = chart.mark_line().encode(
-                y=alt.Y("loss:Q", title="test loss", scale=alt.Scale(zero=False)),
+                y=alt.Y("loss:Q", title="test loss", scale=scale),
                 opacity=seen,
                 tooltip=["method:N", *(alt.Tooltip(f"{key}:Q", format=".3f")
                                        for key in ("time", "loss", "low", "high"))],

@@ -65,6 +65,12 @@ def loss_rows(results: Sequence[Result], reference: str | None) -> tuple[list[Ro
     return rows, name
 
 
+def spans_orders(rows: Sequence[Row]) -> bool:
+    """Return whether losses are so far apart that a linear axis would hide the low ones."""
+    lows, highs = [row["low"] for row in rows], [row["high"] for row in rows]
+    return bool(rows) and min(lows) > 0 and max(highs) > 10 * min(lows)
+
+
 def ranking_rows(comparison: Comparison) -> list[Row]:
     """Return each method's three comparisons with the reference: value and interval."""
     rows = []

@@ -90,6 +90,8 @@ def _panel_colours(panel: Sequence[str], colours: dict[str, str]) -> dict[str, s
 def _loss(
     figure: Any, results: Sequence[Result], comparison: Comparison, colours: dict[str, str]
 ) -> bool:
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
     rows, unit = curves.loss_rows(results, comparison.reference)
     names = list(dict.fromkeys(row["method"] for row in rows))
     known = comparison.reference if comparison.reference in names else None
@@ -103,6 +105,11 @@ def _loss(
             axes.fill_between(times, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.set_xlabel(f"virtual time, {unit}")
         axes.set_ylabel("test loss per answer token")
+        if curves.spans_orders(rows):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.legend(fontsize=6, loc="upper right", framealpha=0.8)
     return bool(rows)
 
