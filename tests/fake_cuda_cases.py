@@ -59,6 +59,9 @@ CASES = {
         *PRUNED, "model.dtype=bfloat16", "pruning.selection=rolling", "pruning.refit=false",
         "devices.1.lora_rank=1", "aggregation.rule=flexlora",
     ),
+    "text read again, units that rotate": (
+        *PRUNED, "pruning.selection=rotating", "pruning.refit_every_rounds=1", "rounds=2",
+    ),
     "A frozen": ("aggregation.rule=ffa-lora", "planning.method=none"),
     "clients that restart on a changed base": ("aggregation.rule=flora", *PRUNED, "rounds=2"),
     "whole blocks, the same text for all": (
@@ -79,6 +82,8 @@ def test_a_run_keeps_to_its_device(
     for one in record.rounds:
         assert {client.status for client in one.clients} == {"ok"}
         assert (max(client.pruning for client in one.clients) > 0) == (PRUNED[0] in settings)
+    read_again = [one.refit_s is not None for one in record.rounds[1:]]
+    assert read_again == ["pruning.refit_every_rounds=1" in settings] * len(read_again)
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
     # What is drawn at random is drawn on the CPU: the same on every device.
     assert fake_cuda.RANDOM_ON_CUDA == []
