@@ -180,11 +180,12 @@ def test_every_study_file_is_valid() -> None:
         assert search_jobs(load_study(EXPERIMENTS / f"{name}.toml"))
 
 
-def test_where_memory_binds_no_whole_model_fits_and_every_most_pruned_one_does() -> None:
+@pytest.mark.parametrize("study", ["memory.toml", "gpu/memory.toml"])
+def test_where_memory_binds_no_whole_model_fits_and_every_most_pruned_one_does(study: str) -> None:
     shape = SHAPES["smollm2-135m-instruct"]
     shortest = StepTokens(rows=4, length=9, label_tokens=8)
     longest = StepTokens(rows=4, length=40, label_tokens=24)
-    for job in jobs_of(load_study(EXPERIMENTS / "memory.toml")):
+    for job in jobs_of(load_study(EXPERIMENTS / study)):
         scenario = Scenario.model_validate(job.values)
         pruned = scenario.pruning.max_pruning
         fits = availability_of(scenario)

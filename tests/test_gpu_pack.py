@@ -20,6 +20,7 @@ from airtune.rounds.apart import perform
 from airtune.study import load_study
 from airtune.study.jobs import Job, jobs_of
 from airtune.study.running import BEGUN, FINISHED, MISSING, carry_out, folder_of, state_of
+from airtune.study.schema import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK = ROOT / "experiments" / "gpu"
@@ -174,6 +175,27 @@ def test_what_is_missing_of_packages_and_disk_is_said(
     assert "GB free" in full
 
 
+@pytest.mark.parametrize("name", ["clinc150", "cells", "memory", "gsm8k", "yahoo", "gemma"])
+def test_the_packs_methods_are_those_of_the_study_that_it_lengthens(
+    name: str, pack: SimpleNamespace
+) -> None:
+    longer = load_study(PACK / f"{name}.toml")
+    study = load_study(PACK.parent / f"{name}.toml")
+    assert name in pack.run.STUDIES
+    for method in study.methods:
+        assert _settings(longer, method) == _settings(study, method)
+    if name in ("clinc150", "cells", "memory"):
+        assert longer.methods.keys() == study.methods.keys()
+        assert longer.axes == study.axes
+        assert longer.tuned == study.tuned
+
+
+def _settings(study: Study, method: str) -> dict[str, Any]:
+    own = study.methods[method].model_dump()
+    fits = own["set"].pop("participation.availability", "")
+    return {**own, "fits": Path(fits).name}
+
+
 def test_runs_share_a_gpu_by_their_memory(pack: SimpleNamespace) -> None:
     needs = {}
     for name in ("clinc150", "gsm8k"):
@@ -185,7 +207,9 @@ def test_runs_share_a_gpu_by_their_memory(pack: SimpleNamespace) -> None:
     assert pack.machine.runs_at_once(5e9, 10e9, 16) == 0
 
 
-@pytest.mark.parametrize("name", ["clinc150", "gsm8k", "yahoo", "gemma", "large"])
+@pytest.mark.parametrize(
+    "name", ["clinc150", "cells", "memory", "gsm8k", "yahoo", "gemma", "large"]
+)
 def test_each_study_is_ten_times_as_long(name: str) -> None:
     study = load_study(PACK / f"{name}.toml")
     for job in jobs_of(study):

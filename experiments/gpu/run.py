@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-STUDIES = ("clinc150", "gsm8k", "yahoo", "gemma", "large")
-SOURCES = {"clinc150": "clinc150", "gsm8k": "gsm8k", "yahoo": "yahoo", "gemma": "clinc150",
-           "large": "clinc150"}  # fmt: skip
+STUDIES = ("clinc150", "cells", "memory", "gsm8k", "yahoo", "gemma", "large")
+SOURCES = {"clinc150": "clinc150", "cells": "clinc150", "memory": "clinc150", "gsm8k": "gsm8k",
+           "yahoo": "yahoo", "gemma": "clinc150", "large": "clinc150"}  # fmt: skip
 """The folder below --data that each study reads."""
 GGUF_FILES = {
     "smollm2-135m-instruct": (
