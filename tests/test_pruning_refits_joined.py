@@ -23,7 +23,7 @@ from airtune.pruning import calibrate
 from airtune.pruning.layers import blocks_of, output_projection
 from airtune.pruning.statistics import UNITS, Statistics
 from airtune.rounds import State
-from airtune.rounds.refits import reading_of
+from airtune.rounds.refits import Reading, reading_of
 from airtune.rounds.situation import may_be_cut, situation_of
 from airtune.training import refits as refits_module
 from airtune.training.client import ClientJob, Refit
@@ -135,30 +135,27 @@ def test_only_the_text_that_is_read_is_counted() -> None:
         assert told.rereading_flops == rereading_flops(worker.shape, lengths)
 
 
-def test_a_client_that_may_be_cut_is_billed_also_if_it_sits_out() -> None:
+def test_a_reading_is_that_of_the_clients_that_may_be_cut() -> None:
     settings = ["planning.method=none", READS, "devices.0.memory_bytes=1.2e6"]
     scenario = at.load_scenario("tiny", settings)
     with at.open_cell(scenario) as cell:
         start = trained(cell.engine.initial_adapter(), 1)
         state = State(2, 9.0, start, {})
         situation = situation_of(cell, state, cell.profiles)
-        assert reading_of(cell, Refit(1, start), situation, cell.profiles) is None
-        assert reading_of(cell, None, situation, cell.profiles) is None
+        assert reading_of(cell, Refit(1, start), situation, cell.profiles) == Reading()
+        assert reading_of(cell, None, situation, cell.profiles) == Reading()
         found = reading_of(cell, Refit(3, start), situation, cell.profiles)
-        assert found is not None
-        reads = [one is not None for one in found.each]
+        reads = [k in found.each for k in range(len(cell.profiles))]
         assert True in reads
         assert False in reads
         rates = situation.link.air.downlink_rate_bps[reads]
         slowest = found.downlink_bits / rates.min()
-        for k, one in enumerate(found.each):
-            if one is None:
-                continue
+        for k, one in found.each.items():
             flops = cell.federation.clients[k].rereading_flops
             assert one.flops == flops
             assert one.compute_s == pytest.approx(flops / cell.profiles[k].effective_flops)
             assert one.downlink_s == pytest.approx(slowest)
-        known = [one for one in found.each if one is not None]
+        known = list(found.each.values())
         assert found.time_s == max(one.downlink_s + one.compute_s for one in known)
         assert found.flops == sum(one.flops for one in known)
         assert rank_of(start) == scenario.training.lora_rank
@@ -170,7 +167,7 @@ def test_nobody_reads_where_no_client_may_be_cut() -> None:
     with at.open_cell(scenario, engine=engine) as cell:
         start = engine.initial_adapter()
         situation = situation_of(cell, State(2, 9.0, start, {}), cell.profiles)
-        assert reading_of(cell, Refit(3, start), situation, cell.profiles) is None
+        assert reading_of(cell, Refit(3, start), situation, cell.profiles) == Reading()
 
 
 def test_a_client_that_only_a_later_rounds_batches_cut_reads_as_well() -> None:

@@ -104,12 +104,11 @@ def _line(record: RoundRecord, rounds: int) -> str:
     last = max(record.clients, key=lambda client: client.total_s).name if record.clients else "–"
     refused = sum(is_left_out(client) for client in record.clients)
     waited = f"  waited {record.waited_s:.1f} s" if record.waited_s else ""
-    if record.refit_s:
-        waited += f"  read again {record.refit_s:.1f} s"
+    read = f"  read again {record.refit_s:.1f} s" if record.refit_s else ""
     return (
         f"round {record.round:>{len(str(rounds))}}/{rounds}  virtual clock "
         f"{record.elapsed_s:9.1f} s (+{record.round_latency_s:.1f} s, last: {last})  "
-        f"test loss {loss}" + (f"  {refused} client(s) left out" if refused else "") + waited
+        f"test loss {loss}" + (f"  {refused} client(s) left out" if refused else "") + waited + read
     )
 
 

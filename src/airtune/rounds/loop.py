@@ -163,8 +163,8 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
             one,
             scenario.client_devices[k],
             profiles[k],
-            latency_s + (0.0 if reading is None else reading.time_s),
-            None if reading is None else reading.each[k],
+            latency_s + reading.time_s,
+            reading.each.get(k),
         )
         for one, k in zip(clients, situation.cohort, strict=True)
     )
@@ -172,7 +172,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         round=situation.round,
         elapsed_s=state.elapsed_s
         + (0.0 if drawn is None else drawn.waited_s)
-        + (0.0 if reading is None else reading.time_s)
+        + reading.time_s
         + latency_s,
         adapter=adapter,
         optimizer_states=moments_after(
@@ -210,9 +210,8 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         eval_loss=loss,
         train_loss=float(np.mean(losses)) if losses else None,
         uplink_bits=sum(client.uplink_bits for client in clients),
-        downlink_bits=max(client.downlink_bits for client in clients)
-        + (0.0 if reading is None else reading.downlink_bits),
-        flops=sum(client.flops for client in clients) + (0.0 if reading is None else reading.flops),
+        downlink_bits=max(client.downlink_bits for client in clients) + reading.downlink_bits,
+        flops=sum(client.flops for client in clients) + reading.flops,
         energy_j=energy_together(clients),
         pruning_loss=plan.pruning_loss,
         objective_s=plan.objective_s,
@@ -226,7 +225,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         cohort=None if drawn is None else len(situation.cohort),
         available=None if drawn is None else int(drawn.available.sum()),
         waited_s=None if drawn is None else drawn.waited_s,
-        refit_s=None if reading is None else reading.time_s,
+        refit_s=reading.time_s if reading.each else None,
         clients=clients,
     )
     return replace(after, losses=(*state.losses, finite(loss))), record

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -40,20 +40,20 @@ class Reading:
     then sits the round out: it may be asked before the next reading.
     """
 
-    each: tuple[ClientReading | None, ...]
-    """Of every client; None for one that reads nothing."""
-    downlink_bits: float
+    each: Mapping[int, ClientReading] = field(default_factory=dict)
+    """Of the clients that read, by their places in the scenario's order."""
+    downlink_bits: float = 0.0
     """Of the broadcast that they read in, sent once."""
 
     @property
     def time_s(self) -> float:
         """On the virtual clock: until the slowest one has read."""
-        return max(one.downlink_s + one.compute_s for one in self.each if one is not None)
+        return max((one.downlink_s + one.compute_s for one in self.each.values()), default=0.0)
 
     @property
     def flops(self) -> float:
         """Of all clients."""
-        return sum(one.flops for one in self.each if one is not None)
+        return sum(one.flops for one in self.each.values())
 
 
 def reading_of(
@@ -61,7 +61,7 @@ def reading_of(
     refit: Refit | None,
     situation: Situation,
     profiles: Sequence[DeviceProfile],
-) -> Reading | None:
+) -> Reading:
     """Count the reading of a round.
 
     Args:
@@ -71,23 +71,19 @@ def reading_of(
         profiles: of all clients.
 
     Returns:
-        None in a round without one, and where no client may be cut.
+        One of nobody in a round without, and where no client may be cut.
     """
     if refit is None or refit.round != situation.round:
-        return None
+        return Reading()
     reads = np.array(may_be_cut(cell, refit.adapter))
     if not reads.any():
-        return None
+        return Reading()
     whole = replace(situation.modes[0], rank=rank_of(refit.adapter))
     bits = float(needed_bits(cell.scenario, situation.shape, [whole], 0.0, 0)[0][0])
     air = situation.air or situation.link.air
     downlink_s = bits / float(air.downlink_rate_bps[reads].min())
-    each = tuple(
-        ClientReading(
-            downlink_s, bits, compute_s(client.rereading_flops, profile), client.rereading_flops
-        )
-        if reads_it
-        else None
-        for client, profile, reads_it in zip(cell.federation.clients, profiles, reads, strict=True)
-    )
+    each = {}
+    for k in np.flatnonzero(reads).tolist():
+        flops = cell.federation.clients[k].rereading_flops
+        each[k] = ClientReading(downlink_s, bits, compute_s(flops, profiles[k]), flops)
     return Reading(each, bits)
