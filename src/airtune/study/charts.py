@@ -55,7 +55,7 @@ def _loss(results: Sequence[Result], comparison: Comparison) -> list[Chart]:
     rows, unit = curves.loss_rows(results, comparison.reference)
     names = list(dict.fromkeys(row["method"] for row in rows))
     known = comparison.reference if comparison.reference in names else None
-    charts = []
+    charts, far_apart = [], curves.spans_orders(rows)
     for number, panel in enumerate(curves.panels(names, known) if rows else []):
         drawn = None
         if alt is not None:
@@ -71,8 +71,7 @@ def _loss(results: Sequence[Result], comparison: Comparison) -> list[Chart]:
             )
             seen = alt.condition(chosen, alt.value(1.0), alt.value(0.05))
             faint = alt.condition(chosen, alt.value(0.12), alt.value(0.0))
-            wide = curves.spans_orders(rows)
-            scale = alt.Scale(type="log") if wide else alt.Scale(zero=False)
+            scale = alt.Scale(type="log") if far_apart else alt.Scale(zero=False)
             band = chart.mark_area().encode(
                 y=alt.Y("low:Q", title="test loss", scale=scale), y2="high:Q",
                 opacity=faint,

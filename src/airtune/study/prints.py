@@ -95,7 +95,7 @@ def _loss(
     rows, unit = curves.loss_rows(results, comparison.reference)
     names = list(dict.fromkeys(row["method"] for row in rows))
     known = comparison.reference if comparison.reference in names else None
-    groups = curves.panels(names, known)
+    groups, far_apart = curves.panels(names, known), curves.spans_orders(rows)
     for axes, panel in zip(_grid(figure, len(groups)), groups, strict=True):
         for name, colour in _panel_colours(panel, colours).items():
             own = [row for row in rows if row["method"] == name]
@@ -105,7 +105,7 @@ def _loss(
             axes.fill_between(times, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.set_xlabel(f"virtual time, {unit}")
         axes.set_ylabel("test loss per answer token")
-        if curves.spans_orders(rows):
+        if far_apart:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
