@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from airtune.errors import InputError
 from airtune.record import read_record
 from airtune.study import load_study
 from airtune.study.comparison import compare
-from airtune.study.conduct import conduct
+from airtune.study.conduct import Part, conduct
+from airtune.study.folder import read_study
 from airtune.study.jobs import jobs_of
 from airtune.study.pools import Task
 from airtune.study.results import results_of
@@ -125,6 +128,40 @@ class Recorder:
         return {self.running.pop(): "stopped"}
 
     def close(self) -> None: ...
+
+
+def test_a_part_of_a_study_is_run_by_itself_and_the_study_stays_whole(tmp_path: Path) -> None:
+    study, pool = load_study("tiny"), Recorder()
+    part = Part(methods=("exact", "flexlora"), seeds=(1, 3))
+    results = conduct(study, tmp_path, lambda: pool, at_once=4, threads=1, part=part)
+    begun = [Path(task["folder"]).name for task in pool.started]
+    asked = [job for job in jobs_of(study) if part.holds(job)]
+    assert begun == [job.key for job in asked]
+    assert [(job.method, job.seed) for job in asked] == [
+        (method, seed) for seed in (1, 3) for method in ("exact", "flexlora")
+    ]
+    # The others are there, as missing, and a later call without a part does them.
+    assert len(results) == len(jobs_of(study)) == 20
+    assert sum(one.status == "missing" for one in results) == 16
+    assert read_study(tmp_path)[0] == study
+    rest = Recorder()
+    conduct(study, tmp_path, lambda: rest, at_once=4, threads=1, part=Part(seeds=(4,)))
+    assert {task["values"]["seed"] for task in rest.started} == {4}
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (Part(methods=("exakt",)), "--methods: the study has no 'exakt'; it has exact, fedit, "),
+        (Part(seeds=(0, 7)), "--seeds: the study has no 7; it has 0, 1, 2, 3, 4"),
+    ],
+)
+def test_a_part_that_the_study_does_not_have_is_refused_before_anything_is_written(
+    tmp_path: Path, part: Part, said: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        conduct(load_study("tiny"), tmp_path, Recorder, at_once=1, threads=1, part=part)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("limit_bytes", "most"), [(1e12, 5), (2.5e9, 3), (1.0, 1)])

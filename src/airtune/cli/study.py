@@ -16,6 +16,7 @@ from airtune.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from airtune.study import Study
+    from airtune.study.conduct import Part
     from airtune.study.results import Result
     from airtune.study.running import Progress
 
@@ -55,6 +56,12 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key for every method."),
     ] = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", help="Only runs of these, e.g. fedit,exact.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Only runs of these, e.g. 0-2 or 0,4.")
+    ] = None,
     plugins: Plugins = None,
     jobs: Jobs = None,
     threads: Threads = 1,
@@ -80,7 +87,8 @@ def run(
     """Do every run that the study still lacks, then write its page, tables and figures.
 
     The same command goes on after a kill at any moment. A run is found by the hash of its resolved
-    scenario, of the plugin files and of the record's format: nothing is computed twice.
+    scenario, of the plugin files and of the record's format: nothing is computed twice. With
+    --methods or --seeds the other runs are left for later calls.
 
     **Examples**
 
@@ -88,11 +96,19 @@ def run(
 
       airtune study run mine.toml --plugin my_method.py --jobs 4
 
+      airtune study run mine.toml --methods fedit,exact --seeds 0
+
       airtune study run mine.toml --engine ray --address ray://head:10001
     """
     from airtune.study import load_study
+    from airtune.study.conduct import Part
+    from airtune.study.loading import seeds_of
 
     study = load_study(source, overrides or [])
+    part = Part(
+        None if methods is None else tuple(name.strip() for name in methods.split(",")),
+        None if seeds is None else seeds_of(seeds, "--seeds"),
+    )
     folder = out or Path("runs") / f"study-{study.name}"
     carry_on(
         study,
@@ -107,6 +123,7 @@ def run(
         gpus=gpus_per_run,
         trackers=trackers or [],
         minutes=minutes,
+        part=part,
     )
 
 
@@ -192,6 +209,7 @@ def carry_on(
     gpus: float = 0.0,
     trackers: Sequence[str] = (),
     minutes: float | None = None,
+    part: Part | None = None,
 ) -> None:
     """Conduct a study with progress on the terminal and write what it shows.
 
@@ -199,7 +217,7 @@ def carry_on(
         InputError: as `conduct`, or an option that is not allowed.
         RunError: some runs failed; the others are finished and reported.
     """
-    from airtune.study.conduct import conduct
+    from airtune.study.conduct import Part, conduct
     from airtune.study.pools import Pool, ProcessPool, RayPool, free_cores
     from airtune.study.running import UNENDED
 
@@ -212,6 +230,7 @@ def carry_on(
     if address is not None and engine == "local":
         raise InputError(f"--address {address}: only with --engine ray")
 
+    part = part or Part()
     if trackers:
         from airtune.rounds.trackers import check_trackers
 
@@ -236,10 +255,12 @@ def carry_on(
         keep_adapter=keep_adapter,
         trackers=trackers,
         until=None if minutes is None else time.time() + 60 * minutes,
+        part=part,
         watch=(lambda progress: None) if quiet else _tell,
     )
-    if minutes is not None and (not results or any(one.status in UNENDED for one in results)):
-        left = sum(one.status in UNENDED for one in results) or "the search and all"
+    waiting = [one for one in results if part.holds(one) and one.status in UNENDED]
+    if minutes is not None and (not results or waiting):
+        left = len(waiting) or "the search and all"
         print(f"out of time: {left} runs to go; the same command goes on", file=sys.stderr)
         return
     write_all(study, results, folder, quiet)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from airtune.errors import InputError
 from airtune.record.files import lock_folder
 from airtune.study.folder import read_search, save_search, save_study
 from airtune.study.jobs import Job, jobs_of, placed, search_jobs
@@ -14,6 +16,32 @@ from airtune.study.pools import Pool
 from airtune.study.results import Result, best_candidate, results_of
 from airtune.study.running import SHARED, UNENDED, Progress, carry_out, state_of
 from airtune.study.schema import Study
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a study's runs, by method and seed; None stands for all."""
+
+    methods: Collection[str] | None = None
+    seeds: Collection[int] | None = None
+
+    def holds(self, run: Job | Result) -> bool:
+        """Return whether a run is one of them."""
+        return (self.methods is None or run.method in self.methods) and (
+            self.seeds is None or run.seed in self.seeds
+        )
+
+    def check(self, study: Study) -> None:
+        """Refuse what the study does not have; raises `InputError`."""
+        known: tuple[tuple[str, Collection[Any] | None, Collection[Any]], ...] = (
+            ("--methods", self.methods, tuple(study.methods)),
+            ("--seeds", self.seeds, study.seeds),
+        )
+        for option, given, has in known:
+            for one in given or ():
+                if one not in has:
+                    allowed = ", ".join(map(str, has))
+                    raise InputError(f"{option}: the study has no {one!r}; it has {allowed}")
 
 
 def conduct(
@@ -27,19 +55,21 @@ def conduct(
     keep_adapter: bool = False,
     trackers: Sequence[str] = (),
     until: float | None = None,
+    part: Part = Part(),
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Result]:
-    """Do what a study still lacks and return all of its results, in its order.
+    """Do what a part of a study still lacks and return all of the study's results, in its order.
 
     Every scenario is checked before anything is written or run. After a kill at any moment the
     same call goes on: finished runs are kept, begun ones resumed. So it does after `until`, the
     moment (as `time.time()`) at which it stops; where the search had not ended, it has no results.
 
     Raises:
-        InputError: a method or point makes no valid scenario; the folder holds another study, or
-            runs that a newer version made; another process works on it; no candidate of the
-            search finished.
+        InputError: a method or point makes no valid scenario; the part has a method or seed that
+            the study has not; the folder holds another study, or runs that a newer version made;
+            another process works on it; no candidate of the search finished.
     """
+    part.check(study)
     candidates = search_jobs(study, plugins)
     jobs_of(study, _placeholder(study), plugins)
     save_study(folder, study, plugins)
@@ -60,7 +90,7 @@ def conduct(
                     return []
                 tuned = choose(study, candidates, folder)
             jobs = placed(jobs_of(study, tuned, plugins), folder)
-            carry_out(jobs, folder, pool, **common)
+            carry_out([job for job in jobs if part.holds(job)], folder, pool, **common)
             if not any(state_of(folder, job)[0] in UNENDED for job in jobs):
                 shutil.rmtree(folder / SHARED, ignore_errors=True)
         finally:
