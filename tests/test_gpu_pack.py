@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import pytest
 from airtune.errors import InputError
 from airtune.rounds.apart import perform
 from airtune.study import load_study
+from airtune.study.conduct import conduct, known_jobs
+from airtune.study.folder import read_study
 from airtune.study.jobs import Job, jobs_of
 from airtune.study.running import BEGUN, FINISHED, MISSING, carry_out, folder_of, state_of
 from airtune.study.schema import Study
@@ -218,6 +221,49 @@ def test_each_study_is_ten_times_as_long(name: str) -> None:
         assert job.values["task"]["eval_examples"] == 1000
         assert job.values["task"]["max_tokens"] == (512 if name in ("gsm8k", "yahoo") else 40)
         assert (job.values["evaluation"]["generate_examples"] == 1000) == (name == "gsm8k")
+
+
+class _Idle:
+    """A pool that begins nothing and says that each run has ended."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+
+    def start(self, key: str, task: Any) -> None:
+        self.keys.append(key)
+
+    def ended(self, timeout_s: float) -> dict[str, str | None]:
+        return {self.keys.pop(): "not run"} if self.keys else {}
+
+    def close(self) -> None: ...
+
+
+def test_what_comes_back_can_be_read_where_the_files_of_the_study_are_not(
+    pack: SimpleNamespace, tmp_path: Path
+) -> None:
+    there, here, out = (tmp_path / name for name in ("there", "here", "out"))
+    there.mkdir()
+    shutil.copy(PACK.parent / "costs-clinc150.json", there)
+    shutil.copy(PACK.parent / "memory-fits.csv", there)
+    (there / "try.toml").write_text(
+        STUDY.replace('include = ["fedit", "exact"]', 'set.planning.costs = "costs-clinc150.json"')
+        + "[methods.heard]\nkind = 'joint'\nset.planning.knobs = ['bandwidth', 'steps']\n"
+        "set.participation.availability = 'memory-fits.csv'\n"
+    )
+    study = load_study(there / "try.toml")
+    conduct(study, there / "study", _Idle, at_once=1, threads=1)
+    (job,) = known_jobs(study, there / "study") or []
+    run = folder_of(there / "study", job.key)
+    run.mkdir()
+    (run / "run.json").write_text('{"status": "finished"}')
+    (run / "rounds.jsonl").write_text("")
+    pack.parts.pack(there / "study", out, "try", 2**20)
+    shutil.rmtree(there)
+    assert pack.parts.unpack(out, "try", here) == 1
+    again, _ = read_study(here)
+    (found,) = known_jobs(again, here) or []
+    assert (found.key, found.files) == (job.key, job.files)
+    assert folder_of(here, found.key).is_dir()
 
 
 def script(*arguments: str, **options: Any) -> subprocess.Popen[str]:

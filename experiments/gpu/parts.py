@@ -101,11 +101,12 @@ def digest_of(file: Path) -> str:
 def pack(study_folder: Path, out: Path, name: str, part_bytes: int) -> list[Path]:
     """Write the records of a study's finished runs as archives of at most `part_bytes` each.
 
-    Archives of an earlier call are replaced. A record is in one archive; the study and what its
-    search chose are in the first.
+    Archives of an earlier call are replaced. A record is in one archive; the study, the files
+    that it names and what its search chose are in the first.
     """
     out.mkdir(parents=True, exist_ok=True)
-    groups = [{file.name: file.read_bytes() for file in sorted(study_folder.glob("*.json"))}]
+    told = [*sorted(study_folder.glob("*.json")), *sorted((study_folder / "files").glob("*"))]
+    groups = [{str(file.relative_to(study_folder)): file.read_bytes() for file in told}]
     for folder in sorted((study_folder / "runs").glob("*")):
         files = _records(folder)
         both = sum(map(len, (*groups[-1].values(), *files.values())))

@@ -12,6 +12,7 @@ from airtune.errors import InputError
 from airtune.record.files import lock_folder
 from airtune.study.folder import read_search, save_search, save_study
 from airtune.study.jobs import Job, jobs_of, placed, search_jobs
+from airtune.study.keys import files_by_content
 from airtune.study.pools import Pool
 from airtune.study.results import Result, best_candidate, results_of
 from airtune.study.running import SHARED, UNENDED, Progress, carry_out, state_of
@@ -71,8 +72,8 @@ def conduct(
     """
     part.check(study)
     candidates = search_jobs(study, plugins)
-    jobs_of(study, _placeholder(study), plugins)
-    save_study(folder, study, plugins)
+    every = [*candidates, *jobs_of(study, _placeholder(study), plugins)]
+    save_study(folder, study, plugins, [f for job in every for f in files_by_content(job.values)])
     lock = lock_folder(folder)
     try:
         candidates = placed(candidates, folder)

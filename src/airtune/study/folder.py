@@ -1,6 +1,7 @@
 """The study's folder: what was asked, what the search chose, where the runs lie.
 
 study.json    the study, resolved, and the plugin files
+files/        copies of costs, availability and channel tables: the folder can be read elsewhere
 search.json   each method's searched values, and the loss that chose them
 runs/KEY/     one run directory a run (docs/record.md); beside it KEY.json: how it ended
 report.html   the page;  tables/  CSV, Parquet, LaTeX;  figures/  SVG and PDF
@@ -8,8 +9,9 @@ report.html   the page;  tables/  CSV, Parquet, LaTeX;  figures/  SVG and PDF
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,19 @@ from airtune.study.loading import study_of
 from airtune.study.schema import Study
 
 FORMAT = 1
-STUDY, SEARCH = "study.json", "search.json"
+STUDY, SEARCH, FILES = "study.json", "search.json", "files"
 
 
-def save_study(folder: Path, study: Study, plugins: Sequence[str]) -> None:
+def save_study(
+    folder: Path, study: Study, plugins: Sequence[str], files: Iterable[str] = ()
+) -> None:
     """Write study.json; the folder may hold an earlier state of the same study.
+
+    Args:
+        folder: the study's.
+        study: resolved.
+        plugins: files with the user's own methods.
+        files: that its scenarios name and that count by their content; they are copied.
 
     Raises:
         InputError: the folder holds another study, or files and no study.
@@ -55,6 +65,7 @@ def save_study(folder: Path, study: Study, plugins: Sequence[str]) -> None:
         "format": FORMAT,
         "study": study.model_dump(mode="json"),
         "plugins": [plugin_path(plugin) for plugin in plugins],
+        "files": {path: _kept(Path(path), folder / FILES) for path in dict.fromkeys(files)},
     }
     _write(folder / STUDY, values)
 
@@ -73,7 +84,32 @@ def read_study(folder: Path) -> tuple[Study, list[str]]:
             f"'{folder / STUDY}' has format {values.get('format')!r}; this version reads {FORMAT}: "
             "update airtune, or give another --out"
         )
-    return study_of(values["study"], where=str(folder / STUDY)), list(values.get("plugins", []))
+    copies = {
+        path: str((folder / FILES / name).resolve())
+        for path, name in values.get("files", {}).items()
+        if not Path(path).is_file()
+    }
+    resolved = _with_copies(values["study"], copies)
+    return study_of(resolved, where=str(folder / STUDY)), list(values.get("plugins", []))
+
+
+def _kept(file: Path, folder: Path) -> str:
+    """Copy a file under a name that says its content too; return the name."""
+    content = file.read_bytes()
+    name = f"{hashlib.sha256(content).hexdigest()[:12]}-{file.name}"
+    if not (folder / name).is_file():
+        folder.mkdir(exist_ok=True)
+        write_durably(folder / name, content)
+    return name
+
+
+def _with_copies(values: Any, copies: Mapping[str, str]) -> Any:
+    """Return a study's values with the copies of files that are not on this machine."""
+    if isinstance(values, dict):
+        return {key: _with_copies(value, copies) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_with_copies(value, copies) for value in values]
+    return copies.get(values, values) if isinstance(values, str) else values
 
 
 def save_search(folder: Path, chosen: Mapping[str, Mapping[str, Any]]) -> None:

@@ -75,11 +75,16 @@ def file_hashes(scenario: Scenario) -> tuple[str, ...]:
     paths = [name for name in scenario.plugins if is_path(name)]
     files = [file_and_column(path)[0] for path in named if path is not None]
     paths += [path for path in files if Path(path).is_file()]
-    if scenario.planning.costs is not None and scenario.planning.knobs is not None:
-        paths.append(scenario.planning.costs)
-    read = [getattr(getattr(scenario, section), key) for section, key in CONTENTS]
-    paths += [path for path in read if path is not None]
+    paths += files_by_content(scenario.model_dump(mode="json"))
     return tuple(_file_hash(path) for path in paths)
+
+
+def files_by_content(values: Mapping[str, Any]) -> list[str]:
+    """Return the files of a resolved scenario that count by their content, wherever they lie."""
+    planning = values["planning"]
+    paths = [planning["costs"]] if planning["knobs"] is not None else []
+    paths += [values[section][key] for section, key in CONTENTS]
+    return [path for path in paths if path is not None]
 
 
 def _file_hash(path: str) -> str:
