@@ -1,16 +1,17 @@
 """The rows that are committed, a run each, from the folder of a study.
 
-    python experiments/rows.py runs/study-clinc150 --command "airtune study run …"
+    python experiments/rows.py runs/study-clinc150 --commit 9132d975e3f8
 
 Runs that finished, also those that diverged, go to rows/NAME.jsonl, NAME the study's. A row of the
-same method, point and seed is replaced where it is of another run or has other numbers.
+same method, point and seed is replaced where it is of another run or has other numbers. Its command
+does this one run again; the program that made it is that of its commit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,12 @@ from airtune.study.keys import folder_of
 from airtune.study.results import DIVERGED, Result, results_of
 from airtune.study.running import FINISHED
 
-ROWS = Path(__file__).parent / "rows"
+HERE = Path(__file__).parent
+ROWS = HERE / "rows"
+GPU = "gpu-"
+"""How the names of the studies in the folder gpu begin."""
+FOLDER = "task.source=FOLDER"
+"""What a command sets where nothing else is said: the word stands for the folder of the data."""
 SERIES = ("loss", "elapsed_s", "uplink_bits", "downlink_bits", "flops", "energy_j")
 """What a row has before training and after each round."""
 COMPARED = ("key", *SERIES, "metrics", "clients")
@@ -41,13 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the rows of the study folders that the options name."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=Path, nargs="+", help="of a study")
-    parser.add_argument("--command", required=True, help="what made the runs")
-    parser.add_argument("--commit", help="of the program that made them; default: this checkout's")
+    parser.add_argument("--commit", required=True, help="of the program that made the runs")
+    parser.add_argument(
+        "--set", action="append", metavar="KEY=VALUE", help=f"as in the command; default: {FOLDER}"
+    )
     given = parser.parse_args(arguments)
-    commit = given.commit or _commit()
     for folder in given.folder:
         try:
-            name, rows = rows_of_folder(folder, commit, given.command)
+            name, rows = rows_of_folder(folder, given.commit, given.set or [FOLDER])
         except InputError as error:
             parser.error(str(error))
         path = ROWS / f"{name}.jsonl"
@@ -57,13 +64,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{path}: {len(kept)} rows")
 
 
-def rows_of_folder(folder: Path, commit: str, command: str) -> tuple[str, list[Row]]:
+def file_of(study: str) -> Path:
+    """Return the file of a study of this folder, by the study's name."""
+    own = HERE / "gpu" if study.startswith(GPU) else HERE
+    return own / f"{study.removeprefix(GPU)}.toml"
+
+
+def command_of(study: str, method: str, seed: int, sets: Sequence[str] = (FOLDER,)) -> str:
+    """Return the command that does one run of a study again; with axes, those of all points."""
+    words = ["airtune", "study", "run", file_of(study).relative_to(HERE.parent).as_posix()]
+    words += ["--methods", method, "--seeds", str(seed)]
+    return shlex.join([*words, *(word for one in sets for word in ("--set", one))])
+
+
+def rows_of_folder(
+    folder: Path, commit: str, sets: Sequence[str] = (FOLDER,)
+) -> tuple[str, list[Row]]:
     """Return a study's name and a row for each of its finished runs."""
     study, plugins = read_study(folder)
+    if not file_of(study.name).is_file():
+        raise InputError(f"'{folder}' is of the study '{study.name}': no file of it is here")
     jobs = known_jobs(study, folder, plugins) or []
     results = results_of(study, jobs, folder)
     rows = [
-        _row(job, result, folder) | {"commit": commit, "command": command}
+        _row(job, result, folder)
+        | {"commit": commit, "command": command_of(study.name, job.method, job.seed, sets)}
         for job, result in zip(jobs, results, strict=True)
         if result.status in (FINISHED, DIVERGED)
     ]
@@ -111,14 +136,6 @@ def _scenario(job: Job) -> Row:
 
 def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.{DIGITS}g}")
-
-
-def _commit() -> str:
-    def said(*words: str) -> str:
-        return subprocess.check_output(["git", *words], cwd=ROWS.parent, text=True).strip()
-
-    changed = said("status", "--porcelain", "--untracked-files=no", "--", "../src")
-    return said("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
 
 
 def read_rows(path: Path) -> list[Row]:

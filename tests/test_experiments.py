@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,9 @@ from airtune.models.workload import (
 from airtune.planning.cohorts import availability_of
 from airtune.scenario import Scenario
 from airtune.study import load_study
+from airtune.study.conduct import Part
 from airtune.study.jobs import jobs_of, search_jobs
+from airtune.study.loading import seeds_of
 from airtune.study.results import Result
 from assigned import mode
 from scripts import script
@@ -167,7 +170,39 @@ def test_a_study_file_resolves_to_the_scenarios_of_the_committed_rows(name: str)
         today["task"]["source"] = then["task"]["source"]  # given on the command line
         assert today == then, (row["method"], row["seed"])
         assert row["commit"]
-        assert row["command"].startswith("airtune study run experiments/")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_command_of_a_row_does_that_run_alone(name: str) -> None:
+    known = jobs_of(load_study(EXPERIMENTS / f"{name}.toml"))
+    for row in rows.read_rows(EXPERIMENTS / "rows" / f"{name}.jsonl"):
+        *words, option, setting = shlex.split(row["command"])
+        assert words[:4] == ["airtune", "study", "run", f"experiments/{name}.toml"]
+        assert words[4::2] == ["--methods", "--seeds"]
+        part = Part((words[5],), seeds_of(words[7], "--seeds"))
+        own = {(job.method, job.seed) for job in known if part.holds(job)}
+        assert own == {(row["method"], row["seed"])}
+        assert (option, setting) == ("--set", "task.source=FOLDER")
+
+
+def test_a_command_names_the_file_of_its_study_and_what_was_set() -> None:
+    assert rows.command_of("gpu-gsm8k", "heard", 21, ["task.source=FOLDER", "name=a b"]) == (
+        "airtune study run experiments/gpu/gsm8k.toml --methods heard --seeds 21 "
+        "--set task.source=FOLDER --set 'name=a b'"
+    )
+    files = [*EXPERIMENTS.glob("*.toml"), *(EXPERIMENTS / "gpu").glob("*.toml")]
+    pilots = ("knobs", "pilot", "pilot-clinc150", "smoke")
+    for path in files:
+        if path.stem not in pilots:
+            assert rows.file_of(load_study(path).name) == path
+
+
+def test_rows_are_not_written_without_the_commit_that_made_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        rows.main(["nowhere"])
+    assert "--commit" in capsys.readouterr().err
 
 
 def test_every_study_file_is_valid() -> None:
