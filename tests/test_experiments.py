@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -34,6 +35,7 @@ STUDIES = sorted(path.stem for path in (EXPERIMENTS / "rows").glob("*.jsonl"))
 
 rows = script(EXPERIMENTS / "rows.py")
 tables = script(EXPERIMENTS / "tables.py")
+clinc150_data = script(EXPERIMENTS / "clinc150_data.py")
 
 
 def made(
@@ -234,6 +236,41 @@ def test_where_memory_binds_no_whole_model_fits_and_every_most_pruned_one_does(s
         whole, least = full_sizes(shape), uniform_sizes(shape, 0.6)
         assert needs(whole, shortest, mode(1)) > max(few)
         assert needs(least, longest, mode(scenario.training.lora_rank)) < min(few)
+
+
+def test_clinc150s_own_files_become_texts_with_their_domain(tmp_path: Path) -> None:
+    texts = {
+        "oos_val": [["a show", "oos"]],
+        "val": [["hello, you", "greeting"]],
+        "train": [["what is 'dog' in french", "translate"], ["hi", "greeting"]],
+        "oos_test": [["the moon", "oos"]],
+        "test": [["bye", "goodbye"]],
+        "oos_train": [["a circle", "oos"]],
+    }
+    domains = {"travel": ["translate"], "small_talk": ["greeting", "goodbye"]}
+    for name, content in (("data_full", texts), ("domains", domains)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    made = clinc150_data.write_parts(tmp_path, tmp_path / "made")
+    # Training texts first, then validation texts; none that is out of scope.
+    assert (tmp_path / "made" / "train.csv").read_bytes() == (
+        b"prompt,answer,label\n"
+        b"what is 'dog' in french,travel,travel\n"
+        b"hi,small talk,small_talk\n"
+        b'"hello, you",small talk,small_talk\n'
+    )
+    test = b"prompt,answer,label\nbye,small talk,small_talk\n"
+    assert (tmp_path / "made" / "test.csv").read_bytes() == test
+    assert made["test"] == (1, hashlib.sha256(test).hexdigest())
+    assert made["train"][0] == 3
+    with pytest.raises(SystemExit, match=r"train\.csv and test\.csv .* not the texts"):
+        clinc150_data.main(tmp_path, tmp_path / "made")
+
+
+def test_the_expected_files_are_those_of_the_data_folder(shared_dir: Path) -> None:
+    for name, (count, digest) in clinc150_data.STUDIED.items():
+        content = (shared_dir / "data" / "clinc150" / f"{name}.csv").read_bytes()
+        assert content.count(b"\n") == count + 1
+        assert hashlib.sha256(content).hexdigest() == digest
 
 
 def test_committed_numbers_name_no_folder_of_a_machine() -> None:
