@@ -13,12 +13,13 @@ import pytest
 
 from airtune.study import load_study
 from airtune.study.comparison import compare
-from airtune.study.console import claims, ranking_table
+from airtune.study.console import claims, estimate_text, ranking_table
 from airtune.study.curves import MOST_LINES, PALETTE, loss_rows, panels, spans_orders
 from airtune.study.page import PAGE, write_page
 from airtune.study.prints import write_figures
 from airtune.study.results import Result
 from airtune.study.schema import Study
+from airtune.study.statistics import difference, ratio
 from airtune.study.tables import escaped, latex, write_tables
 from test_study import made
 
@@ -98,6 +99,19 @@ def test_latex_is_booktabs_and_escapes_what_tex_reads(tmp_path: Path) -> None:
     assert len({line.count("&") for line in rows}) == 1
     assert "more\\_1" in text
     assert escaped("50% & a_b") == "50\\% \\& a\\_b"
+
+
+def test_an_estimate_says_when_it_is_no_mean() -> None:
+    assert estimate_text(ratio([(0.5, 1.0), (0.5, 1.0)])) == "0.500 [0.500, 0.500]"
+    assert estimate_text(difference([(0.5, 1.0)])) == "-0.500"
+    assert estimate_text(ratio([])) == "–"
+    # 0.1, 0.2, 1.4 and two that were followed to 0.4 and 9: the median is between 0.4 and 1.4.
+    known = [(0.1, 1.0), (0.2, 1.0), (1.4, 1.0)]
+    assert estimate_text(ratio(known, [0.4, 9.0])) == "median at most 1.400"
+    assert estimate_text(ratio(known[:1], [0.4])) == "not reached"
+    assert estimate_text(ratio([], [2.0] * 8)) == "not reached [2.000, …]"
+    sooner = ratio([(0.5 + i / 100, 1.0) for i in range(8)], [0.9])
+    assert estimate_text(sooner) == "median at most 0.540 [0.510, 0.570]"
 
 
 def test_a_panel_has_at_most_eight_lines_and_the_reference_in_each() -> None:

@@ -119,11 +119,18 @@ def claim_text(estimate: Estimate) -> str:
 
 
 def estimate_text(estimate: Estimate) -> str:
-    """Return value and interval, e.g. `0.62 [0.55, 0.70]`; `≥` where seeds are censored."""
+    """Return value and interval, e.g. `0.62 [0.55, 0.70]`; the value alone where there is none.
+
+    Where seeds are censored, the value is the median, not the mean. It takes these seeds as
+    infinite, so it is written as `median at most 1.41`, and as `not reached` where they are half
+    or more. An open upper end is `…`.
+    """
     if not estimate.seeds or math.isnan(estimate.value):
         return DASH
     signed = estimate.neutral == 0.0
     value = "not reached" if math.isinf(estimate.value) else number(estimate.value, signed)
+    if estimate.censored and math.isfinite(estimate.value):
+        value = f"median at most {value}"
     if math.isinf(estimate.low) or (math.isinf(estimate.high) and not estimate.censored):
         return value
     if estimate.censored and estimate.low == 0.0:
