@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 
 from airtune.errors import InputError
+from airtune.models.shapes import SHAPES
 from airtune.rounds.apart import perform
 from airtune.study import load_study
 from airtune.study.conduct import conduct, known_jobs
 from airtune.study.folder import read_study
 from airtune.study.jobs import Job, jobs_of
+from airtune.study.pools import needed_bytes, parameters_of
 from airtune.study.running import BEGUN, FINISHED, MISSING, carry_out, folder_of, state_of
 from airtune.study.schema import Study
 
@@ -221,6 +223,18 @@ def test_each_study_is_ten_times_as_long(name: str) -> None:
         assert job.values["task"]["eval_examples"] == 1000
         assert job.values["task"]["max_tokens"] == (512 if name in ("gsm8k", "yahoo") else 40)
         assert (job.values["evaluation"]["generate_examples"] == 1000) == (name == "gsm8k")
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"), [("smollm2-135m-instruct", 1.345e8), ("gemma-3-270m", 2.681e8)]
+)
+def test_several_runs_of_a_built_in_model_begin_at_once(
+    model: str, parameters: float, pack: SimpleNamespace
+) -> None:
+    assert parameters_of(model) == pytest.approx(parameters, rel=1e-3)
+    assert pack.run._size({"id": model}) == (parameters_of(model), SHAPES[model].vocab)
+    # Not known, the first run would go alone until it has ended.
+    assert needed_bytes({"model": {"id": model, "dtype": "bfloat16"}}) is not None
 
 
 class _Idle:

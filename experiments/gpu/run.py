@@ -191,11 +191,12 @@ def _at_once(study: Any, found: Any, given: argparse.Namespace) -> int:
 
 
 def _size(model: dict[str, Any]) -> tuple[float, int]:
-    """Return a model's parameters, from its files or as published, and its vocabulary."""
+    """Return a model's parameters, and its vocabulary."""
     from airtune.models.shapes import SHAPES
+    from airtune.study.pools import parameters_of
 
-    if model["id"] in SHAPES:
-        parameters = {"smollm2-135m-instruct": 1.35e8, "gemma-3-270m": 2.7e8}.get(model["id"], 1e5)
+    parameters = parameters_of(model["id"])
+    if parameters is not None:
         return parameters, SHAPES[model["id"]].vocab
     folder = Path(model["id"])
     weights = sum(f.stat().st_size for f in folder.glob("*.safetensors"))

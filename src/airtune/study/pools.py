@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from airtune.errors import InputError
+from airtune.models.shapes import SHAPES
 
 Task = Mapping[str, Any]
 Perform = Callable[[Task], str | None]
@@ -18,7 +19,6 @@ PROCESS_BYTES = 0.8e9
 """Of Python, PyTorch and Transformers in one process; measured: 0.5 to 0.7 GB."""
 WEIGHT_COPIES = 4.0
 """The base model, a submodel, and room for activations and loading, in copies of the weights."""
-PARAMETERS = {"tiny": 2e4, "smollm2-135m-instruct": 1.35e8}
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 
 
@@ -138,14 +138,24 @@ def needed_bytes(values: Mapping[str, Any]) -> float | None:
     """
     model = values["model"]
     per_value = 2 if model["dtype"] == "bfloat16" else 4
-    if model["id"] in PARAMETERS:
-        return PROCESS_BYTES + WEIGHT_COPIES * per_value * PARAMETERS[model["id"]]
+    parameters = parameters_of(model["id"])
+    if parameters is not None:
+        return PROCESS_BYTES + WEIGHT_COPIES * per_value * parameters
     folder = Path(model["id"])
     if not folder.is_dir():
         return None
     # Weights on disk may be in half the precision that they are computed in.
     size = sum(f.stat().st_size for f in folder.iterdir() if f.suffix in WEIGHTS)
     return PROCESS_BYTES + WEIGHT_COPIES * (per_value / 2) * size if size else None
+
+
+def parameters_of(model: str) -> int | None:
+    """Return how many parameters a built-in model has, norms left out; None: it is not built in."""
+    shape = SHAPES.get(model)
+    if shape is None:
+        return None
+    embeddings = shape.vocab * shape.head_inputs
+    return shape.block_parameters + embeddings * (1 if shape.tied else 2)
 
 
 def free_bytes() -> float:
