@@ -1,4 +1,4 @@
-"""The studies at ten times the length on one GPU, in short calls that go on with one another.
+"""The studies with five times the rounds on one GPU, in short calls that go on with one another.
 
     python experiments/gpu/run.py --models FOLDER --data FOLDER --work FOLDER --out FOLDER
 
