@@ -264,8 +264,9 @@ def _check_steps_as_done(scenario: Scenario, name: str) -> None:
 
 def _check_steady(scenario: Scenario, name: str) -> None:
     """Refuse what needs the same factors from round to round."""
-    server = scenario.aggregation.server_optimizer
+    server, power = scenario.aggregation.server_optimizer, scenario.aggregation.coverage_power
     for key, asked in (
+        (f"aggregation.coverage_power = {power:g}", power > 0),
         (f"aggregation.server_optimizer = '{server}'", server != "none"),
         ("training.scaffold = true", scenario.training.scaffold),
         ("pruning.refit_every_rounds", scenario.pruning.refit_every_rounds is not None),

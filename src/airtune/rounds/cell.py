@@ -20,6 +20,7 @@ from airtune.assignment import Assignment
 from airtune.channel import ChannelState, Placement
 from airtune.engines import Engine
 from airtune.engines.local import LocalEngine
+from airtune.merging.coverage import covered
 from airtune.merging.functions import Contribution, normalised
 from airtune.merging.functions import merge as merged_by
 from airtune.merging.rules import normalizes_steps, rule_of
@@ -134,6 +135,8 @@ def merge(cell: Cell, adapter: Adapter, contributions: Sequence[Contribution]) -
     if normalizes_steps(scenario):
         contributions = normalised(adapter, contributions)
     merged = merged_by(scenario.aggregation.rule, adapter, contributions)
+    if scenario.aggregation.coverage_power:
+        merged = covered(adapter, merged, contributions, scenario.aggregation.coverage_power)
     if scenario.participation.weights == "inclusion":
         return unbiased(adapter, merged, sum(one.weight for one in contributions))
     return merged
