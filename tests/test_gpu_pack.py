@@ -153,35 +153,6 @@ def test_a_damaged_part_is_refused(pack: SimpleNamespace, tmp_path: Path) -> Non
         pack.parts.join(tmp_path / "store")
 
 
-def test_what_is_missing_of_a_gpu_is_said(pack: SimpleNamespace) -> None:
-    known = {"torch": "2.13.0", "cuda_build": "13.0", "available": True, "name": "G",
-             "free_bytes": 8e10, "total_bytes": 8.5e10, "bfloat16": True}  # fmt: skip
-    found, lines = pack.machine.gpu(known)
-    assert (found.free_bytes, lines) == (8e10, [])
-    for change, said in (
-        ({"error": "No module named 'torch'"}, "No module named 'torch'"),
-        ({"cuda_build": None}, "built without CUDA"),
-        ({"available": False}, "driver"),
-        ({"bfloat16": False}, "model.dtype=float32"),
-    ):
-        none, (line,) = pack.machine.gpu({**known, **change})
-        assert none is None
-        assert said in line
-
-
-def test_what_is_missing_of_packages_and_disk_is_said(
-    pack: SimpleNamespace, tmp_path: Path
-) -> None:
-    assert pack.machine.packages(pack.machine.PACKAGES.items()) == []
-    (absent, old) = pack.machine.packages([("no-such-package", "1.0"), ("numpy", "99.0")])
-    assert "no-such-package (at least 1.0)" in absent
-    assert "too old (at least 99.0)" in old
-    assert pack.machine.packages([("numpy", "2.0")]) == []
-    assert pack.machine.disk(tmp_path, 1.0) == []
-    (full,) = pack.machine.disk(tmp_path, 1e18)
-    assert "GB free" in full
-
-
 @pytest.mark.parametrize("name", ["clinc150", "cells", "memory", "gsm8k", "yahoo", "gemma"])
 def test_the_packs_methods_are_those_of_the_study_that_it_lengthens(
     name: str, pack: SimpleNamespace
@@ -242,8 +213,8 @@ def test_the_answers_of_a_run_are_generated_within_half_a_call() -> None:
     evaluation = values["evaluation"]
     assert evaluation["generate"]
     batches = math.ceil(evaluation["generate_examples"] / evaluation["batch_size"])
-    # 416 tokens: the longest answer of GSM8K's test part. A tenth of a second a token is what several
-    # runs at once may take; a round that the end of a call cuts off begins again.
+    # 416 tokens: the longest answer of GSM8K's test part. A tenth of a second a token is what
+    # several runs at once may take; a round that the end of a call cuts off begins again.
     seconds = 0.1 * batches * (3 * 416 // 2)
     assert seconds < 60 * 9 / 2
 
@@ -346,18 +317,3 @@ def test_killed_and_called_again_it_ends_as_if_never_interrupted(tmp_path: Path)
     assert ": done" not in told
     folder = tmp_path / "bare" / "studies" / "try" / "runs"
     assert not list(folder.glob("*/checkpoint"))
-
-
-def test_the_script_says_all_that_is_missing_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AIRTUNE_CACHE", str(tmp_path / "cache"))
-    done = script("--studies", "gsm8k,gemma", "--work", str(tmp_path / "work"))
-    told, errors = done.communicate()
-    assert (done.returncode, told) == (2, "")
-    lines = errors.splitlines()
-    assert all(line.startswith("missing: ") for line in lines)
-    assert "CUDA" in errors
-    for name in ("gsm8k: data: no folder", "SmolLM2-135M-Instruct.Q4_1.gguf",
-                 "gemma-3-270m-q4_k_m.gguf"):  # fmt: skip
-        assert sum(name in line for line in lines) == 1

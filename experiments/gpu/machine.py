@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,35 @@ from typing import Any
 
 PACKAGES = {
     "torch": "2.6", "transformers": "5.23", "peft": "0.18", "safetensors": "0.5", "numpy": "2.0",
-    "scipy": "1.12", "pydantic": "2.7", "filelock": "3.13", "jinja2": "3.1", "matplotlib": "3.9",
+    "scipy": "1.12", "pydantic": "2.7", "filelock": "3.13", "jinja2": "3.1",
 }  # fmt: skip
 """What the runs import, with the oldest version that does; `gguf` only to convert a model."""
+BENEATH = (
+    "pydantic_core", "annotated-types", "typing-inspection", "typing_extensions", "MarkupSafe",
+    "huggingface_hub", "httpx2", "httpcore2", "h11", "idna", "truststore", "fsspec", "packaging",
+    "PyYAML", "regex", "tokenizers", "tqdm", "accelerate", "sympy", "mpmath",
+)  # fmt: skip
+"""What those import in their turn, in the versions of `constraints.txt`; others may do without."""
 GGUF = "0.17"
+MODULES = (
+    "airtune.study.conduct", "airtune.rounds.apart", "airtune.rounds.running",
+    "airtune.engines.local", "airtune.models.builtin", "airtune.report",
+)  # fmt: skip
+"""Of airtune; a run imports these, and with them whatever it needs of others."""
+IMPORTS = """
+import importlib, json, sys
+told = []
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # whatever a package raises where it lacks another
+        told.append([name, None, " ".join(f"{type(error).__name__}: {error}".split())[:200]])
+        while error is not None and told[-1][1] is None:
+            if isinstance(error, ModuleNotFoundError):
+                told[-1][1] = error.name
+            error = error.__cause__  # Transformers raises an error of its own, without the name
+print(json.dumps(told))
+"""
 CONTEXT_BYTES = 0.7e9
 """Of CUDA and its libraries in each process."""
 LEAST_DISK_BYTES = 8e9
@@ -79,6 +105,80 @@ def probe() -> dict[str, Any]:
     except (ValueError, IndexError):
         last = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
         return {"error": last}
+
+
+def wheels() -> list[str]:
+    """Return what the runs could not import, a line each, and how to fetch it.
+
+    Imports decide, not a list: another version of a package may need others. An import ends with
+    the first package that it lacks, so where one fails all of `BENEATH` that are absent are named.
+    """
+    old = {name: packages([(name, least)]) for name, least in PACKAGES.items()}
+    lines = [line for own in old.values() for line in own]
+    failed = _imports([*PACKAGES, *MODULES])
+    lacking: dict[str, str] = {}
+    for name, module, _ in failed:
+        if module:
+            lacking.setdefault(_distribution(module), name)
+    for name in BENEATH if failed else ():
+        if not installed(name):
+            lacking.setdefault(name, "another package")
+    version = ".".join(map(str, sys.version_info[:2]))
+    for name, needed_by in lacking.items():
+        if installed(name):  # a part of it is not: compiled for another Python
+            lines.append(f"{name} is not that of Python {version}: carry its wheel for it")
+        elif not old.get(name):
+            lines.append(
+                f"the Python package {name}, which {needed_by} needs: carry its wheel for Python "
+                f"{version}"
+            )
+    if failed and all(map(installed, (*PACKAGES, *lacking))):  # else these may follow from it
+        lines += {text: f"import {name}: {text}" for name, _, text in reversed(failed)}.values()
+    names = [*(name for name, own in old.items() if own), *lacking]
+    names = [name for name in dict.fromkeys(names) if name != "torch"]
+    if names:
+        lines.append(f"these wheels; where there is a network: {download(names)}")
+    return lines
+
+
+def download(names: Iterable[str]) -> str:
+    """Return the command that fetches wheels for this machine on another one."""
+    version = ".".join(map(str, sys.version_info[:2]))
+    kind = platform.machine()
+    return (
+        "python -m pip download --no-deps --only-binary=:all: -d carry/wheels -c constraints.txt "
+        f"--python-version {version} --platform manylinux_2_28_{kind} "
+        f"--platform manylinux2014_{kind} {' '.join(names)}"
+    )
+
+
+def _imports(names: Iterable[str]) -> list[tuple[str, str | None, str]]:
+    """Import modules elsewhere; return which fail, the module that is not there, the error."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, *names], capture_output=True, text=True, check=False
+    )
+    try:
+        told = json.loads(done.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        last = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
+        return [("of all of these", None, last)]
+    return [(name, module, text) for name, module, text in told]
+
+
+def _distribution(module: str) -> str:
+    """Return the package that a module comes with."""
+    top = module.split(".")[0]
+    known = {name.lower().replace("-", "_"): name for name in (*PACKAGES, *BENEATH)}
+    return {"yaml": "PyYAML"}.get(top, known.get(top, top))
+
+
+def installed(name: str) -> bool:
+    """Return whether there is a package of that name."""
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def packages(needed: Iterable[tuple[str, str]]) -> list[str]:

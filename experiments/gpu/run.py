@@ -84,7 +84,7 @@ def _bare_packages(given: argparse.Namespace) -> list[str]:
     )
     import machine
 
-    return machine.packages(machine.PACKAGES.items())
+    return machine.wheels()
 
 
 def _refused(lacking: Sequence[str]) -> int:

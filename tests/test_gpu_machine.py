@@ -1,0 +1,136 @@
+"""What the GPU pack finds missing on a machine, before any run is begun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACK = ROOT / "experiments" / "gpu"
+SMOKE = ROOT / "experiments" / "smoke.toml"
+
+
+@pytest.fixture
+def pack(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    monkeypatch.syspath_prepend(str(PACK))
+    import machine
+
+    yield SimpleNamespace(machine=machine)
+    sys.modules.pop("machine")
+
+
+def run_script(
+    python: str, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    command = [python, str(PACK / "run.py"), *arguments]
+    return subprocess.run(command, env=own, capture_output=True, text=True, check=False)
+
+
+class Bare:
+    """An interpreter that has, besides its own library, some packages of this one."""
+
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        venv.create(folder / "python", symlinks=True)
+        self.site = folder / "site"
+        self.site.mkdir()
+        # PyTorch for CUDA has its libraries in packages of their own.
+        beside = [d for d in metadata.distributions() if d.name.startswith(("nvidia", "triton"))]
+        for package in (*map(metadata.distribution, names), *beside):
+            for top in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
+                link = self.site / top
+                if not link.exists():
+                    link.symlink_to(Path(str(package.locate_file(top))).absolute())
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        python = self.site.parent / "python" / "bin" / "python"
+        return run_script(str(python), *arguments, PYTHONPATH=str(self.site))
+
+
+def test_the_packages_that_are_asked_for_are_enough(pack: SimpleNamespace, tmp_path: Path) -> None:
+    bare = Bare(tmp_path, [*pack.machine.PACKAGES, *pack.machine.BENEATH])
+    done = bare.run("--cpu", "--check", "--studies", str(SMOKE), "--work", str(tmp_path / "work"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_written_command_fetches_them_all(pack: SimpleNamespace) -> None:
+    told = (PACK / "README.md").read_text().replace("\\\n", " ")
+    (line,) = (line for line in told.splitlines() if "-m pip download" in line)
+    needed = {*pack.machine.PACKAGES, *pack.machine.BENEATH, "gguf"} - {"torch"}
+    assert set(line.split()[-len(needed) :]) == needed
+
+
+@pytest.mark.slow
+def test_runs_end_with_these_packages_alone(pack: SimpleNamespace, tmp_path: Path) -> None:
+    bare = Bare(tmp_path, [*pack.machine.PACKAGES, *pack.machine.BENEATH])
+    done = bare.run("--cpu", "--studies", str(SMOKE), "--jobs", "1",
+                    "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"))  # fmt: skip
+    assert "2 of 2 runs have ended" in done.stdout, done.stderr
+
+
+def test_all_packages_that_are_missing_are_said_at_once(
+    pack: SimpleNamespace, tmp_path: Path
+) -> None:
+    absent = {"scipy", "pydantic_core", "annotated-types", "tokenizers", "PyYAML", "mpmath"}
+    bare = Bare(tmp_path, {*pack.machine.PACKAGES, *pack.machine.BENEATH} - absent)
+    done = bare.run("--cpu", "--check", "--studies", str(SMOKE))
+    *lines, last = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert all(line.startswith("missing: the Python package ") for line in lines), done.stderr
+    assert {line.split()[4].rstrip(",") for line in lines} == absent
+    assert "missing: the Python package pydantic_core, which pydantic needs" in done.stderr
+    version = f"--python-version {sys.version_info[0]}.{sys.version_info[1]} "
+    assert " -m pip download --no-deps " in last
+    assert version in last
+    assert absent == set(last.split()[-len(absent) :])
+
+
+def test_what_is_missing_of_a_gpu_is_said(pack: SimpleNamespace) -> None:
+    known = {"torch": "2.13.0", "cuda_build": "13.0", "available": True, "name": "G",
+             "free_bytes": 8e10, "total_bytes": 8.5e10, "bfloat16": True}  # fmt: skip
+    found, lines = pack.machine.gpu(known)
+    assert (found.free_bytes, lines) == (8e10, [])
+    for change, said in (
+        ({"error": "No module named 'torch'"}, "No module named 'torch'"),
+        ({"cuda_build": None}, "built without CUDA"),
+        ({"available": False}, "driver"),
+        ({"bfloat16": False}, "model.dtype=float32"),
+    ):
+        none, (line,) = pack.machine.gpu({**known, **change})
+        assert none is None
+        assert said in line
+
+
+def test_what_is_missing_of_packages_and_disk_is_said(
+    pack: SimpleNamespace, tmp_path: Path
+) -> None:
+    assert pack.machine.packages(pack.machine.PACKAGES.items()) == []
+    (absent, old) = pack.machine.packages([("no-such-package", "1.0"), ("numpy", "99.0")])
+    assert "no-such-package (at least 1.0)" in absent
+    assert "too old (at least 99.0)" in old
+    assert pack.machine.packages([("numpy", "2.0")]) == []
+    assert pack.machine.disk(tmp_path, 1.0) == []
+    (full,) = pack.machine.disk(tmp_path, 1e18)
+    assert "GB free" in full
+
+
+def test_the_script_says_all_that_is_missing_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRTUNE_CACHE", str(tmp_path / "cache"))
+    done = run_script(sys.executable, "--studies", "gsm8k,gemma", "--work", str(tmp_path / "work"))
+    assert (done.returncode, done.stdout) == (2, "")
+    errors, lines = done.stderr, done.stderr.splitlines()
+    assert all(line.startswith("missing: ") for line in lines)
+    assert "CUDA" in errors
+    for name in ("gsm8k: data: no folder", "SmolLM2-135M-Instruct.Q4_1.gguf",
+                 "gemma-3-270m-q4_k_m.gguf"):  # fmt: skip
+        assert sum(name in line for line in lines) == 1
