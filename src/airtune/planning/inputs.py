@@ -188,13 +188,18 @@ def may_sit_out(scenario: Scenario) -> bool:
     return "absence" in scenario.planning.turned and every_round
 
 
+def least_rate(scenario: Scenario, cost: AffineCosts, profile: DeviceProfile) -> float:
+    """Return a client's smallest pruning rate; above 1 where its memory holds no submodel."""
+    return max(scenario.pruning.min_pruning, cost.min_pruning(profile.memory_bytes))
+
+
 def least_pruning(
     scenario: Scenario,
     costs: Sequence[AffineCosts],
     profiles: Sequence[DeviceProfile],
     names: Sequence[str],
 ) -> list[float]:
-    """Return each client's smallest pruning rate: what its memory can hold.
+    """Return each client's smallest pruning rate: the scenario's, or what its memory can hold.
 
     A client that may sit out and does not hold even the most pruned submodel has none that it can
     hold; it gets the largest rate, and no plan can give it work.
@@ -204,8 +209,7 @@ def least_pruning(
     """
     most = scenario.pruning.max_pruning
     rates = [
-        cost.min_pruning(profile.memory_bytes)
-        for cost, profile in zip(costs, profiles, strict=True)
+        least_rate(scenario, cost, profile) for cost, profile in zip(costs, profiles, strict=True)
     ]
     if may_sit_out(scenario):
         return [min(rate, most) for rate in rates]

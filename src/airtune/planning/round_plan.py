@@ -40,6 +40,7 @@ from airtune.planning.inputs import (
     BYTES_PER_WEIGHT,
     ClientLoad,
     Situation,
+    least_rate,
     plan_of_round,
     sizes_ending_at,
 )
@@ -243,7 +244,7 @@ def _costed(
             max_pruning=most,
             sizes_at=sizes_ending_at(load.most_pruned),
         )
-        least = count.min_pruning(profile.memory_bytes)
+        least = least_rate(scenario, count, profile)
         costed.append(
             ClientMode(
                 name=name_of(mode),

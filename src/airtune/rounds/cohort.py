@@ -13,6 +13,7 @@ from airtune.planning.inputs import (
     BYTES_PER_WEIGHT,
     ClientLoad,
     Situation,
+    least_rate,
     modes_of,
     nominal_load,
 )
@@ -97,7 +98,7 @@ def inclusion_of(situation: Situation, place: int) -> float | None:
 
 
 def may_be_forced(cell: Cell) -> list[bool]:
-    """Return for each client of the population whether its memory may force a cut.
+    """Return for each client of the population whether scenario or memory may force a cut.
 
     Counted once a kind of device, on full batches.
     """
@@ -105,8 +106,8 @@ def may_be_forced(cell: Cell) -> list[bool]:
     devices = cell.scenario.client_devices
     for client, device in enumerate(devices):
         if device not in known:
-            memory = cell.profiles[client].memory_bytes
-            known[device] = _nominal_costs(cell, client).min_pruning(memory) > 0
+            nominal = _nominal_costs(cell, client)
+            known[device] = least_rate(cell.scenario, nominal, cell.profiles[client]) > 0
     return [known[device] for device in devices]
 
 

@@ -16,6 +16,7 @@ from airtune.planning.broadcast import needed_bits
 from airtune.planning.inputs import (
     BYTES_PER_WEIGHT,
     ClientLoad,
+    least_rate,
     modes_of,
     sizes_ending_at,
 )
@@ -90,7 +91,7 @@ def task_of(cell: Cell, client: int, number: int, air: ChannelState | None = Non
         max_pruning=scenario.pruning.max_pruning,
         sizes_at=sizes_ending_at(load.most_pruned),
     )
-    pruning = costs.min_pruning(cell.profiles[client].memory_bytes)
+    pruning = least_rate(scenario, costs, cell.profiles[client])
     if pruning > scenario.pruning.max_pruning:
         raise InputError(
             f"client {scenario.client_names[client]}: its memory does not hold the model even at "

@@ -18,6 +18,9 @@ class PruningSection(Section):
 
     max_pruning: Annotated[float, Field(ge=0, lt=1)] = 0.6
     """The largest share of the decoder blocks' parameters that a client may leave out."""
+    min_pruning: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share that every client leaves out at least. Equal to max_pruning: all clients train the
+    same submodel, where they have one order of units (calibration = "shared")."""
     units: Literal["mixed", "mlp", "attention", "blocks"] = "mixed"
     """What is cut: MLP channels, attention groups, both (`mixed`), or whole blocks."""
     selection: Literal["importance", "rolling", "rotating"] = "importance"
@@ -40,6 +43,14 @@ class PruningSection(Section):
     """Learning cost of pruning: e(rho) = rho, or the curve of the client's calibration."""
     cache_statistics: bool = False
     """Keep calibration statistics on disk for later runs (SmolLM2-135M: 160 MB a client)."""
+
+    @model_validator(mode="after")
+    def _check_rates(self) -> PruningSection:
+        if self.min_pruning > self.max_pruning:
+            raise ValueError(
+                f"min_pruning = {self.min_pruning:g} is above max_pruning = {self.max_pruning:g}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_refits(self) -> PruningSection:
