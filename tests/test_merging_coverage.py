@@ -75,7 +75,7 @@ def test_a_cell_merges_by_the_scenarios_power() -> None:
 @pytest.mark.parametrize("rule", ["flora", "flexlora"])
 def test_a_rule_with_new_factors_every_round_has_no_change_of_an_entry(rule: str) -> None:
     settings = [f"aggregation.rule={rule}", "aggregation.coverage_power=1"]
-    with pytest.raises(InputError, match="coverage_power = 1 cannot go with aggregation.rule"):
+    with pytest.raises(InputError, match=r"coverage_power = 1 cannot go with aggregation\.rule"):
         rule_of(at.load_scenario("tiny", settings))
 
 

@@ -1,0 +1,65 @@
+"""pruning.min_pruning: what every client leaves out, whoever decides its rate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import airtune as at
+from airtune.errors import InputError
+from airtune.models.workload import affine_coefficients
+from airtune.planning.inputs import least_rate, situation_of_scenario
+from airtune.rounds.cohort import may_be_forced
+from airtune.rounds.running import run
+
+LEAST = "pruning.min_pruning=0.4"
+
+
+def test_the_least_rate_is_the_scenarios_or_what_memory_holds_whichever_is_larger() -> None:
+    scenario = at.load_scenario("tiny", [LEAST])
+    found = situation_of_scenario(scenario)
+    cost = affine_coefficients(found.shape, found.loads[0].steps, found.modes[0], max_pruning=0.6)
+    for held, expected in ((1.0, 0.4), (0.7, 0.4), (0.5, 0.5)):
+        memory = cost.memory_fixed_bytes + held * cost.memory_full_bytes
+        profile = replace(found.profiles[0], memory_bytes=memory)
+        assert least_rate(scenario, cost, profile) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["planning.method=none"],
+        ["planning.method=exact"],
+        ["planning.method=bcd"],
+        ["planning.knobs=all", "participation.floor=0.2"],
+        ['planning.knobs=["bandwidth","steps"]'],
+        ["planning.method=none", "participation.cohort=2"],
+        ["planning.method=none", "schedule.kind=fedbuff"],
+    ],
+)
+def test_every_client_of_a_run_leaves_out_that_much(settings: list[str], tmp_path: Path) -> None:
+    scenario = at.load_scenario("tiny", ["rounds=2", LEAST, *settings])
+    run(scenario, out=tmp_path / "run")
+    record = at.read_record(tmp_path / "run")
+    worked = [
+        client for round in record.rounds for client in round.clients if client.status == "ok"
+    ]
+    assert worked
+    # A submodel has whole units: its own rate is a little off the planned one.
+    assert all(client.pruning > 0.3 for client in worked)
+    assert record.description is not None
+    assert record.description.setup_flops > 0  # they read calibration text before
+
+
+def test_whoever_is_drawn_may_be_cut() -> None:
+    drawn = ["planning.method=none", "participation.cohort=2"]
+    for settings, expected in ((drawn, [False] * 4), ([*drawn, LEAST], [True] * 4)):
+        with at.open_cell(at.load_scenario("tiny", settings)) as cell:
+            assert may_be_forced(cell) == expected
+
+
+def test_a_least_rate_above_the_most_is_refused() -> None:
+    with pytest.raises(InputError, match=r"min_pruning = 0\.7 is above max_pruning = 0\.6"):
+        at.load_scenario("tiny", ["pruning.min_pruning=0.7"])
