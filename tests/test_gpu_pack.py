@@ -231,6 +231,48 @@ def test_several_runs_of_a_built_in_model_begin_at_once(
     assert needed_bytes({"model": {"id": model, "dtype": "bfloat16"}}) is not None
 
 
+def test_fewer_runs_share_a_gpu_than_fit(
+    pack: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airtune.study.pools.free_cores", lambda: 16)
+    found = pack.machine.Gpu("G", 79e9, 85e9)
+    clinc150, gsm8k = (load_study(PACK / f"{name}.toml") for name in ("clinc150", "gsm8k"))
+    given = SimpleNamespace(jobs=None)
+    assert pack.run._at_once(clinc150, found, given) == 4
+    assert pack.run._at_once(gsm8k, found, given) == 2
+    assert pack.run._at_once(clinc150, found, SimpleNamespace(jobs=16)) == 16
+
+
+def test_a_call_says_how_far_the_runs_are_and_when_none_got_further(
+    pack: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, second = jobs(tmp_path)
+    gains = [3, 0]
+
+    def conducted(study: Study, folder: Path, *_: Any) -> list[Any]:
+        run = folder_of(folder, first.key)
+        run.mkdir(parents=True, exist_ok=True)
+        with (run / "rounds.jsonl").open("a") as file:
+            file.write("{}\n" * gains.pop(0))
+        return [SimpleNamespace(key=key, status=BEGUN) for key in (first.key, second.key)]
+
+    monkeypatch.setattr(pack.run, "_conducted", conducted)
+    given = SimpleNamespace(out=tmp_path / "out", part_mib=15.0, minutes=9.0)
+    said = []
+    for _ in range(2):
+        studies = {"try": load_study(tmp_path / "try.toml")}
+        assert pack.run._go(studies, {"try": 2}, given, tmp_path / "work", 1.0) == 0
+        said.append(capsys.readouterr().out)
+    assert "fedit, seed 0: 3 of 4 rounds, 3 in this call\n" in said[0]
+    assert "exact, seed 0: 0 of 4 rounds, 0 in this call\n" in said[0]
+    assert "no run got further in this call" not in said[0]
+    assert "fedit, seed 0: 3 of 4 rounds, 0 in this call\n" in said[1]
+    assert "no run got further in this call: " in said[1]
+
+
 class _Idle:
     """A pool that begins nothing and says that each run has ended."""
 

@@ -33,6 +33,9 @@ GGUF_FILES = {
 }
 MARGIN_S = 20.0
 """Kept of the call's time to end processes and write the archives."""
+AT_ONCE = 4
+"""Runs that share the GPU unless --jobs says otherwise: with more, each takes longer, and those
+that have begun are lost with a machine that is lent for half an hour."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call (default 9)")
     parser.add_argument("--studies", default="clinc150,gsm8k", help=f"of {', '.join(STUDIES)}")
     parser.add_argument("--large-model", type=Path, help="its folder, for the study large")
-    parser.add_argument("--jobs", type=int, help="runs at once (default: by memory and cores)")
+    parser.add_argument("--jobs", type=int, help="runs at once (default: 4, or as many as fit)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
     parser.add_argument("--part-mib", type=float, default=15.0, help="largest file of --out")
     parser.add_argument("--check", action="store_true", help="say what is missing, and end")
@@ -187,7 +190,7 @@ def _at_once(study: Any, found: Any, given: argparse.Namespace) -> int:
     values = jobs_of(study)[0].values
     parameters, vocab = _size(values["model"])
     each = machine.run_bytes(values, parameters, vocab)
-    return machine.runs_at_once(found.free_bytes, each, free_cores())
+    return min(AT_ONCE, machine.runs_at_once(found.free_bytes, each, free_cores()))
 
 
 def _size(model: dict[str, Any]) -> tuple[float, int]:
@@ -216,23 +219,52 @@ def _go(
 
     from airtune.study.running import UNENDED
 
-    failed = 0
+    failed, gained, out_of_time = 0, 0, False
     for name, study in studies.items():
         _convert(_model(study)["id"], work)
         folder = work / "studies" / study.name
         came = parts.unpack(given.out, study.name, folder)
         if came:
             print(f"{name}: {came} runs of earlier calls", flush=True)
+        before = _rounds(folder)
         results = _conducted(study, folder, at_once[name], until)
+        gains = {key: count - before.get(key, 0) for key, count in _rounds(folder).items()}
+        gained += sum(gain > 0 for gain in gains.values())
+        _tell_begun(study, folder, results, gains)
         for path in parts.pack(folder, given.out, study.name, int(given.part_mib * 2**20)):
             print(f"{path}  {path.stat().st_size / 2**20:.2f} MiB", flush=True)
         left = sum(one.status in UNENDED for one in results)
         failed += sum(one.status == "failed" for one in results)
         print(f"{name}: {len(results) - left} of {len(results)} runs have ended", flush=True)
-        if left or not results or time.time() >= until:
-            print("out of time: the same call goes on", flush=True)
+        out_of_time = bool(left) or not results or time.time() >= until
+        if out_of_time:
             break
+    if out_of_time and not gained:
+        print(
+            "no run got further in this call: with loading the model, a round takes longer than "
+            f"{given.minutes:g} minutes: give more --minutes or fewer --jobs"
+        )
+    elif out_of_time:
+        print("out of time: the same call goes on")
     return 1 if failed else 0
+
+
+def _rounds(folder: Path) -> dict[str, int]:
+    """Return how many rounds each run of a study's folder has on record, by the run's key."""
+    files = (folder / "runs").glob("*/rounds.jsonl")
+    return {file.parent.name: file.read_bytes().count(b"\n") for file in files}
+
+
+def _tell_begun(study: Any, folder: Path, results: Sequence[Any], gains: dict[str, int]) -> None:
+    """Say how far the runs are that will go on, so that --jobs can be chosen."""
+    from airtune.study.conduct import known_jobs
+    from airtune.study.running import BEGUN
+
+    jobs = {job.key: job for job in known_jobs(study, folder) or ()}
+    rounds = _rounds(folder)
+    for key in (one.key for one in results if one.status == BEGUN):
+        told = f"{rounds.get(key, 0)} of {jobs[key].values['rounds']} rounds"
+        print(f"{jobs[key].where}: {told}, {gains.get(key, 0)} in this call")
 
 
 def _convert(model: str, work: Path) -> None:
