@@ -1,4 +1,4 @@
-"""How far entries move that only some of a round's submodels hold."""
+"""How far entries move of units that only some of a round's submodels hold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from airtune.adapters.names import Adapter
+from airtune.adapters.names import Adapter, units_held
 from airtune.merging.contributions import Contribution
 
 
@@ -15,15 +15,15 @@ def covered(
 ) -> Adapter:
     """Return the server's adapter with each entry's change multiplied by c^power.
 
-    c is the share of the contributions' weight that holds the entry. An average over the holders
-    moves an entry that few hold by all of their mean change (HeteroFL: power 0). What they alone
-    train is then learnt for their data, and the clients that are without the entry cannot answer
-    it. With power 1 those count as no change (R2SP of FedMP: Jiang et al., ICDE 2022, there with
-    equal weights), and with a large power almost only entries move that all hold.
+    c is the share of the contributions' weight whose submodels have the entry's unit, at whatever
+    rank. An average over the holders moves the units that few have by their data alone (HeteroFL:
+    power 0), and the clients that are without them cannot answer it. With power 1 those count as
+    no change (R2SP of FedMP: Jiang et al., ICDE 2022, there with equal weights), and with a large
+    power almost only units move that all have.
 
     Args:
         server: the adapter that the round began with.
-        merged: a rule's average over the holders of each entry.
+        merged: a rule's weighted average over the holders of each entry.
         contributions: what was merged.
         power: at least 0.
     """
@@ -32,7 +32,8 @@ def covered(
     for name, old in server.items():
         share = torch.zeros(old.shape, dtype=torch.float64)
         for one in contributions:
-            share += one.held[name].to(torch.float64) * (one.weight / total)
+            has = units_held(one.held[name], name)
+            share += has.to(torch.float64) * (one.weight / total)
         change = merged[name].to(torch.float64) - old.to(torch.float64)
         adapter[name] = (old.to(torch.float64) + share**power * change).to(old.dtype)
     return adapter

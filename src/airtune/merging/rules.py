@@ -215,6 +215,8 @@ def rule_of(scenario: Scenario) -> MergingRule:
             f"aggregation.rule = '{name}' cannot go with aggregation.downlink_change_bits = "
             f"{bits}: its clients restart, so that no adapter is sent that could have changed"
         )
+    if scenario.aggregation.coverage_power > 0:
+        _check_coverage(scenario, rule, name)
     if rule.restarts:
         _check_steps_as_done(scenario, name)
     if rule.restarts or rule.refactors:
@@ -262,11 +264,32 @@ def _check_steps_as_done(scenario: Scenario, name: str) -> None:
             )
 
 
+def _check_coverage(scenario: Scenario, rule: MergingRule, name: str) -> None:
+    """Refuse to move entries by who holds them where the merge is no average by weights."""
+    key = f"aggregation.coverage_power = {scenario.aggregation.coverage_power:g}"
+    if not rule.weighs:
+        allowed = ", ".join(each for each, one in MERGING.items() if one.weighs)
+        raise InputError(
+            f"{key} cannot go with aggregation.rule = '{name}', which is no average by weights; "
+            f"allowed: {allowed}"
+        )
+    if not scenario.schedule.is_synchronous:
+        raise InputError(
+            f"{key} cannot go with schedule.kind = '{scenario.schedule.kind}': it looks at the "
+            "clients of one merge, and those are few; allowed: synchronous"
+        )
+    server = scenario.aggregation.server_optimizer
+    if server != "none":
+        raise InputError(
+            f"{key} cannot go with aggregation.server_optimizer = '{server}', whose momentum "
+            "would move what is kept"
+        )
+
+
 def _check_steady(scenario: Scenario, name: str) -> None:
     """Refuse what needs the same factors from round to round."""
-    server, power = scenario.aggregation.server_optimizer, scenario.aggregation.coverage_power
+    server = scenario.aggregation.server_optimizer
     for key, asked in (
-        (f"aggregation.coverage_power = {power:g}", power > 0),
         (f"aggregation.server_optimizer = '{server}'", server != "none"),
         ("training.scaffold = true", scenario.training.scaffold),
         ("pruning.refit_every_rounds", scenario.pruning.refit_every_rounds is not None),

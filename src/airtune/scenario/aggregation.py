@@ -31,10 +31,10 @@ class AggregationSection(Section):
     """Undo in the average that clients did different numbers of local steps, so that an update
     counts by what it changed per step (FedNova). Default: where planning.knobs turns `steps`
     and the rule averages by weights; and with participation.rule = "partial-fednova"."""
-    coverage_power: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """An entry that only some of a round's submodels hold moves by c^coverage_power times the mean
-    change of those that hold it, c their share of the weight. 0: by all of it (HeteroFL). 1: the
-    others count as no change. 100: almost only entries move that all hold."""
+    coverage_power: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """Some units are in only part of a round's submodels. Let c be the share of the weight that has
+    a unit: its adapter entries move by c^coverage_power times their mean change. 0: by all of it
+    (HeteroFL). 1: the others count as no change. Large: almost only units move that all have."""
     server_optimizer: Literal["none", "momentum", "adam"] = "none"
     """What the server makes of a merge: the merged adapter itself, or a step of FedAvgM or FedAdam
     along the difference between it and the adapter before."""
