@@ -308,6 +308,11 @@ def test_what_comes_back_can_be_read_where_the_files_of_the_study_are_not(
     (run / "run.json").write_text('{"status": "finished"}')
     (run / "rounds.jsonl").write_text("")
     pack.parts.pack(there / "study", out, "try", 2**20)
+    # Here a file of that name says something else by now: the runs are those of the copy.
+    costs = there / "costs-clinc150.json"
+    costs.write_text(costs.read_text().replace('"cost": 0.173', '"cost": 0.2'))
+    (changed,) = known_jobs(read_study(there / "study")[0], there / "study") or []
+    assert changed.key == job.key
     shutil.rmtree(there)
     assert pack.parts.unpack(out, "try", here) == 1
     again, _ = read_study(here)

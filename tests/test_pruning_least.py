@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 import airtune as at
+from airtune.cli.plan_tables import print_plan
 from airtune.errors import InputError
 from airtune.models.workload import affine_coefficients
 from airtune.planning.inputs import least_rate, situation_of_scenario
+from airtune.planning.round_plan import plan_round
 from airtune.rounds.cohort import may_be_forced
 from airtune.rounds.running import run
 
@@ -63,3 +65,32 @@ def test_whoever_is_drawn_may_be_cut() -> None:
 def test_a_least_rate_above_the_most_is_refused() -> None:
     with pytest.raises(InputError, match=r"min_pruning = 0\.7 is above max_pruning = 0\.6"):
         at.load_scenario("tiny", ["pruning.min_pruning=0.7"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["planning.method=none", LEAST], {"least"}),
+        (["planning.method=none", "devices.0.memory_bytes=1.2e6"], {"memory", None}),
+        (['planning.knobs=["bandwidth","steps"]', LEAST], {"least"}),
+    ],
+)
+def test_the_record_says_whether_scenario_or_memory_asked_for_the_cut(
+    settings: list[str], said: set[str | None], tmp_path: Path
+) -> None:
+    run(at.load_scenario("tiny", ["rounds=1", *settings]), out=tmp_path / "run")
+    (round,) = at.read_record(tmp_path / "run").rounds
+    found = {(client.binds or "").partition(", ")[2] or None for client in round.clients}
+    assert found == said
+
+
+@pytest.mark.parametrize(("least", "word"), [("0.4", "least"), ("0", "memory")])
+def test_a_plan_says_so_too(least: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    scenario = at.load_scenario("tiny", ['planning.knobs=["steps"]', f"pruning.min_pruning={least}",
+                                         "devices.2.memory_bytes=2.5e6"])  # fmt: skip
+    found = situation_of_scenario(scenario)
+    made = plan_round(scenario, found)
+    print_plan(made.problem, made.plan, made.modes, None, scenario.pruning.min_pruning)
+    shown = capsys.readouterr().out
+    assert word in shown
+    assert ("memory" in shown) == (word == "memory")

@@ -179,6 +179,8 @@ def test_who_sits_out_has_a_line_of_nothing() -> None:
 @pytest.mark.parametrize(
     ("times", "least", "pruning", "owed", "said"),
     [
+        ((3.0, 7.0), 0.1, 0.1, 0.0, "air, least"),
+        ((3.0, 7.0), 0.1001, 0.1001, 0.0, "air, memory"),
         ((3.0, 7.0), 0.0, 0.25, 0.0, "air"),
         ((7.0, 3.0), 0.0, 0.25, 0.0, "compute"),
         ((3.0, 3.0), 0.0, 0.0, 0.0, "compute"),
@@ -193,7 +195,8 @@ def test_what_bounds_a_plan_is_said(
     times: tuple[float, float], least: float, pruning: float, owed: float, said: str
 ) -> None:
     planned = replace(PLANNED, compute_s=times[0], upload_s=times[1])
-    assert what_binds(replace(ASSIGNED, planned=planned, pruning=pruning), least, owed) == said
+    assigned = replace(ASSIGNED, planned=planned, pruning=pruning)
+    assert what_binds(assigned, least, owed, asked_pruning=0.1) == said
 
 
 def test_a_real_devices_speed_is_half_of_what_was_known_and_half_of_what_it_took() -> None:

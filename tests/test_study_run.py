@@ -9,11 +9,14 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from airtune.errors import InputError
+from airtune.cli.study import run
+from airtune.errors import InputError, RunError
 from airtune.record import read_record
 from airtune.study import load_study
 from airtune.study.comparison import compare
@@ -21,7 +24,7 @@ from airtune.study.conduct import Part, conduct
 from airtune.study.folder import read_study
 from airtune.study.jobs import jobs_of
 from airtune.study.pools import Task
-from airtune.study.results import results_of
+from airtune.study.results import Result, results_of
 from airtune.study.running import carry_out, state_of
 
 HERE = Path(__file__).parent
@@ -147,6 +150,26 @@ def test_a_part_of_a_study_is_run_by_itself_and_the_study_stays_whole(tmp_path: 
     rest = Recorder()
     conduct(study, tmp_path, lambda: rest, at_once=4, threads=1, part=Part(seeds=(4,)))
     assert {task["values"]["seed"] for task in rest.started} == {4}
+
+
+def test_the_command_does_the_part_that_it_is_given_and_fails_for_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, asked = load_study("tiny"), []
+    missing = results_of(study, jobs_of(study), tmp_path)
+
+    def conducted(*arguments: Any, part: Part, **options: Any) -> list[Result]:
+        asked.append(part)
+        return [replace(r, status="failed" if r.method == "exact" else r.status) for r in missing]
+
+    monkeypatch.setattr("airtune.study.conduct.conduct", conducted)
+    monkeypatch.setattr("airtune.cli.study.write_all", lambda *arguments: None)
+    run("tiny", out=tmp_path, methods="fedit, flexlora", seeds="0-1")
+    assert asked == [Part(("fedit", "flexlora"), (0, 1))]
+    with pytest.raises(RunError, match="5 of 20 runs failed"):
+        run("tiny", out=tmp_path)
+    with pytest.raises(RunError, match="1 of 1 runs failed"):
+        run("tiny", out=tmp_path, methods="exact", seeds="3")
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,7 @@ def _show(
     as_json: bool,
     modes: Sequence[Mode | None] | None = None,
     queues: Sequence[float] | None = None,
+    least: float = 0.0,
 ) -> None:
     from airtune.cli.plan_tables import print_plan
     from airtune.planning import plan_to_json
@@ -150,7 +151,7 @@ def _show(
     if as_json:
         _print_json(plan_to_json(made))
     else:
-        print_plan(problem, made, modes, queues)
+        print_plan(problem, made, modes, queues, least)
 
 
 def _scenario(
@@ -202,7 +203,8 @@ def _plan_knobs(scenario: Scenario, round: int, as_json: bool) -> None:
     made = found.plan
     if made.energy_j is None and None not in powers:
         made = replace(made, energy_j=np.array(powers, dtype=float) * made.compute_s)
-    _show(found.problem, made, as_json, found.modes, situation.queues.tolist())
+    least, queues = scenario.pruning.min_pruning, situation.queues.tolist()
+    _show(found.problem, made, as_json, found.modes, queues, least)
 
 
 def _read(file: str, overrides: list[str], plugins: list[str]) -> PlanningProblem:

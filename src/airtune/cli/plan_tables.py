@@ -42,6 +42,7 @@ def print_plan(
     made: Plan,
     modes: Sequence[Mode | None] | None = None,
     queues: Sequence[float] | None = None,
+    least: float = 0.0,
 ) -> None:
     """Print a plan client by client, and in a few lines as a whole.
 
@@ -50,6 +51,7 @@ def print_plan(
         made: its plan.
         modes: of a scenario's round: what the plan's modes stand for.
         queues: what a floor owes each client.
+        least: the scenario's `pruning.min_pruning`.
     """
     from airtune.cli.output import console
     from airtune.report.tables import MOST_ROWS, Column, Fitted
@@ -76,7 +78,10 @@ def print_plan(
         column("upload\ns", [f"{made.upload_s[k]:.4g}" for k in order], 4),
         column("total\ns", [f"{made.total_s[k]:.4g}" for k in order]),
         Column(
-            "what binds", [_bounds_of(problem, made, k, queues) for k in order], kind="text", rank=2
+            "what binds",
+            [_bounds_of(problem, made, k, queues, least) for k in order],
+            kind="text",
+            rank=2,
         ),
     ]
     if made.blocks is not None:
@@ -100,14 +105,16 @@ def _short(mode: Mode | None) -> str:
     return f"{mode.local_steps}, {mode.rank}, {mode.bits_per_value}"
 
 
-def _bounds_of(problem: PlanningProblem, made: Plan, k: int, queues: Sequence[float] | None) -> str:
+def _bounds_of(
+    problem: PlanningProblem, made: Plan, k: int, queues: Sequence[float] | None, least: float
+) -> str:
     """Say what binds a client's plan, the floor included: it weighs a client that it owes more."""
-    found = _binds(problem, made, k)
+    found = _binds(problem, made, k, least)
     owed = queues is not None and queues[k] > 0 and found != "sits out"
     return f"{found}, floor" if owed else found
 
 
-def _binds(problem: PlanningProblem, made: Plan, k: int) -> str:
+def _binds(problem: PlanningProblem, made: Plan, k: int, least: float) -> str:
     if made.total_s[k] < made.round_latency_s * (1.0 - _LAST):
         if made.modes is not None and made.modes[k] is None:
             return "sits out"
@@ -116,14 +123,15 @@ def _binds(problem: PlanningProblem, made: Plan, k: int) -> str:
     if made.energy_j is not None and made.energy_j[k] >= problem.energy_budgets[k] * (1 - _LAST):
         return f"{part}, energy"
     low, high = _bounds(problem, made)
+    # A lower end above 0 is what the scenario asks for, or more than that: the device's memory.
+    lowest = f"{part}, memory" if low[k] > least else f"{part}, least"
     if low[k] == high[k] and made.modes is not None:
-        # Nothing to choose: what memory asks for, if anything.
-        return f"{part}, memory" if low[k] > 0 else part
+        # Nothing to choose but what is asked for, if anything.
+        return lowest if low[k] > 0 else part
     if made.pruning[k] >= high[k] - _AT_BOUND:
         return f"{part}, at max"
     if made.pruning[k] <= low[k] + _AT_BOUND:
-        # A lower end above 0 is what the device's memory asks for.
-        return f"{part}, memory" if made.modes is not None and low[k] > 0 else f"{part}, at min"
+        return lowest if made.modes is not None and low[k] > 0 else f"{part}, at min"
     return part
 
 

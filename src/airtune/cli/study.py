@@ -88,7 +88,7 @@ def run(
 
     The same command goes on after a kill at any moment. A run is found by the hash of its resolved
     scenario, of the plugin files and of the record's format: nothing is computed twice. With
-    --methods or --seeds the other runs are left for later calls.
+    --methods or --seeds the other runs are left for later calls; a search is done for all methods.
 
     **Examples**
 
@@ -264,11 +264,12 @@ def carry_on(
         print(f"out of time: {left} runs to go; the same command goes on", file=sys.stderr)
         return
     write_all(study, results, folder, quiet)
-    failed = [one for one in results if one.status == "failed"]
+    asked = [one for one in results if part.holds(one)]
+    failed = [one for one in asked if one.status == "failed"]
     if failed:
         one = failed[0]
         raise RunError(
-            f"{len(failed)} of {len(results)} runs failed; first: {one.method}, seed {one.seed}: "
+            f"{len(failed)} of {len(asked)} runs failed; first: {one.method}, seed {one.seed}: "
             f"{one.error}"
         )
 

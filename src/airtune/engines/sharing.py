@@ -44,9 +44,9 @@ NOT_READ_OF_A_DEVICE = frozenset({
     "distance_m", "uplink_trace", "downlink_trace", "lora_rank",
 })  # fmt: skip
 NOT_READ_IN_TRAINING = frozenset({
-    "max_pruning", "cost", "cache_statistics", "refit_every_rounds",
+    "min_pruning", "max_pruning", "cost", "cache_statistics", "refit_every_rounds",
 })  # fmt: skip
-"""Of the pruning section: the third chooses where the same statistics are read from, and of the
+"""Of the pruning section: the fourth chooses where the same statistics are read from, and of the
 last a job says in which round the text was read."""
 FOR_A_CUT = frozenset({"units", "selection", "refit", "refit_examples"})
 """Of the pruning section: read only where something is left out."""

@@ -161,19 +161,22 @@ def energy_together(clients: Sequence[ClientRecord]) -> float | None:
     return None if None in drawn else sum(each for each in drawn if each is not None)
 
 
-def what_binds(assigned: Assignment, least_pruning: float, owed: float) -> str:
+def what_binds(
+    assigned: Assignment, least_pruning: float, owed: float, asked_pruning: float
+) -> str:
     """Say what a client's plan was bounded by.
 
     Args:
         assigned: what it was told.
-        least_pruning: what its memory demands.
+        least_pruning: its smallest rate, by the scenario or by its memory.
         owed: what the floor owed it before the round.
+        asked_pruning: the scenario's `pruning.min_pruning`.
     """
     planned = assigned.planned
     assert planned is not None
     found = ["compute" if planned.compute_s >= planned.upload_s else "air"]
     if least_pruning > 0 and assigned.pruning <= least_pruning * (1 + 1e-9):
-        found.append("memory")
+        found.append("memory" if least_pruning > asked_pruning else "least")
     if owed > 0:
         found.append("floor")
     return ", ".join(found)

@@ -370,6 +370,7 @@ def _bills(
                 answered[client].assignment,
                 float(situation.problem.min_pruning[k]),
                 float(situation.queues[k]),
+                cell.scenario.pruning.min_pruning,
             ),
             snr_hz=link.air.received_snr_hz(k),
         )

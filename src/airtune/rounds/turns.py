@@ -40,7 +40,7 @@ class Task:
     load: ClientLoad
     costs: AffineCosts
     pruning: float
-    """What its memory demands, and no more."""
+    """What the scenario or its memory demands, and no more."""
     downlink_bits: float
     downlink_rate_bps: float
     snr_hz: float
@@ -216,7 +216,7 @@ def turn_bill(
         assigned,
         outcome,
         status,
-        binds=what_binds(assigned, task.pruning, 0.0),
+        binds=what_binds(assigned, task.pruning, 0.0, cell.scenario.pruning.min_pruning),
         snr_hz=task.received_snr_hz,
     )
     return with_energy(row, device, profile, times.round_s)

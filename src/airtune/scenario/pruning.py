@@ -19,8 +19,9 @@ class PruningSection(Section):
     max_pruning: Annotated[float, Field(ge=0, lt=1)] = 0.6
     """The largest share of the decoder blocks' parameters that a client may leave out."""
     min_pruning: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The share that every client leaves out at least. Equal to max_pruning: all clients train the
-    same submodel, where they have one order of units (calibration = "shared")."""
+    """The share that every client leaves out at least, to the nearest unit. Equal to max_pruning:
+    all clients train the same submodel, where they have one order of units (calibration = "shared",
+    selection = "importance")."""
     units: Literal["mixed", "mlp", "attention", "blocks"] = "mixed"
     """What is cut: MLP channels, attention groups, both (`mixed`), or whole blocks."""
     selection: Literal["importance", "rolling", "rotating"] = "importance"

@@ -1,7 +1,8 @@
 """The study's folder: what was asked, what the search chose, where the runs lie.
 
 study.json    the study, resolved, and the plugin files
-files/        copies of costs, availability and channel tables: the folder can be read elsewhere
+files/        copies of costs, availability and channel tables: the folder can be read elsewhere,
+              unless the study names files of device profiles or traces
 search.json   each method's searched values, and the loss that chose them
 runs/KEY/     one run directory a run (docs/record.md); beside it KEY.json: how it ended
 report.html   the page;  tables/  CSV, Parquet, LaTeX;  figures/  SVG and PDF
@@ -87,7 +88,7 @@ def read_study(folder: Path) -> tuple[Study, list[str]]:
     copies = {
         path: str((folder / FILES / name).resolve())
         for path, name in values.get("files", {}).items()
-        if not Path(path).is_file()
+        if _name_of(Path(path)) != name
     }
     resolved = _with_copies(values["study"], copies)
     return study_of(resolved, where=str(folder / STUDY)), list(values.get("plugins", []))
@@ -95,16 +96,24 @@ def read_study(folder: Path) -> tuple[Study, list[str]]:
 
 def _kept(file: Path, folder: Path) -> str:
     """Copy a file under a name that says its content too; return the name."""
-    content = file.read_bytes()
-    name = f"{hashlib.sha256(content).hexdigest()[:12]}-{file.name}"
+    name = _name_of(file)
+    assert name is not None  # the keys of the runs have its hash
     if not (folder / name).is_file():
         folder.mkdir(exist_ok=True)
-        write_durably(folder / name, content)
+        write_durably(folder / name, file.read_bytes())
     return name
 
 
+def _name_of(file: Path) -> str | None:
+    """Return the name of a file's copy; None where it is not there or cannot be read."""
+    try:
+        return f"{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}-{file.name}"
+    except OSError:
+        return None
+
+
 def _with_copies(values: Any, copies: Mapping[str, str]) -> Any:
-    """Return a study's values with the copies of files that are not on this machine."""
+    """Return a study's values with the copies of files that are not here or have changed."""
     if isinstance(values, dict):
         return {key: _with_copies(value, copies) for key, value in values.items()}
     if isinstance(values, list):
