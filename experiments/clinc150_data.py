@@ -11,10 +11,10 @@ one (out of scope) are left out. At the end the two files are compared with thos
 
 from __future__ import annotations
 
+import argparse
 import csv
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -54,6 +54,9 @@ def _write(
 
 def main(source: Path, folder: Path) -> None:
     """Write the two files and end with an error where they are not those of the studies."""
+    for name in ("data_full.json", "domains.json"):
+        if not (source / name).is_file():
+            raise SystemExit(f"no {name} in '{source}': give the folder data of clinc/oos-eval")
     other = [name for name, made in write_parts(source, folder).items() if made != STUDIED[name]]
     if other:
         names = " and ".join(f"{name}.csv" for name in other)
@@ -61,4 +64,8 @@ def main(source: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("source", type=Path, help="folder with data_full.json and domains.json")
+    parser.add_argument("folder", type=Path, help="where train.csv and test.csv go")
+    given = parser.parse_args()
+    main(given.source, given.folder)

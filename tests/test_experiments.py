@@ -284,7 +284,7 @@ def test_every_study_file_is_valid() -> None:
               ("clinc150", "few-texts", "cells", "memory", "gsm8k", "yahoo", "gemma")}  # fmt: skip
     assert counts["clinc150"] == 19 * 5
     assert counts["cells"] == 8 * 5 * 2
-    assert counts["memory"] == 7 * 5
+    assert counts["memory"] == 8 * 5
     for name in ("smoke", "search-clinc150"):
         assert search_jobs(load_study(EXPERIMENTS / f"{name}.toml"))
 

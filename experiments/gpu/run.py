@@ -41,8 +41,12 @@ that have begun are lost with a machine that is lent for half an hour."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the options ask; return the exit status."""
     begin = time.time()
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.jobs is not None and given.jobs < 1:
+        parser.error(f"--jobs {given.jobs}: at least 1")
     if given.split is not None:
+        sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]
         from parts import split
 
         for path in split(given.split, given.out, int(given.part_mib * 2**20)):
