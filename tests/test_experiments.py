@@ -285,7 +285,7 @@ def test_every_study_file_is_valid() -> None:
     assert counts["clinc150"] == 19 * 5
     assert counts["cells"] == 8 * 5 * 2
     assert counts["memory"] == 8 * 5
-    for name in ("smoke", "search-clinc150"):
+    for name in ("smoke", "search-clinc150", "search-gsm8k"):
         assert search_jobs(load_study(EXPERIMENTS / f"{name}.toml"))
 
 
