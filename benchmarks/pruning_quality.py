@@ -24,7 +24,8 @@ from airtune.adapters.lora import adapted, lora_config, values_of
 from airtune.adapters.slices import gather_adapter, scatter_adapter
 from airtune.assignment import Mode
 from airtune.data import encode, eval_batches, load_task, local_batches
-from airtune.models.loading import load_model, speed_up_attention
+from airtune.models.loading import load_model
+from airtune.models.precision import speed_up_attention
 from airtune.models.workload import (
     StepTokens,
     full_sizes,

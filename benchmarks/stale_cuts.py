@@ -28,7 +28,8 @@ from airtune.adapters.lora import adapted, lora_config, merged_into_base
 from airtune.adapters.names import Adapter, rank_of
 from airtune.adapters.slices import gather_adapter
 from airtune.data import Batch, encode, eval_batches, load_task
-from airtune.models.loading import load_model, speed_up_attention
+from airtune.models.loading import load_model
+from airtune.models.precision import speed_up_attention
 from airtune.pruning import calibrate, choose, cut
 from airtune.pruning.rereading import reread
 from airtune.record import read_record

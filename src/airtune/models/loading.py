@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +14,7 @@ from airtune.errors import InputError
 from airtune.models.builtin import PACKED, TINY, byte_tokenizer, packed_folder, tiny_model
 from airtune.models.checkpoints import read_checkpoint
 from airtune.models.families import family_of
+from airtune.models.precision import mixed_precision
 from airtune.models.quantize import quantize_blocks
 from airtune.models.shapes import check_context, context_of
 from airtune.models.workload import ModelShape
@@ -24,9 +22,6 @@ from airtune.scenario import ModelSection
 
 FINGERPRINT_SAMPLES = 4096
 """Values of each tensor that the fingerprint reads, evenly spaced."""
-
-PLAIN_ATTENTION_TOKENS = 256
-"""Up to this length plain attention trains faster than the fused one; see the log."""
 
 
 class LabelledBatch(Protocol):
@@ -183,41 +178,6 @@ def causal_model(model: nn.Module) -> Any:
     """Return the model that PEFT was put around, or the model itself."""
     wrapped: Any = model
     return wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-
-
-@contextlib.contextmanager
-def mixed_precision(model: nn.Module) -> Iterator[None]:
-    """Let an adapter of float32 values compute in the dtype of the weights it is put on.
-
-    PEFT alone would turn every layer's input into float32 and multiply there. A float32 model
-    computes as ever.
-    """
-    weight = next(model.parameters())
-    if weight.dtype == torch.float32:
-        yield
-        return
-    with (
-        disable_input_dtype_casting(model),
-        torch.autocast(weight.device.type, weight.dtype),
-    ):
-        yield
-
-
-def speed_up_attention(model: nn.Module, *, longest: int) -> None:
-    """Choose the attention kernel for a model that stays on its device.
-
-    On a CPU the backward pass of PyTorch's fused attention is slow in bfloat16: a plain one is
-    faster for short texts, and slower beyond (see the log).
-
-    Args:
-        model: a causal language model of Transformers.
-        longest: tokens of the longest text.
-    """
-    weight = next(model.parameters())
-    plain = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
-    if plain and longest <= PLAIN_ATTENTION_TOKENS:
-        causal: Any = model
-        causal.set_attn_implementation("eager")
 
 
 def head_logits(causal: Any, hidden: Tensor) -> Tensor:

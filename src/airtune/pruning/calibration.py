@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from airtune.errors import InputError
 from airtune.models.loading import fingerprint_of, label_logits
+from airtune.models.precision import wide_products
 from airtune.models.workload import ModelShape
 from airtune.pruning.importance import (
     elimination_order,
@@ -214,7 +215,7 @@ def block_moments(
     device = next(model.parameters()).device
     streams = []
     for batch in batches:
-        with _recording(model, shape) as recorders:
+        with _recording(model, shape) as recorders, wide_products(model):
             causal: Any = model
             causal.base_model(input_ids=batch.input_ids.to(device), use_cache=False)
         streams.append([recorder.call for recorder in recorders])
@@ -232,7 +233,8 @@ def block_moments(
                 _, args, kwargs = calls[index]
                 for moments in sums.values():
                     moments.mask = masks[i]
-                after = block(hidden[i], *args, **kwargs)
+                with wide_products(model):
+                    after = block(hidden[i], *args, **kwargs)
                 change.add(after - hidden[i], channels_before[i], masks[i])
                 hidden[i], channels_before[i] = after, sums["mlp"].latest
         finally:

@@ -21,8 +21,8 @@ from airtune.models.loading import (
     head_logits,
     label_logits,
     longest_text,
-    mixed_precision,
 )
+from airtune.models.precision import mixed_precision
 
 
 def answer_loss(model: nn.Module, batches: Sequence[Batch]) -> float:

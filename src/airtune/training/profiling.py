@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from airtune.assignment import Mode
 from airtune.errors import InputError
-from airtune.models.loading import LoadedModel, label_logits, speed_up_attention
+from airtune.models.loading import LoadedModel, label_logits
+from airtune.models.precision import speed_up_attention
 from airtune.models.structure import Structure
 from airtune.models.workload import (
     KeptSizes,

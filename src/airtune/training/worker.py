@@ -28,7 +28,8 @@ from airtune.data import Batch, Encoded, encode, eval_batches, load_task, local_
 from airtune.data.partition import holders_of
 from airtune.merging.rules import rule_of
 from airtune.models import assets
-from airtune.models.loading import load_model, longest_text, speed_up_attention
+from airtune.models.loading import load_model, longest_text
+from airtune.models.precision import speed_up_attention
 from airtune.models.reference import base_reference
 from airtune.models.structure import Structure, whole
 from airtune.models.workload import (
