@@ -38,7 +38,8 @@ class ModelSection(Section):
     gguf_file: str | None = None
     """The file inside the folder or repository, where the weights are in GGUF form."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the base weights and the computation; adapters are float32."""
+    """Of the base weights and the computation; adapters are float32. A processor without
+    instructions for bfloat16 multiplies in float32 and rounds."""
     quantize: Literal["int8", "nf4"] | None = None
     """Hold the blocks' weights in 8 or 4 bits (extra `quantize`); computation stays in `dtype`."""
 
