@@ -288,8 +288,9 @@ class _Idle:
     def close(self) -> None: ...
 
 
+@pytest.mark.parametrize(("part_bytes", "archives"), [(2**20, 1), (256, 4)])
 def test_what_comes_back_can_be_read_where_the_files_of_the_study_are_not(
-    pack: SimpleNamespace, tmp_path: Path
+    pack: SimpleNamespace, tmp_path: Path, part_bytes: int, archives: int
 ) -> None:
     there, here, out = (tmp_path / name for name in ("there", "here", "out"))
     there.mkdir()
@@ -307,7 +308,8 @@ def test_what_comes_back_can_be_read_where_the_files_of_the_study_are_not(
     run.mkdir()
     (run / "run.json").write_text('{"status": "finished"}')
     (run / "rounds.jsonl").write_text("")
-    pack.parts.pack(there / "study", out, "try", 2**20)
+    made = pack.parts.pack(there / "study", out, "try", part_bytes)
+    assert len(made) == len(list(out.iterdir())) == archives  # of study, two files, a run
     # Here a file of that name says something else by now: the runs are those of the copy.
     costs = there / "costs-clinc150.json"
     costs.write_text(costs.read_text().replace('"cost": 0.173', '"cost": 0.2'))

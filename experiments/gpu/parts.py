@@ -101,14 +101,17 @@ def digest_of(file: Path) -> str:
 def pack(study_folder: Path, out: Path, name: str, part_bytes: int) -> list[Path]:
     """Write the records of a study's finished runs as archives of at most `part_bytes` each.
 
-    Archives of an earlier call are replaced. A record is in one archive; the study, the files
-    that it names and what its search chose are in the first.
+    Archives of an earlier call are replaced. First come the study, what its search chose and the
+    files that it names. No file and no run's record is divided.
     """
     out.mkdir(parents=True, exist_ok=True)
     told = [*sorted(study_folder.glob("*.json")), *sorted((study_folder / "files").glob("*"))]
-    groups = [{str(file.relative_to(study_folder)): file.read_bytes() for file in told}]
-    for folder in sorted((study_folder / "runs").glob("*")):
-        files = _records(folder)
+    records = (_records(folder) for folder in sorted((study_folder / "runs").glob("*")))
+    groups: list[dict[str, bytes]] = [{}]
+    for files in (
+        *({str(file.relative_to(study_folder)): file.read_bytes()} for file in told),
+        *records,
+    ):
         both = sum(map(len, (*groups[-1].values(), *files.values())))
         if both > LEAST_RATIO * part_bytes and groups[-1]:
             groups.append({})
