@@ -191,6 +191,12 @@ def test_a_rule_of_ones_own_is_in_the_table_as_it_was_described() -> None:
             "have no moments of both factors to go on from",
         ),
         (
+            ["aggregation.rule=flexlora", "training.keep_optimizer=true"],
+            "training.keep_optimizer = true cannot go with aggregation.rule = 'flexlora', whose "
+            "factors begin anew every round; allowed: a rule that averages the factors, such as "
+            "fedit",
+        ),
+        (
             ["aggregation.rule=flora", "model.quantize=int8"],
             "aggregation.rule = 'flora' changes the base weights every round, and weights of "
             "model.quantize = 'int8' cannot hold a small change: leave out model.quantize",
@@ -306,3 +312,10 @@ def test_a_stack_is_no_higher_than_the_model_can_have_ranks() -> None:
     merged = flora(fresh, ones[:2])  # an untrained adapter is not stacked: 2 x 2 ranks
     assert (merged[A].shape, merged[B].shape) == ((4, 5), (4, 4))
     assert torch.equal(merged[A], torch.cat([server()[A]] * 2))
+
+
+def test_moments_are_not_kept_where_a_plan_changes_ranks() -> None:
+    settings = ["training.keep_optimizer=true", 'planning.knobs=["bandwidth","rank"]']
+    with pytest.raises(InputError, match="keep_optimizer = true cannot be combined with the knob"):
+        load_scenario("tiny", settings)
+    load_scenario("tiny", [settings[0], 'planning.knobs=["bandwidth","steps"]'])

@@ -59,9 +59,10 @@ class Setting:
             for name, value in Worker(self.scenario).initial_adapter().items()
         }
 
-    def job(self, rank: int, round: int = 4) -> ClientJob:
+    def job(self, rank: int, adapter: Adapter | None = None) -> ClientJob:
+        """Return a job of round 5; text was read in round 4, in the model with an adapter."""
         assigned = assignment(0, mode(rank), pruning=RATE)
-        return ClientJob(5, assigned, self.adapter, refit=Refit(round, self.adapter))
+        return ClientJob(5, assigned, self.adapter, refit=Refit(4, adapter or self.adapter))
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,15 @@ def test_text_is_read_once_a_reading_and_only_as_much_as_asked(setting: Setting)
     refits = Refits(setting.scenario, setting.loaded.model, setting.loaded.shape)
     first = refits.statistics(None, setting.job(RANK), setting.before, setting.texts)
     assert refits.statistics(None, setting.job(OWN_RANK), setting.before, setting.texts) is first
-    assert refits.statistics(None, setting.job(RANK, 7), setting.before, setting.texts) is not first
+    copy = setting.job(RANK, {name: value.clone() for name, value in setting.adapter.items()})
+    assert refits.statistics(None, copy, setting.before, setting.texts) is first
+    # Another run that the worker serves has a reading in the same round, in another model.
+    other = {name: 2 * value for name, value in setting.adapter.items()}
+    read = refits.statistics(None, setting.job(RANK, other), setting.before, setting.texts)
+    assert not torch.equal(read.mlp[0].mean, first.mlp[0].mean)
+    fresh = Refits(setting.scenario, setting.loaded.model, setting.loaded.shape)
+    alone = fresh.statistics(None, setting.job(RANK, other), setting.before, setting.texts)
+    assert torch.equal(read.mlp[0].mean, alone.mlp[0].mean)
     few = at.load_scenario("tiny", ["pruning.refit_every_rounds=3", "pruning.refit_examples=4"])
     few = few.model_copy(update={"training": setting.scenario.training})
     model, shape = setting.loaded.model, setting.loaded.shape

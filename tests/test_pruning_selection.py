@@ -8,32 +8,63 @@ import numpy as np
 import pytest
 
 import airtune as at
-from airtune.pruning.selection import by_importance, rolling, rotating, selection_of
+from airtune.models.loading import shape_of
+from airtune.models.workload import ModelShape
+from airtune.pruning import calibrate, choose
+from airtune.pruning.selection import Units, by_importance, rolling, rotating, selection_of
+from small_models import small_model, text_batch
 
 ORDER = np.random.default_rng(0).permutation(40)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 17, 39, 40])
 def test_every_selection_keeps_as_many_different_units(kept: int) -> None:
-    for select in (by_importance, rolling(7, 3), rotating(np.random.default_rng(1))):
-        chosen = select(ORDER, kept)
+    for select in (by_importance, rolling(7), rotating(np.random.default_rng(1))):
+        chosen = select(ORDER, kept, 3)
         assert len(set(chosen.tolist())) == len(chosen) == kept
         assert set(chosen.tolist()) <= set(range(40))
 
 
-def test_the_window_rolls_by_its_multiple_and_around() -> None:
-    assert rolling(1, 4)(ORDER, 10).tolist() == list(range(10))
-    assert rolling(2, 4)(ORDER, 10).tolist() == list(range(4, 14))
-    assert rolling(9, 4)(ORDER, 10).tolist() == [*range(32, 40), 0, 1]
-    covered = {unit for round in range(1, 11) for unit in rolling(round, 4)(ORDER, 10)}
+def test_the_window_rolls_by_its_step_and_around() -> None:
+    assert rolling(1)(ORDER, 10, 4).tolist() == list(range(10))
+    assert rolling(2)(ORDER, 10, 4).tolist() == list(range(4, 14))
+    assert rolling(9)(ORDER, 10, 4).tolist() == [*range(32, 40), 0, 1]
+    covered = {unit for round in range(1, 11) for unit in rolling(round)(ORDER, 10, 4)}
     assert covered == set(range(40))
+
+
+def test_channels_roll_by_their_multiple_and_groups_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = small_model("llama-multi-head")
+    shape = shape_of(model)
+    statistics = calibrate(model, shape, [text_batch()])
+    # Padding of larger models: a multiple of the number of groups would never roll them.
+    monkeypatch.setattr(ModelShape, "channel_multiple", 4 * shape.kv_heads)
+    kept: list[set[int]] = [set() for _ in range(shape.blocks)]
+    cut = 0
+    for round in range(1, shape.kv_heads + 1):
+        structure = choose(statistics, shape, 0.25, "attention", select=rolling(round))
+        for block, groups in enumerate(structure.groups):
+            cut += 0 < len(groups) < shape.kv_heads
+            kept[block] |= set(groups) or set(range(shape.kv_heads))
+    assert cut > 0
+    assert kept == [set(range(shape.kv_heads))] * shape.blocks
+    asked = []
+
+    def spy(order: Units, count: int, step: int) -> Units:
+        asked.append((order.size, step))
+        return order[:count]
+
+    choose(statistics, shape, 0.3, select=spy)
+    assert set(asked) == {(shape.mlp_channels, 4 * shape.kv_heads), (shape.kv_heads, 1)}
 
 
 def test_rotation_exchanges_only_units_near_the_threshold() -> None:
     seen: set[int] = set()
     for round in range(1, 30):
-        select = selection_of("rotating", seed=3, round=round, client=1, multiple=1)
-        chosen = set(select(ORDER, 20).tolist())
+        select = selection_of("rotating", seed=3, round=round, client=1)
+        chosen = set(select(ORDER, 20, 1).tolist())
         assert set(ORDER[:15].tolist()) <= chosen  # a quarter of 20 may go
         assert not chosen & set(ORDER[25:].tolist())
         seen |= chosen
@@ -42,8 +73,8 @@ def test_rotation_exchanges_only_units_near_the_threshold() -> None:
 
 def test_rotation_differs_by_round_and_client_and_repeats_by_seed() -> None:
     def chosen(round: int, client: int) -> list[int]:
-        select = selection_of("rotating", seed=3, round=round, client=client, multiple=1)
-        return sorted(select(ORDER, 20).tolist())
+        select = selection_of("rotating", seed=3, round=round, client=client)
+        return sorted(select(ORDER, 20, 1).tolist())
 
     assert chosen(1, 1) == chosen(1, 1)
     assert chosen(1, 1) != chosen(2, 1)

@@ -229,7 +229,7 @@ STATE = State(
     losses=(2.0, None, 1.5),
     pruning_losses=(0.1, 0.2),
     speeds=(None, 3e9),
-    stacked_bits=77.0,
+    missed_bits=(77.0, 0.0),
     queues=(0.5, 0.0),
     contributed=Contributed((0.5, 1.25), (1, 2)),
 )
@@ -247,7 +247,7 @@ def saved(state: State, **changes: Any) -> Checkpoint:
 def test_a_state_comes_back_from_its_checkpoint() -> None:
     back = restored(saved(STATE), CELL)
     assert back is not None
-    plain = ("round", "elapsed_s", "losses", "pruning_losses", "speeds", "stacked_bits", "queues",
+    plain = ("round", "elapsed_s", "losses", "pruning_losses", "speeds", "missed_bits", "queues",
              "contributed")  # fmt: skip
     assert [getattr(back, k) for k in plain] == [getattr(STATE, k) for k in plain]
     assert back.adapter.keys() == STATE.adapter.keys()
@@ -277,16 +277,19 @@ def test_a_restored_state_does_not_share_the_checkpoints_memory() -> None:
 
 def test_what_later_versions_added_may_be_missing_and_what_was_always_there_may_not() -> None:
     old = saved(STATE)
-    for key in ("stacked_bits", "queues", "contributed"):
+    for key in ("missed_bits", "queues", "contributed"):
         del old.payload[key]
     back = restored(old, CELL)
     assert back is not None
-    assert (back.stacked_bits, back.queues, back.contributed) == (None, (), Contributed())
+    assert (back.missed_bits, back.queues, back.contributed) == ((), (), Contributed())
     for key in ("losses", "pruning_losses", "speeds"):
         older = saved(STATE)
         del older.payload[key]
         with pytest.raises(InputError, match="the checkpoint of round 3 is an earlier version's"):
             restored(older, CELL)
+    with pytest.raises(InputError, match="the checkpoint of round 3 is an earlier version's"):
+        restored(saved(STATE, stacked_bits=77.0), CELL)
+    assert restored(saved(STATE, stacked_bits=None), CELL) is not None
 
 
 def test_a_run_ends_with_its_rounds_or_its_time() -> None:

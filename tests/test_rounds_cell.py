@@ -18,6 +18,7 @@ from airtune.merging.functions import Contribution, normalised
 from airtune.merging.functions import merge as merged_by
 from airtune.merging.unbiased import unbiased
 from airtune.models.devices import profile_of
+from airtune.models.workload import HEADER_BITS
 from airtune.planning.assigning import assignments_of
 from airtune.planning.costs import Measured, shipped_costs
 from airtune.planning.inputs import problem_of_round
@@ -254,8 +255,9 @@ def test_a_situation_is_that_of_the_round_after_the_state() -> None:
     first = situation_of(cell, replace(state, held_ranks=(), queues=()), slower)
     assert first.link.held_ranks.tolist() == first.queues.tolist() == [0] * 4
     merging, _ = opened("aggregation.rule=flora")
-    stacked = situation_of(merging, replace(state, stacked_bits=5e4), merging.profiles)
-    assert stacked.link.needed_bits.tolist() == [5e4] * 4
+    stacked = situation_of(merging, replace(state, missed_bits=(5e4, 0, 6e4, 7e4)),
+                           merging.profiles)  # fmt: skip
+    assert stacked.link.needed_bits.tolist() == [5e4, HEADER_BITS, 6e4, 7e4]
 
 
 def test_a_cohort_is_drawn_at_the_states_time_and_memory(tmp_path: Path) -> None:

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+import airtune as at
 from airtune import planning
 from airtune.errors import InputError, RunError
 from airtune.merging.server import server_step
+from airtune.models.workload import HEADER_BITS
 from airtune.planning.floor import first_queues, next_queues
 from airtune.randomness import generator
 from airtune.record import RoundRecord
 from airtune.rounds.control import controls_after
+from airtune.rounds.situation import situation_of
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientJob, ClientUpdate, Measured
 from airtune.units import linear_to_db
@@ -84,7 +87,8 @@ def test_the_state_after_a_round_holds_what_the_next_one_needs() -> None:
     assert len(after.losses) == 3
     assert after.pruning_losses == (*before.pruning_losses, one.plan.pruning_loss)
     assert after.speeds == (None,) * 4
-    assert after.stacked_bits is after.held is None
+    assert after.held is None
+    assert after.missed_bits == ()
     assert after.queues == after.held_ranks == ()
     assert after.server_moments == {}
     assert asdict(after.controls) == {"server": {}, "clients": {}}
@@ -231,14 +235,40 @@ def test_a_deadline_is_counted_from_the_planned_length() -> None:
 def test_what_is_stacked_is_what_came() -> None:
     scenario = tiny("aggregation.rule=flora", "rounds=5")
     one = Round(scenario, Scripted(scenario, failing(1)))
-    assert one.after.stacked_bits == 1e4 * (1 + 3 + 4)
+    # The second client's work failed: it does not have what the first round began with.
+    assert one.after.missed_bits == (1e4 * (1 + 3 + 4),) * 4
     ranks = {value.shape for name, value in one.contributions[0].values.items() if "lora_A" in name}
     assert {size[0] for size in ranks} == {4}
     two = Round(scenario, rounds=2)
     assert two.situation.link.needed_bits.tolist() == [1e4 * (1 + 2 + 3 + 4)] * 4
     lost = Round(tiny("aggregation.rule=flora", "cell.outage_probability=0.999", "rounds=5"))
     assert lost.contributions == []
-    assert lost.after.stacked_bits is None
+    assert lost.after.missed_bits == (0.0,) * 4
+    assert (
+        situation_of(lost.cell, lost.after, lost.cell.profiles).link.needed_bits.tolist()
+        == [HEADER_BITS] * 4
+    )
+
+
+def test_who_missed_rounds_is_sent_their_updates_as_well() -> None:
+    scenario = tiny("aggregation.rule=flora", "participation.cohort=2", "rounds=6",
+                    "participation.cohort_by=round-robin", "planning.method=none")  # fmt: skip
+    engine = Scripted(scenario)
+    with at.open_cell(scenario, engine=engine) as cell:
+        state = at.begin(cell)
+        lacked = [0.0] * 4
+        for _ in range(4):
+            state, record = at.step(cell, state)
+            came = [c for c in record.clients if c.uplink_bits]
+            assert len(came) == 2
+            for client in came:
+                k = scenario.client_names.index(client.name)
+                assert client.downlink_bits == (lacked[k] or HEADER_BITS)
+                lacked[k] = 0.0
+            stacked = sum(client.uplink_bits for client in came)
+            lacked = [bits + stacked for bits in lacked]
+            assert state.missed_bits == tuple(lacked)
+    assert len({round(bits) for bits in lacked}) == 2
 
 
 def test_a_smaller_rank_is_padded_unless_clients_restart() -> None:

@@ -145,8 +145,7 @@ def test_a_submodel_is_chosen_as_the_scenario_says(settings: list[str], calls_of
     structure, refit = made._cut_of(job)
     statistics = calibrate(made._model, shape, eval_batches(made._calibration_texts(1), 4),
                            stand_ins=section.units == "blocks")  # fmt: skip
-    select = selection_of(section.selection, seed=11, round=2, client=1,
-                          multiple=shape.channel_multiple)  # fmt: skip
+    select = selection_of(section.selection, seed=11, round=2, client=1)
     assert structure == choose(statistics, shape, 0.35, section.units, select=select)
     assert (refit is not None) == section.refit
     assert made._cut_of(ClientJob(2, told(1), server)) == (whole(shape), None)
@@ -154,8 +153,7 @@ def test_a_submodel_is_chosen_as_the_scenario_says(settings: list[str], calls_of
         assert structure != made._cut_of(replace(job, round=3))[0]
     calls = calls_of("airtune.training.worker.selection_of")
     made._cut_of(job)
-    assert calls == [((section.selection,), {"seed": 11, "round": 2, "client": 1,
-                                             "multiple": shape.channel_multiple})]  # fmt: skip
+    assert calls == [((section.selection,), {"seed": 11, "round": 2, "client": 1})]
 
 
 def test_clients_that_restart_begin_anew_on_the_merged_base(calls_of: Spy) -> None:

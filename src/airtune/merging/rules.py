@@ -292,6 +292,7 @@ def _check_steady(scenario: Scenario, name: str) -> None:
     for key, asked in (
         (f"aggregation.server_optimizer = '{server}'", server != "none"),
         ("training.scaffold = true", scenario.training.scaffold),
+        ("training.keep_optimizer = true", scenario.training.keep_optimizer),
         ("pruning.refit_every_rounds", scenario.pruning.refit_every_rounds is not None),
     ):
         if asked:

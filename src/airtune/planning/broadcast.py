@@ -74,7 +74,7 @@ def link_of(
     shape: ModelShape,
     modes: Sequence[Mode],
     air: ChannelState,
-    stacked_bits: float | None = None,
+    missed_bits: Sequence[float] = (),
     held_ranks: Sequence[int] = (),
 ) -> Link:
     """Return what each client needs of the round's broadcast: the full model's adapter.
@@ -84,15 +84,16 @@ def link_of(
         shape: of the full model.
         modes: one a client; its rank and trained factors are what it needs.
         air: the round's channel.
-        stacked_bits: what the updates of the round before take together, where clients merge
-            them into their base; None before there are any, when nothing but a header is sent.
+        missed_bits: what each client lacks of the merged updates, where clients merge them into
+            their base. The newest are sent first. One that lacks none is sent a header alone;
+            (): nobody lacks any.
         held_ranks: how many ranks of the last broadcast's adapter each client holds; (): none.
     """
-    restart = float(HEADER_BITS) if stacked_bits is None else stacked_bits
+    missed = missed_bits or [0.0] * len(modes)
     held = np.array(held_ranks or [0] * len(modes), dtype=np.intp)
     needs = [
-        needed_bits(scenario, shape, [mode], restart, int(ranks))
-        for mode, ranks in zip(modes, held, strict=True)
+        needed_bits(scenario, shape, [mode], bits or float(HEADER_BITS), int(ranks))
+        for mode, bits, ranks in zip(modes, missed, held, strict=True)
     ]
     bits, whole = (np.concatenate(parts) for parts in zip(*needs, strict=True))
     return Link(air, bits, whole, held)
@@ -114,7 +115,7 @@ def needed_bits(
         scenario: precision on the air, merging rule.
         shape: of the full model.
         modes: their ranks and trained factors decide.
-        restart_bits: what every client needs where they restart, whatever its mode.
+        restart_bits: what the client needs where clients restart, whatever its mode.
         held_ranks: how many ranks of the last broadcast's adapter it holds.
     """
     section, sizes = scenario.aggregation, full_sizes(shape)

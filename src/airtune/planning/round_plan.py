@@ -90,6 +90,19 @@ def knobs_of_round(scenario: Scenario, round: int) -> frozenset[str] | None:
     return own | entry.knobs
 
 
+def may_prune(scenario: Scenario) -> bool:
+    """Return whether a plan of the run may cut a client whose memory holds the whole model.
+
+    Raises:
+        InputError: as `knobs_of_round`.
+    """
+    if scenario.pruning.max_pruning == 0:
+        return False
+    turned = (knobs_of_round(scenario, n) for n in (1, scenario.participation.every_rounds))
+    alone = METHODS[scenario.planning.method].prunes
+    return any(alone if knobs is None else "pruning" in knobs for knobs in turned)
+
+
 @dataclass(frozen=True)
 class Prices:
     """What a mode, an absence and pruning cost in learning."""

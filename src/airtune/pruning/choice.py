@@ -70,7 +70,13 @@ def choose(
     channels, groups = (
         tuple(
             tuple(
-                sorted(select(statistics.sublayer(b, unit).order.numpy(), kept[unit][b]).tolist())
+                sorted(
+                    select(
+                        statistics.sublayer(b, unit).order.numpy(),
+                        kept[unit][b],
+                        _step_of(shape, unit),
+                    ).tolist()
+                )
             )
             for b in range(shape.blocks)
         )
@@ -160,13 +166,17 @@ def _kinds(units: str) -> tuple[str, ...]:
     return kinds[units]
 
 
+def _step_of(shape: ModelShape, unit: str) -> int:
+    """Return how many units of a kind are cut together."""
+    return shape.channel_multiple if unit == "mlp" else 1
+
+
 def _sublayer_steps(
     statistics: Statistics, shape: ModelShape, block: int, unit: str
 ) -> Iterator[Removal]:
     """Yield a sublayer's steps: MLP channels by the hardware's multiple, groups one by one."""
-    total, size = (
-        (shape.mlp_channels, shape.channel_multiple) if unit == "mlp" else (shape.kv_heads, 1)
-    )
+    total = shape.mlp_channels if unit == "mlp" else shape.kv_heads
+    size = _step_of(shape, unit)
     least = size if unit == "mlp" else 0  # attention can go altogether
     harm = statistics.sublayer(block, unit).harm.tolist()
     kept = total

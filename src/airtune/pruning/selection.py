@@ -14,29 +14,30 @@ from numpy.typing import NDArray
 from airtune.randomness import generator
 
 Units = NDArray[np.int64]
-Selection = Callable[[Units, int], Units]
-"""(a sublayer's units from the most important one on, how many are kept) → the kept ones."""
+Selection = Callable[[Units, int, int], Units]
+"""(a sublayer's units from the most important one on, how many are kept, how many are always cut
+together) → the kept ones."""
 
 ROTATED_SHARE = 0.25
 """Of the kept or the removed units, whichever are fewer: how many are exchanged by `rotating`.
 A quarter on each side of the threshold has nearly the threshold's harm (docs/pruning.md)."""
 
 
-def by_importance(order: Units, kept: int) -> Units:
+def by_importance(order: Units, kept: int, step: int) -> Units:
     """Keep the most important units."""
     return order[:kept]
 
 
-def rolling(round: int, multiple: int) -> Selection:
+def rolling(round: int) -> Selection:
     """Return FedRolex's selection: a window that rolls over the units, whatever their importance.
 
     Round r keeps the units i, i + 1, …, i + kept − 1 modulo their number, with i = (r − 1) times
-    `multiple` (Alam et al., NeurIPS 2022; their window rolls by one unit, here by as many as the
-    model's matrix products are padded to).
+    those that are cut together (Alam et al., NeurIPS 2022; their window rolls by one unit, here
+    channels roll by as many as the model's matrix products are padded to).
     """
 
-    def select(order: Units, kept: int) -> Units:
-        return (np.arange(kept) + (round - 1) * multiple) % max(order.size, 1)
+    def select(order: Units, kept: int, step: int) -> Units:
+        return (np.arange(kept) + (round - 1) * step) % max(order.size, 1)
 
     return select
 
@@ -48,7 +49,7 @@ def rotating(rng: np.random.Generator) -> Selection:
     of the next 2 m are drawn.
     """
 
-    def select(order: Units, kept: int) -> Units:
+    def select(order: Units, kept: int, step: int) -> Units:
         exchanged = int(ROTATED_SHARE * min(kept, order.size - kept))
         sure, near = order[: kept - exchanged], order[kept - exchanged : kept + exchanged]
         return np.concatenate([sure, rng.permutation(near)[:exchanged]])
@@ -56,10 +57,10 @@ def rotating(rng: np.random.Generator) -> Selection:
     return select
 
 
-def selection_of(name: str, *, seed: int, round: int, client: int, multiple: int) -> Selection:
+def selection_of(name: str, *, seed: int, round: int, client: int) -> Selection:
     """Return a scenario's selection (`pruning.selection`) for one client and round."""
     if name == "rolling":
-        return rolling(round, multiple)
+        return rolling(round)
     if name == "rotating":
         return rotating(generator(seed, "rotated units", round=round, client=client))
     return by_importance

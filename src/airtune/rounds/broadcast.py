@@ -8,7 +8,7 @@ before, or fewer ranks of it than it now trains, gets the whole adapter that the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from airtune.adapters.few_bits import Change, nearest_change
 from airtune.adapters.names import Adapter, leading, rank_of
 from airtune.assignment import Assignment
+from airtune.merging.rules import rule_of
 from airtune.rounds.bills import Outcome
 from airtune.rounds.state import State
 from airtune.scenario import Scenario
@@ -77,6 +78,30 @@ def held_ranks_after(
     heard = {k for k, outcome in outcomes.items() if isinstance(outcome, ClientUpdate)}
     clients = range(len(scenario.client_devices))
     return tuple(assignments[k].mode.rank if k in heard else 0 for k in clients)
+
+
+def missed_bits_after(
+    scenario: Scenario,
+    before: Sequence[float],
+    merged: Sequence[ClientUpdate],
+    outcomes: Mapping[int, Outcome],
+) -> tuple[float, ...]:
+    """Return what each client lacks after a round, bit; () where clients do not restart.
+
+    A client whose work failed counts as one that did not hear the round.
+
+    Args:
+        scenario: merging rule.
+        before: what each lacked before the round; (): nothing.
+        merged: the round's updates, which all clients are to merge into their base.
+        outcomes: of those who took part.
+    """
+    if not rule_of(scenario).restarts:
+        return ()
+    heard = {k for k, outcome in outcomes.items() if isinstance(outcome, ClientUpdate)}
+    stacked = sum(update.uplink_bits for update in merged)
+    lacked = before or (0.0,) * len(scenario.client_devices)
+    return tuple((0.0 if k in heard else bits) + stacked for k, bits in enumerate(lacked))
 
 
 def onto_server(server: Adapter, sent: Adapter, values: Adapter, held: Adapter) -> Adapter:

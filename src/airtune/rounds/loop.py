@@ -16,7 +16,6 @@ import numpy as np
 from airtune import planning
 from airtune.assignment import Assignment
 from airtune.errors import RunError
-from airtune.merging.rules import rule_of
 from airtune.merging.server import server_step
 from airtune.models.devices import DeviceProfile
 from airtune.planning import PlanningProblem
@@ -41,7 +40,7 @@ from airtune.rounds.bills import (
     what_binds,
     with_energy,
 )
-from airtune.rounds.broadcast import Sent, broadcast_of, held_ranks_after
+from airtune.rounds.broadcast import Sent, broadcast_of, held_ranks_after, missed_bits_after
 from airtune.rounds.cell import Cell, Decision
 from airtune.rounds.cohort import (
     inclusion_of,
@@ -183,9 +182,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         losses=state.losses,
         pruning_losses=(*state.pruning_losses, decision.plan.pruning_loss),
         speeds=speeds_after(_speeds(cell, state), profiles, [a.outcome for a in answers]),
-        stacked_bits=sum(u.uplink_bits for u in updates) or None
-        if rule_of(scenario).restarts
-        else None,
+        missed_bits=missed_bits_after(scenario, state.missed_bits, updates, outcomes),
         queues=_queues_after(cell, state, situation, decision, updates),
         contributed=_contributed_after(cell, state, situation, decision, updates),
         draws=state.draws if drawn is None else drawn.memory,

@@ -10,9 +10,10 @@ import numpy as np
 from airtune.adapters.names import Adapter
 from airtune.channel.outage import backed_off
 from airtune.models.devices import DeviceProfile
-from airtune.planning import METHODS, PlanningProblem, fitted_kappa
+from airtune.planning import PlanningProblem, fitted_kappa
 from airtune.planning.broadcast import link_of
 from airtune.planning.inputs import Situation, modes_of, problem_of_round
+from airtune.planning.round_plan import may_prune
 from airtune.rounds.cell import Cell
 from airtune.rounds.cohort import cohort_of_round, load_of, may_be_forced
 from airtune.rounds.state import State
@@ -40,7 +41,8 @@ def situation_of(cell: Cell, state: State, profiles: Sequence[DeviceProfile]) ->
     modes, shape = modes_of(scenario, cohort), cell.federation.shape
     held = [state.held_ranks[client] for client in cohort] if state.held_ranks else ()
     known = backed_off(scenario.cell, air)
-    link = link_of(scenario, shape, modes, known, state.stacked_bits, held)
+    missed = [state.missed_bits[client] for client in cohort] if state.missed_bits else ()
+    link = link_of(scenario, shape, modes, known, missed, held)
     problem = problem_of_round(scenario, shape, own, loads, modes, link, cohort)
     if scenario.planning.fit_kappa:
         problem = _with_fitted_kappa(problem, state, scenario)
@@ -52,13 +54,13 @@ def situation_of(cell: Cell, state: State, profiles: Sequence[DeviceProfile]) ->
 
 
 def may_be_cut(cell: Cell, adapter: Adapter) -> list[bool]:
-    """Whether the method may prune a client, or its memory forces a cut.
+    """Whether a plan may prune a client, or its memory forces a cut.
 
     That is seen from the first round's batches; where clients are drawn, or read text again in
     later rounds, from full ones, so that none is cut that was not counted.
     """
     scenario = cell.scenario
-    prunes = METHODS[scenario.planning.method].prunes and scenario.pruning.max_pruning > 0
+    prunes = may_prune(scenario)
     if scenario.participation.draws or scenario.pruning.refit_every_rounds is not None:
         return [prunes or forced for forced in may_be_forced(cell)]
     first = situation_of(cell, State(0, 0.0, adapter, {}), cell.profiles)

@@ -38,8 +38,9 @@ class State:
     """Q of each round."""
     speeds: tuple[float | None, ...] = ()
     """FLOP/s that real devices have kept in the rounds so far, a client each; None: not known."""
-    stacked_bits: float | None = None
-    """What the last round's updates take together, where clients merge them into their base."""
+    missed_bits: tuple[float, ...] = ()
+    """What each client lacks, where clients merge all updates into their base: those of the rounds
+    since it last took part; () before the first round."""
     queues: tuple[float, ...] = ()
     """What `participation.floor` still owes each client; empty without a floor."""
     contributed: Contributed = field(default_factory=Contributed)
@@ -84,7 +85,7 @@ def packed(state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "losses": list(state.losses),
         "pruning_losses": list(state.pruning_losses),
         "speeds": list(state.speeds),
-        "stacked_bits": state.stacked_bits,
+        "missed_bits": list(state.missed_bits),
         "queues": list(state.queues),
         "contributed": asdict(state.contributed),
         "held_ranks": list(state.held_ranks),
@@ -125,7 +126,9 @@ def restored(checkpoint: Checkpoint | None, cell: Cell) -> State | None:
             beside.setdefault(kind, {}).setdefault(owner, {})[entry] = value
     controls = beside.get("control", {})
     payload = checkpoint.payload
-    if not {"losses", "pruning_losses", "speeds"} <= payload.keys():
+    lacks = not {"losses", "pruning_losses", "speeds"} <= payload.keys()
+    # Once it was not known which clients had the stacked updates.
+    if lacks or payload.get("stacked_bits") is not None:
         raise InputError(
             f"the checkpoint of round {checkpoint.round} is an earlier version's: it cannot be "
             "resumed; begin anew with --replace or another --out"
@@ -143,7 +146,7 @@ def restored(checkpoint: Checkpoint | None, cell: Cell) -> State | None:
         tuple(payload["losses"]),
         tuple(payload["pruning_losses"]),
         tuple(payload["speeds"]),
-        payload.get("stacked_bits"),
+        tuple(payload.get("missed_bits", ())),
         tuple(payload.get("queues", ())),
         Contributed(tuple(so_far.get("total", ())), tuple(so_far.get("rounds", ()))),
         DrawMemory(draws.get("next", 0), tuple(draws.get("mean_rate_bps", ()))),

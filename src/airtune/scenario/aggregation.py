@@ -96,6 +96,11 @@ def check_training(scenario: Scenario) -> None:
             "training.keep_optimizer = true is allowed with training.optimizer = 'adamw' only: "
             "plain SGD has no moments to keep"
         )
+    if training.keep_optimizer and "rank" in scenario.planning.turned:
+        raise ValueError(
+            "training.keep_optimizer = true cannot be combined with the knob 'rank' of "
+            "planning.knobs: moments are kept for the ranks that they were made at"
+        )
     if training.scaffold and scenario.aggregation.downlink_change_bits is not None:
         raise ValueError(
             "training.scaffold = true cannot be combined with aggregation.downlink_change_bits: "

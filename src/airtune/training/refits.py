@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 
 from airtune.adapters.lora import merged_into_base
-from airtune.adapters.names import pairs
+from airtune.adapters.names import Adapter, pairs
 from airtune.data import Encoded, eval_batches
 from airtune.models.workload import ModelShape
 from airtune.pruning import Statistics
@@ -31,8 +32,9 @@ class Refits:
     def __init__(self, scenario: Scenario, model: nn.Module, shape: ModelShape) -> None:
         self._scenario, self._model, self._shape = scenario, model, shape
         self._scale = scenario.training.lora_scale
-        # By whose text: of which round, and the statistics.
-        self._read: dict[int | None, tuple[int, Statistics]] = {}
+        # By whose text: in which model, and the statistics. A round's number would not do: one
+        # worker may serve several runs.
+        self._read: dict[int | None, tuple[Adapter, Statistics]] = {}
 
     def statistics(
         self, owner: int | None, job: ClientJob, before: Statistics, texts: Sequence[Encoded]
@@ -47,8 +49,8 @@ class Refits:
         """
         if job.refit is None:
             return before
-        round, known = self._read.get(owner, (0, before))
-        if round != job.refit.round:
+        read_in, known = self._read.get(owner, ({}, before))
+        if not _same(read_in, job.refit.adapter):
             read = texts[: self._scenario.pruning.refit_examples]
             batches = eval_batches(read, self._scenario.evaluation.batch_size)
             transposed = self._shape.table.transposed
@@ -56,7 +58,7 @@ class Refits:
                 self._model, job.refit.adapter, self._scale, transposed=transposed
             ):
                 known = reread(before, self._model, self._shape, batches)
-            self._read[owner] = job.refit.round, known
+            self._read[owner] = job.refit.adapter, known
         return known
 
     def added(self, job: ClientJob) -> Mapping[tuple[int, str], Added] | None:
@@ -77,3 +79,9 @@ class Refits:
             for a, b in pairs(adapter)
             if a in wanted
         }
+
+
+def _same(one: Adapter, other: Adapter) -> bool:
+    return one is other or (
+        one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    )

@@ -314,7 +314,6 @@ class Worker:
             seed=self.scenario.seed,
             round=job.round,
             client=client,
-            multiple=self.shape.channel_multiple,
         )
         structure = choose(statistics, self.shape, pruning, section.units, select=select)
         if not section.refit:
