@@ -198,6 +198,7 @@ def test_a_linear_schedule_ends_at_a_fraction_of_the_learning_rate(tmp_path: Pat
     assert linear[1] != constant[1]
 
     section = load_scenario("tiny", ["training.learning_rate_schedule=linear"]).training
+    assert section.in_round(6, 4) == section.in_round(5, 4) == section.in_round(4, 4)
     rates = [section.in_round(number, 4).learning_rate for number in (1, 2, 3, 4)]
     assert rates == pytest.approx([section.learning_rate * k / 4 for k in (4, 3, 2, 1)])
 

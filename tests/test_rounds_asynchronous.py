@@ -22,6 +22,7 @@ from airtune.rounds.observer import Observer
 from airtune.rounds.schedules import next_clients
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
+from scripted import Scripted
 from watched import Watched
 
 SMALL = ["task.eval_examples=8", "training.local_steps=2", "planning.method=bandwidth-only"]
@@ -305,3 +306,30 @@ def test_a_run_in_which_everyone_fails_ends() -> None:
         pytest.raises(RunError, match=r"no client's update could be used; first: failed"),
     ):
         at.step(cell, at.begin(cell))
+
+
+@pytest.mark.parametrize("fault", ["failed", "not finite"])
+def test_a_fast_client_whose_answers_cannot_be_merged_does_not_end_the_run(fault: str) -> None:
+    # The others take far longer, so that many of its turns end before their first answer.
+    scenario = load_scenario("tiny", [
+        "planning.method=none", "schedule.kind=fedasync", "devices.0.count=1",
+        "devices.0.utilisation=1e-4", "devices.1.utilisation=1e-7", "devices.2.utilisation=1e-7",
+    ])  # fmt: skip
+
+    def answer(job: ClientJob, update: ClientUpdate) -> ClientUpdate | ClientFailure:
+        if job.client != 0:
+            return update
+        if fault == "failed":
+            return ClientFailure(0, "RuntimeError: no")
+        return replace(update, train_loss=float("nan"))
+
+    with at.open_cell(scenario, engine=Scripted(scenario, answer)) as cell:
+        state = at.begin(cell)
+        turns = []
+        for _ in range(4):
+            state, record = at.step(cell, state)
+            turns += record.turns
+            assert [turn.status for turn in record.turns].count("ok") == 1
+    bad = [turn for turn in turns if turn.name == scenario.client_names[0]]
+    assert len(bad) > len(scenario.client_devices)
+    assert not any(turn.status == "ok" for turn in bad)

@@ -42,7 +42,7 @@ def test_a_buffer_takes_the_first_answers_by_time_and_then_by_client() -> None:
     turns = [turn(3, 2.0), turn(1, 2.0), turn(2, 1.0), turn(0, None)]
     assert clients_of(answers_to_merge(scenario, turns, 0, {})) == [2, 1, 3]
     assert answers_to_merge(scenario, turns[:2], 0, {}) == ()
-    failed = replace(turn(0, 0.5), uplink_bits=0.0)
+    failed = replace(turn(0, 0.5), can_be_merged=False)
     assert clients_of(answers_to_merge(scenario, [failed, *turns[:3]], 0, {})) == [0, 2, 1, 3]
     assert answers_to_merge(scenario, [failed, *turns[:2]], 0, {}) == ()
 
@@ -131,6 +131,8 @@ REFUSED = [
     (["schedule.kind=tiers", "planning.knobs=all"], "planning.knobs"),
     (["schedule.kind=fedbuff", "participation.cohort=2"], "participation.cohort = 2"),
     (["schedule.kind=fedbuff", "cell.csi_error_db=3.0"], "cell.csi_error_db"),
+    (["schedule.kind=fedbuff", "cell.csi_margin_db=3.0"], "cell.csi_margin_db"),
+    (["schedule.kind=fedbuff", "planning.max_pruning_loss=0.1"], "planning.max_pruning_loss"),
     (["schedule.kind=fedbuff", "cell.outage_probability=0.1"], "cell.outage_probability"),
     (["schedule.kind=fedbuff", "participation.deadline_slack=2.0"], "deadline_slack"),
 ]

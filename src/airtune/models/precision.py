@@ -76,14 +76,17 @@ def needs_wide_products(weight: Tensor) -> bool:
 @functools.cache
 def _has_bfloat16() -> bool:
     """Return what PyTorch itself asks before it multiplies in bfloat16 on this processor."""
+    if not torch.backends.mkldnn.is_available():  # then there is no such operator
+        return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class WideProducts(TorchFunctionMode):
     """While active, linear layers and attention in bfloat16 on a CPU multiply in float32.
 
-    Inputs, results, gradients, and what is kept for the backward pass are in bfloat16. Autocast
-    decides the dtype where it is on, else the weight.
+    Inputs, results and gradients are in bfloat16, and so is what a linear layer keeps for the
+    backward pass; attention keeps float32. Autocast decides the dtype where it is on, else the
+    weight. Quantised layers multiply by themselves (airtune.models.quantize).
     """
 
     def __torch_function__(

@@ -120,12 +120,13 @@ def _bands(cell: Cell, sending: Sequence[Turn]) -> FloatArray:
 
 
 def _check_some_answer(cell: Cell, flight: Flight) -> None:
-    """End a run in which everybody's work fails: it would wait without an end."""
-    failed = [turn for turn in flight.turns if turn.ended_s is not None and not turn.uplink_bits]
-    if len(failed) >= len(cell.scenario.client_devices):
-        outcome = flight.outcomes.get(key_of(failed[0]))
-        reason = getattr(outcome, "reason", "its work failed")
-        raise RunError(f"no client's update could be used; first: failed: {reason}")
+    """End a run in which nobody's answer can be merged: it would wait without an end."""
+    ended = [turn for turn in flight.turns if turn.ended_s is not None]
+    failed = [turn for turn in ended if not turn.can_be_merged]
+    everyone = set(range(len(cell.scenario.client_devices)))
+    if everyone <= {turn.client for turn in failed}:
+        first = _answers(cell, flight, failed[:1])[0]
+        raise RunError(f"no client's update could be used; first: {first.status}")
 
 
 def _periods(cell: Cell) -> dict[int, int]:

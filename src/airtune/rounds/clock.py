@@ -46,6 +46,8 @@ class Turn:
     """The sum of its bands, each times how long it had it, Hz s."""
     ended_s: float | None = None
     """When its answer was at the server; None: not yet."""
+    can_be_merged: bool = True
+    """Whether its answer fills a place in a merge; False also where its work failed."""
 
     @property
     def ready_s(self) -> float:

@@ -53,7 +53,10 @@ def flight_payload(flight: Flight) -> dict[str, Any]:
 def restored_flight(payload: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> Flight:
     """Return the flight that `flight_payload` flattened, without outcomes."""
     return Flight(
-        turns=tuple(Turn(**values) for values in payload.get("turns", ())),
+        turns=tuple(
+            Turn(**{"can_be_merged": values["uplink_bits"] > 0, **values})
+            for values in payload.get("turns", ())
+        ),
         numbers={int(k): number for k, number in payload.get("numbers", {}).items()},
         adapters={int(merges): adapter for merges, adapter in adapters.items()},
     )

@@ -1,8 +1,8 @@
 """Optimiser moments of a population on disk: a file a client, of which one is read at a time.
 
 A file is named by the client and by the round after which it was written, and never changed. A
-state names the file of each client, so that an earlier state still finds its own: the two newest
-files of a client are kept, as the two newest checkpoints are.
+state names the file of each client, so that an earlier state still finds its own: the three newest
+files of a client are kept, for the two newest checkpoints and for the one that is written next.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from airtune.errors import RunError
 from airtune.record.files import explained, write_durably
 from airtune.training.client import OptimizerState
 
-KEPT = 2
+KEPT = 3
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ def answers_to_merge(
 ) -> tuple[Turn, ...]:
     """Return the turns of the next merge in the order of their answers; empty: it is not time yet.
 
-    Answers at the same moment are in client order. A turn that failed is in the merge that comes
-    after it, and fills no place of the buffer.
+    Answers at the same moment are in client order. A turn whose answer cannot be merged is in the
+    merge that comes after it, and fills no place of the buffer.
 
     Args:
         scenario: of the run.
@@ -77,7 +77,7 @@ def answers_to_merge(
     wanted, taken = buffer_of(scenario), []
     for turn in ended:
         taken.append(turn)
-        wanted -= turn.uplink_bits > 0
+        wanted -= turn.can_be_merged
         if not wanted:
             return tuple(taken)
     return ()

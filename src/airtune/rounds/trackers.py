@@ -86,6 +86,10 @@ class Tracked(Observer):
         """Pass it on."""
         self._inner.preparing(what)
 
+    def noticed(self, what: str) -> None:
+        """Pass it on."""
+        self._inner.noticed(what)
+
     def started(self, initial_loss: float | None) -> None:
         """Tell the loss before training as that of round 0."""
         self._inner.started(initial_loss)
@@ -107,7 +111,7 @@ class Tracked(Observer):
             try:
                 tracker.finish()
             except Exception as error:  # the record is whole without it
-                self._inner.preparing(f"tracker {name}: {error}")
+                self._inner.noticed(f"tracker {name}: {error}")
         self._trackers = {}
 
     def _tell(self, values: Mapping[str, float], round: int) -> None:
@@ -116,7 +120,7 @@ class Tracked(Observer):
                 tracker.log(dict(values), step=round)
             except Exception as error:  # a tracker must not end the run
                 del self._trackers[name]
-                self._inner.preparing(f"tracker {name} failed and is left out: {error}")
+                self._inner.noticed(f"tracker {name} failed and is left out: {error}")
 
 
 @contextmanager

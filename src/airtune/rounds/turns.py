@@ -22,6 +22,7 @@ from airtune.planning.inputs import (
 )
 from airtune.record import ClientRecord, TurnRecord
 from airtune.record.schema import OK
+from airtune.rounds.answers import status_of
 from airtune.rounds.bills import Outcome, bill, energy_together, finite, what_binds, with_energy
 from airtune.rounds.cell import Cell
 from airtune.rounds.clock import Turn
@@ -160,6 +161,7 @@ def begin_turns(
         flops, bits = planned_flops(task), 0.0
         if isinstance(outcome, ClientUpdate):
             flops, bits = outcome.flops, outcome.uplink_bits
+        status = status_of(cell, outcome, task.mode.rank, flight.adapters[merges])
         turns.append(
             Turn(
                 client=task.client,
@@ -171,6 +173,7 @@ def begin_turns(
                 uplink_bits=bits,
                 snr_hz=task.snr_hz,
                 efficiency=task.efficiency,
+                can_be_merged=status == OK,
             )
         )
     return replace(

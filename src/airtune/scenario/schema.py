@@ -148,10 +148,13 @@ class TrainingSection(Section):
         return self.lora_alpha / self.lora_rank
 
     def in_round(self, round: int, rounds: int) -> TrainingSection:
-        """Return the settings of one round, counted from 1, of `rounds`: its own learning rate."""
+        """Return the settings of one round, counted from 1, of `rounds`: its own learning rate.
+
+        Rounds past the last one have its rate.
+        """
         if self.learning_rate_schedule == "constant":
             return self
-        left = (rounds - round + 1) / rounds
+        left = max(rounds - round + 1, 1) / rounds
         return self.model_copy(update={"learning_rate": self.learning_rate * left})
 
 
