@@ -134,6 +134,12 @@ def test_compare_runs_every_method_on_the_same_draws(tmp_path: Path) -> None:
     assert exact.rounds[0].none_latency_s == pytest.approx(none.rounds[0].round_latency_s)
 
 
+def test_options_that_a_study_has_not_are_refused_with_seeds() -> None:
+    for option in ("--json", "--resume", "--replace"):
+        said = refused("compare", "tiny", "--methods", "exact,none", "--seeds", "0-1", option)
+        assert f"{option} cannot go with --seeds" in said
+
+
 def test_scenarios_are_listed_and_shown() -> None:
     listed = airtune("scenarios")
     assert listed.returncode == 0

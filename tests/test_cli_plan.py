@@ -185,3 +185,32 @@ def test_a_participation_rule_is_planned_too(airtune) -> None:
     status, _, err = airtune(*rule, "--sweep", "bandwidth_hz=1e6:1e8:2")
     assert status == 2
     assert "leave them out, or planning.knobs and participation.rule" in err
+
+
+def test_a_scenarios_own_method_tolerance_and_blocks_are_planned_with(airtune) -> None:
+    def planned(*words: str) -> dict:
+        status, out, said = airtune("demo", "--json", *words)
+        assert status == 0, said
+        return json.loads(out)
+
+    best = planned()
+    assert planned("--set", "planning.method=none")["method"] == "none"
+    assert planned("--set", "planning.method=none", "--method", "exact")["method"] == "exact"
+    loose = planned("--set", "planning.tolerance=0.2")
+    assert best["gap"] < 1e-6 < loose["gap"] < 0.2
+    blocks = planned("--set", "cell.subcarrier_spacing_hz=30000")
+    width = 12 * 30_000
+    assert all(client["bandwidth_hz"] % width == 0 for client in blocks["clients"])
+    assert blocks["objective_s"] > best["objective_s"]
+    scenario = load_scenario("demo", ["planning.method=random"])
+    drawn = plan_round(scenario, situation_of_scenario(scenario, 2)).plan
+    shown = planned("--method", "random", "--round", "2")
+    assert shown["objective_s"] == pytest.approx(drawn.objective_s)
+
+
+def test_knobs_are_refused_with_a_method_that_turns_none(airtune) -> None:
+    for method in ("bcd", "none", "bandwidth-only"):
+        status, _, said = airtune("demo", "--set", "planning.knobs=all", "--method", method)
+        assert status == 2
+        assert f"planning.knobs with planning.method = '{method}'" in said
+    assert airtune("demo", "--set", "planning.knobs=all", "--method", "bcd-knobs")[0] == 0

@@ -186,6 +186,14 @@ def test_more_of_reserved_labels_than_a_client_holds_is_scaled_down() -> None:
     assert counts[[0, 2]][:, [0, 2]].sum() == 0
 
 
+def test_reserved_labels_that_leave_a_client_too_little_are_refused() -> None:
+    labels = np.repeat(np.arange(4), 100)
+    section = PartitionSection(kind="dirichlet", alpha=0.3, min_examples=8)
+    for reserved in ({0: {0}, 1: {0}}, {0: {0}, 1: {0}, 2: {0}}):
+        with pytest.raises(InputError, match="only_labels leaves a client 0 training examples, of"):
+            partition(labels, 4, section, np.random.default_rng(3), reserved=reserved)
+
+
 def test_without_reserved_labels_the_split_is_as_before() -> None:
     labels = np.random.default_rng(0).integers(0, 10, 400)
     section = PartitionSection(kind="dirichlet", alpha=0.3, min_examples=1)

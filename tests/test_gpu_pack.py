@@ -151,6 +151,10 @@ def test_a_damaged_part_is_refused(pack: SimpleNamespace, tmp_path: Path) -> Non
     first.write_bytes(bytes(1000))
     with pytest.raises(InputError, match="a part is damaged"):
         pack.parts.join(tmp_path / "store")
+    pack.parts.split(whole, tmp_path / "again", 1000)
+    pack.parts.take(tmp_path / "again", tmp_path / "store")  # as large as the damaged one
+    assert pack.parts.join(tmp_path / "store") == []
+    assert (tmp_path / "store" / "m.gguf").read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["clinc150", "cells", "memory", "gsm8k", "yahoo", "gemma"])

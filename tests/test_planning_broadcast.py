@@ -86,10 +86,10 @@ def test_where_clients_restart_all_need_what_was_stacked() -> None:
     at = situation_of_scenario(scenario)
     first = link_of(scenario, at.shape, at.modes, at.link.air)
     assert first.needed_bits.tolist() == [1024.0] * 4
-    later = link_of(scenario, at.shape, at.modes, at.link.air, 5e4)
-    assert later.needed_bits.tolist() == [5e4] * 4
+    later = link_of(scenario, at.shape, at.modes, at.link.air, [5e4, 0.0, 6e4, 7e4])
+    assert later.needed_bits.tolist() == [5e4, 1024.0, 6e4, 7e4]
     assert not later.needs_whole.any()
-    assert offer_of(scenario, at.shape, at.modes[:2], later, 3).needed_bits.tolist() == [5e4] * 2
+    assert offer_of(scenario, at.shape, at.modes[:2], later, 3).needed_bits.tolist() == [7e4] * 2
 
 
 def offer(*ranks: tuple[int, float, bool]) -> Offer:

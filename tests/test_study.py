@@ -144,8 +144,26 @@ def test_a_search_is_refused_where_it_would_see_test_examples(tmp_path: Path) ->
     folder = load_study(written(tmp_path, SEARCHED), [f"task.source={tmp_path}"])
     with pytest.raises(InputError, match="has no test part of its own"):
         search_jobs(folder)
-    (tmp_path / "test.jsonl").write_text("")
+    (tmp_path / "test.txt").write_text("no part")
+    with pytest.raises(InputError, match="has no test part of its own"):
+        search_jobs(folder)
+    (tmp_path / "test-00000-of-00001.jsonl").write_text("")
     assert search_jobs(folder)
+
+
+def test_a_byte_order_mark_is_no_fault_of_a_study_file(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALL)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_study(path) == load_study(written(tmp_path, SMALL))
+
+
+def test_the_short_form_has_a_baseline_to_compare_with() -> None:
+    study = study_from("tiny", ["exact", "none", "uniform", "bandwidth-only"], "0")
+    kinds = {name: method.kind for name, method in study.methods.items()}
+    assert kinds == {
+        "exact": "joint", "none": "baseline", "uniform": "baseline", "bandwidth-only": "baseline",
+    }  # fmt: skip
+    assert study_from("tiny", ["random"], "0").methods["random"].kind == "joint"
 
 
 @pytest.mark.parametrize(
@@ -177,6 +195,12 @@ def test_a_search_is_refused_where_it_would_see_test_examples(tmp_path: Path) ->
         (SMALL + "rounds_factor = 0\n", "methods.mine.rounds_factor = 0"),
         (SMALL + "[methods.other]\nset = 3\n", "methods.other.set = 3: write set.KEY = value"),
         ("set = 3\n" + SMALL, "toml: set = 3: write set.KEY = value"),
+        ("axes = 5\n" + SMALL, "toml: axes = 5: write a table [axes]"),
+        ("tuned = [1]\n" + SMALL, "toml: tuned = [1]: write [tuned] with METHOD = {"),
+        ("tuned = { exact = 3 }\n" + SMALL, "tuned = {'exact': 3}: write [tuned]"),
+        (SMALL.replace('["fedit"]', "[1]"), "include 1: give names of sets and methods"),
+        (SMALL + "[tuned.fedot]\ntraining.learning_rate = 1e-3\n",
+         "tuned.fedot: no method of the study takes its values; those that are tuned: fedit, mine"),
     ],
 )  # fmt: skip
 def test_what_the_user_can_correct_is_named_in_one_line(

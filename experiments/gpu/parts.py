@@ -81,10 +81,12 @@ def join(store: Path) -> list[str]:
                     shutil.copyfileobj(piece, whole)
         digest = digest_of(partial)
         if digest != told["sha256"]:
-            partial.unlink()
+            for damaged in (partial, *parts):  # so that they are taken when they come again
+                damaged.unlink()
             raise InputError(
                 f"{target.name}, put together from {len(parts)} parts, has SHA-256 {digest}, "
-                f"not {told['sha256']}: a part is damaged; remove them and carry them again"
+                f"not {told['sha256']}: a part is damaged; they were removed here: cut the file "
+                "again and carry the parts again"
             )
         partial.replace(target)
         for part in parts:  # the space is needed, and they are where they came from

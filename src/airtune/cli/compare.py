@@ -69,6 +69,13 @@ def compare(
         raise InputError("--quiet prints nothing and --json prints the comparison: give one")
     if any(key_of(text) == "planning.method" for text in overrides or []):
         raise InputError("--set planning.method has no effect here: give the methods to --methods")
+    if seeds is not None:
+        for option, given in (("--json", as_json), ("--resume", resume), ("--replace", replace)):
+            if given:
+                raise InputError(
+                    f"{option} cannot go with --seeds, which makes a study: the same command goes "
+                    "on with it; its tables are in the folder of --out"
+                )
     base = load_scenario(scenario, overrides or [], plugins=plugins or [])
     if seeds is not None:
         chosen = [name.strip() for name in methods.split(",") if name.strip()]

@@ -108,17 +108,23 @@ def plan(
         problem = _read(file, overrides or [], plugins or [])
     else:
         scenario = _scenario(file, overrides or [], plugins or [], method, tolerance)
-        if _turns_knobs(scenario, round_number or 1):
-            if sweep or width is not None:
-                raise InputError(
-                    "--sweep and whole blocks are for a plan of pruning and bandwidth alone; leave "
-                    "them out, or planning.knobs and participation.rule"
-                )
-            _plan_knobs(scenario, round_number or 1, as_json)
+        knobs = _turns_knobs(scenario, round_number or 1)
+        if not sweep and width is None:
+            _plan_scenario(scenario, round_number or 1, as_json, knobs)
             return
+        if knobs:
+            raise InputError(
+                "--sweep and whole blocks are for a plan of pruning and bandwidth alone; leave "
+                "them out, or planning.knobs and participation.rule"
+            )
+        if sweep and scenario.cell.subcarrier_spacing_hz is not None:
+            raise InputError(
+                "--sweep plans without whole blocks; leave cell.subcarrier_spacing_hz out"
+            )
         from airtune.planning.inputs import problem_of_scenario
 
         problem = problem_of_scenario(scenario, round=round_number or 1)
+        method, tolerance = scenario.planning.method, scenario.planning.tolerance
     limit = 1e-6 if tolerance is None else tolerance
     if sweep:
         _sweep(problem, sweep, method or "exact", limit, out, as_json)
@@ -190,8 +196,8 @@ def _turns_knobs(scenario: Scenario, round: int) -> bool:
     return knobs_of_round(scenario, round) is not None
 
 
-def _plan_knobs(scenario: Scenario, round: int, as_json: bool) -> None:
-    """Plan a scenario's round as a run does, and show it with what computing draws."""
+def _plan_scenario(scenario: Scenario, round: int, as_json: bool, knobs: bool) -> None:
+    """Plan a scenario's round as a run does; with knobs, show modes and what computing draws."""
     import numpy as np
 
     from airtune.planning.inputs import situation_of_scenario
@@ -199,11 +205,14 @@ def _plan_knobs(scenario: Scenario, round: int, as_json: bool) -> None:
 
     situation = situation_of_scenario(scenario, round)
     found = plan_round(scenario, situation)
+    least, queues = scenario.pruning.min_pruning, situation.queues.tolist()
+    if not knobs:
+        _show(found.problem, found.plan, as_json, least=least)
+        return
     powers = [profile.power_w for profile in situation.profiles]
     made = found.plan
     if made.energy_j is None and None not in powers:
         made = replace(made, energy_j=np.array(powers, dtype=float) * made.compute_s)
-    least, queues = scenario.pruning.min_pruning, situation.queues.tolist()
     _show(found.problem, made, as_json, found.modes, queues, least)
 
 

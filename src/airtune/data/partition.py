@@ -53,7 +53,8 @@ def partition(
         fair sample of its data.
 
     Raises:
-        InputError: there are fewer than K·(min_examples + held_out) examples.
+        InputError: there are fewer than K·(min_examples + held_out) examples, or reserved labels
+            leave a client fewer than that.
     """
     values = np.asarray(labels)
     smallest = section.min_examples + held_out
@@ -68,7 +69,14 @@ def partition(
         sizes = np.full(clients, len(values) // clients)
         sizes[rng.permutation(clients)[: len(values) % clients]] += 1
     if section.kind == "dirichlet":
-        return _by_label(values, sizes, section.alpha, rng, reserved or {})
+        parts = _by_label(values, sizes, section.alpha, rng, reserved or {})
+        if (least := min(map(len, parts))) < smallest:
+            raise InputError(
+                f"devices.only_labels leaves a client {least} training examples, of at least "
+                f"{smallest} that each has: labels that few hold are more than these can take; "
+                "let more devices hold them"
+            )
+        return parts
     cuts = np.cumsum(sizes)[:-1]
     return tuple(np.split(rng.permutation(len(values)), cuts))
 

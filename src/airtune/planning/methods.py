@@ -297,6 +297,16 @@ def _without_choice(
     return made
 
 
+def check_chooses(name: str) -> None:
+    """Refuse a built-in method that plans pruning and bands alone; raises `InputError`."""
+    method = METHODS.find(name)
+    if is_built_in(method.solve) and not method.chooses:
+        raise InputError(
+            f"planning.knobs with planning.method = '{name}', which plans no steps, ranks, bits or "
+            f"absence: leave planning.knobs out; allowed with it: {_choosing()}"
+        )
+
+
 def _choosing() -> str:
     return ", ".join(name for name, entry in METHODS.items() if entry.chooses)
 

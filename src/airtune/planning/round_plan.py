@@ -45,7 +45,7 @@ from airtune.planning.inputs import (
     sizes_ending_at,
 )
 from airtune.planning.knobs import modes_offered, name_of
-from airtune.planning.methods import METHODS, better_than
+from airtune.planning.methods import METHODS, better_than, check_chooses
 from airtune.planning.modes import ClientMode
 from airtune.planning.participation import PARTICIPATION
 from airtune.planning.problem import Plan, PlanningProblem
@@ -68,11 +68,13 @@ def knobs_of_round(scenario: Scenario, round: int) -> frozenset[str] | None:
     """Return what the round's plan turns, or None where the method alone plans.
 
     Raises:
-        InputError: a participation rule with a method that it cannot be combined with.
+        InputError: a participation rule with a method that it cannot be combined with, or knobs
+            with one that turns pruning and bands alone.
     """
     rule, method = scenario.participation.rule, scenario.planning.method
     in_turn = rule == "in-turn" and round % scenario.participation.every_rounds == 0
     if scenario.planning.knobs is not None:
+        check_chooses(method)
         turned = scenario.planning.turned
         return turned - {"absence"} if in_turn else turned
     if rule == "all":

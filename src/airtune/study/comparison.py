@@ -130,11 +130,11 @@ def _standing(
     name: str, own: Mapping[int, Result], theirs: Mapping[int, Result], targets: Mapping[int, float]
 ) -> Standing:
     usable = {seed: one for seed, one in own.items() if one.usable}
-    ended = {seed for seed, one in own.items() if one.usable or one.error}
+    ended = _ended(own)
     others = {seed: one for seed, one in theirs.items() if one.usable}
     shared = [seed for seed in usable if seed in others]
     # A pair is lost where one of the two has failed; one that has not been run yet is not lost.
-    lost = len([seed for seed in ended & theirs.keys() if seed not in shared])
+    lost = len([seed for seed in ended & _ended(theirs) if seed not in shared])
     losses = [(usable[seed].loss[-1], others[seed].loss[-1]) for seed in shared]
     with_energy = shared and all(usable[s].energy_j and others[s].energy_j for s in shared)
     return Standing(
@@ -156,6 +156,10 @@ def _standing(
     )
 
 
+def _ended(results: Mapping[int, Result]) -> set[int]:
+    return {seed for seed, one in results.items() if one.usable or one.error}
+
+
 def taken(result: Result, key: str, target: float | None) -> float | None:
     """Return what a run took to reach the target; None where it did not, or nothing is known."""
     at = result.reached(target) if result.usable and target is not None else None
@@ -170,11 +174,19 @@ def _to_target(
     targets: Mapping[int, float],
     lost: int,
 ) -> Estimate:
-    """Compare what reaching the target took on the seeds where the reference reached it."""
+    """Compare what reaching the target took on the seeds where the reference reached it.
+
+    Where it did not, nothing is known of the pair: the others alone would be a choice.
+    """
     pairs, censored = [], []
     for seed, one in own.items():
-        other = taken(theirs[seed], key, targets.get(seed)) if seed in theirs else None
-        if other is None or other <= 0.0:
+        if seed not in theirs or seed not in targets:
+            continue
+        other = taken(theirs[seed], key, targets[seed])
+        if other is None:
+            lost += 1
+            continue
+        if other <= 0.0:
             continue
         mine = taken(one, key, targets[seed])
         if mine is None:

@@ -110,7 +110,10 @@ def claim_text(estimate: Estimate) -> str:
     if estimate.seeds < 2:
         return "on one seed: nothing can be said"
     if estimate.lost:
-        return f"is not compared: {estimate.lost} of the pairs failed or diverged"
+        return (
+            f"is not compared: in {estimate.lost} of the pairs a run failed or diverged, or the "
+            "reference did not reach the target"
+        )
     if estimate.verdict in (BETTER, WORSE):
         lower = "lower" if estimate.verdict == BETTER else "higher"
         return f"{lower}, {estimate_text(estimate)}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from airtune.data.sources import open_source
 from airtune.errors import InputError
 from airtune.plugins.loading import is_path
 from airtune.scenario import Scenario, scenario_from_dict
@@ -74,6 +75,13 @@ def jobs_of(
         InputError: a method or a point gives no valid scenario.
     """
     chosen = study.tuned if tuned is None else tuned
+    searched = {searched_as(study, name)[0] for name in study.methods}
+    for name in study.tuned:
+        if name not in searched:
+            raise InputError(
+                f"tuned.{name}: no method of the study takes its values; those that are tuned: "
+                f"{', '.join(sorted(searched))}"
+            )
     jobs = []
     for seed, point in itertools.product(study.seeds, points_of(study)):
         for name, method in study.methods.items():
@@ -137,10 +145,10 @@ def _check_held_out(study: Study) -> None:
     path = Path(source) if isinstance(source, str) else None
     if path is None or not path.exists():
         return
-    if path.is_file() or not list(path.glob("test.*")):
+    if open_source(str(path)).test is None:
         raise InputError(
             f"search: '{source}' has no test part of its own, so that a search on held-out "
-            "training examples would see test examples: give a folder with train.* and test.*"
+            "training examples would see test examples: give a folder with a train and a test part"
         )
 
 

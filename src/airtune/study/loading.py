@@ -8,10 +8,11 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from airtune.encoding import read_text
 from airtune.errors import InputError
 from airtune.planning import METHODS
 from airtune.scenario import builtin_scenarios, scenario_from_dict
@@ -70,15 +71,18 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     values["methods"] = _methods(values.get("methods", {}), included, str(source))
     values["seeds"] = seeds_of(values.get("seeds", []), f"{source}: seeds")
     values["set"] = _settings(values, f"{source}: set")
-    values["axes"] = {
-        name: {"points": _points(name, axis)} for name, axis in values.get("axes", {}).items()
-    }
+    axes, tuned = values.get("axes", {}), values.get("tuned", {})
+    if not isinstance(axes, dict):
+        raise InputError(f"{source}: axes = {axes!r}: write a table [axes]")
+    if not isinstance(tuned, dict) or not all(isinstance(one, dict) for one in tuned.values()):
+        raise InputError(f"{source}: tuned = {tuned!r}: write [tuned] with METHOD = {{ KEY = … }}")
+    values["axes"] = {name: {"points": _points(name, axis)} for name, axis in axes.items()}
     if folder is not None:
         _locate(values, folder)
     values["set"] |= overridden(overrides)  # a shell's paths are those of the working folder
     if isinstance(values.get("search"), dict) and isinstance(values["search"].get("keys"), dict):
         values["search"]["keys"] = flat(values["search"]["keys"])
-    values["tuned"] = {name: flat(one) for name, one in values.get("tuned", {}).items()}
+    values["tuned"] = {name: flat(one) for name, one in tuned.items()}
     return study_of(values, where=str(source))
 
 
@@ -101,7 +105,8 @@ def study_from(
     found: dict[str, StudyMethod] = {}
     for name in methods:
         if name not in every and METHODS.has(name):
-            chosen = {name: StudyMethod(set={"planning.method": name})}
+            kind: Literal["joint", "baseline"] = "joint" if METHODS[name].prunes else "baseline"
+            chosen = {name: StudyMethod(kind=kind, set={"planning.method": name})}
         else:
             chosen = chosen_methods([name], "--methods")
         for one, method in chosen.items():
@@ -193,6 +198,8 @@ def chosen_methods(names: Sequence[str], where: str) -> dict[str, StudyMethod]:
     every = {name: method for one in sets.values() for name, method in one.items()}
     found: dict[str, StudyMethod] = {}
     for name in names:
+        if not isinstance(name, str):
+            raise InputError(f"{where} {name!r}: give names of sets and methods")
         if name not in sets and name not in every:
             close = difflib.get_close_matches(name, [*sets, *every], n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
@@ -288,9 +295,9 @@ def _label(value: Any) -> str:
 
 def _text(path: Path, what: str, builtin: Mapping[str, str]) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        return read_text(path)
+    except (OSError, InputError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         kind = "studies" if what == "study" else "scenarios"
         raise InputError(
             f"cannot read {what} '{path}': {reason}; give a TOML file or one of the built-in "

@@ -136,4 +136,5 @@ def _to_target(one: Result, key: str, target: float | None) -> str:
     series, at = getattr(one, key), taken(one, key, target)
     if at is not None:
         return f"{at:,.1f}"
-    return f"> {series[-1]:,.1f}" if one.usable and series else DASH
+    followed = one.usable and series and target is not None
+    return f"> {series[-1]:,.1f}" if followed else DASH

@@ -40,7 +40,8 @@ class Estimate:
         high: upper end; +inf where there is none.
         neutral: the value that means no difference: 0, or 1 for a ratio.
         censored: pairs whose value is known only to be larger than what was followed.
-        lost: pairs that are missing because a run failed or diverged.
+        lost: pairs that are missing because a run failed or diverged, or because the reference
+            did not reach the target.
         effect: |mean| over the standard deviation of the pairs' values (of ratios, their
             logarithms); None where there is no spread or a pair is censored.
     """
@@ -91,7 +92,7 @@ def ratio(
         pairs: positive.
         censored: for each further seed the ratio that the own run was followed up to without
             getting there: the true one is larger.
-        lost: seeds on which one of the two failed or diverged.
+        lost: seeds on which one of the two failed or diverged, or the other did not get there.
     """
     logs = np.array([math.log(own / other) for own, other in pairs], dtype=float)
     if len(censored):
