@@ -67,8 +67,9 @@ def test_a_plan_with_odd_units_is_doubted_once() -> None:
         (["planning.method=exact", "pruning.max_pruning=0"], [False] * 4),
         (["planning.method=exact", "participation.cohort=2"], [True] * 4),
         # Knobs and rules may take pruning out of the plans, in all rounds or in some.
-        (['planning.knobs=["bandwidth","steps"]'], [False] * 4),
-        (['planning.knobs=["bandwidth","steps","pruning"]'], [True] * 4),
+        (["planning.method=exact", 'planning.knobs=["bandwidth","steps"]'], [False] * 4),
+        (["planning.method=exact", 'planning.knobs=["bandwidth","steps","pruning"]'],
+         [True] * 4),
         (["planning.method=exact", "participation.rule=partial"], [False] * 4),
         (["planning.method=exact", "participation.rule=deadline"], [True] * 4),
         (["planning.method=exact", "participation.rule=in-turn"], [True] * 4),
