@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from airtune.cli.study import carry_on, check_search
 from airtune.errors import InputError
 from airtune.merging.rules import rule_of
 from airtune.planning import METHODS
@@ -138,17 +139,19 @@ def test_a_search_runs_every_combination_on_held_out_training_data(tmp_path: Pat
 
 def test_a_search_is_refused_where_it_would_see_test_examples(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("")
-    study = load_study(written(tmp_path, SEARCHED), [f"task.source={tmp_path / 'train.jsonl'}"])
+    path = written(tmp_path, SEARCHED)
     with pytest.raises(InputError, match="has no test part of its own"):
-        search_jobs(study)
-    folder = load_study(written(tmp_path, SEARCHED), [f"task.source={tmp_path}"])
+        check_search(load_study(path, [f"task.source={tmp_path / 'train.jsonl'}"]))
+    folder = load_study(path, [f"task.source={tmp_path}"])
     with pytest.raises(InputError, match="has no test part of its own"):
-        search_jobs(folder)
+        check_search(folder)
     (tmp_path / "test.txt").write_text("no part")
     with pytest.raises(InputError, match="has no test part of its own"):
-        search_jobs(folder)
+        carry_on(folder, tmp_path / "out", [])
+    assert not (tmp_path / "out").exists()
     (tmp_path / "test-00000-of-00001.jsonl").write_text("")
-    assert search_jobs(folder)
+    check_search(folder)
+    check_search(load_study(written(tmp_path, SMALL), [f"task.source={tmp_path}"]))
 
 
 def test_a_byte_order_mark_is_no_fault_of_a_study_file(tmp_path: Path) -> None:

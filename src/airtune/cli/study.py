@@ -230,6 +230,7 @@ def carry_on(
     if address is not None and engine == "local":
         raise InputError(f"--address {address}: only with --engine ray")
 
+    check_search(study)
     part = part or Part()
     if trackers:
         from airtune.rounds.trackers import check_trackers
@@ -305,3 +306,29 @@ def _tell(progress: Progress) -> None:
 
 def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def check_search(study: Study) -> None:
+    """Refuse a search where held-out examples and test examples would come from the same part.
+
+    A generated task draws other problems on the search's seed; of a hub's data set it is not
+    known here whether it has a test part.
+
+    Raises:
+        InputError: the source is a file, or a folder without a test part.
+    """
+    if study.search is None:
+        return
+    source = {**study.base_values.get("task", {}), **{
+        key.removeprefix("task."): value for key, value in study.set.items()
+    }}.get("source")  # fmt: skip
+    path = Path(source) if isinstance(source, str) else None
+    if path is None or not path.exists():
+        return
+    from airtune.data.sources import open_source
+
+    if open_source(str(path)).test is None:
+        raise InputError(
+            f"search: '{source}' has no test part of its own, so that a search on held-out "
+            "training examples would see test examples: give a folder with a train and a test part"
+        )

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from airtune.data.sources import open_source
 from airtune.errors import InputError
 from airtune.plugins.loading import is_path
 from airtune.scenario import Scenario, scenario_from_dict
@@ -102,7 +101,6 @@ def search_jobs(study: Study, plugins: Sequence[str] = ()) -> list[Job]:
     search = study.search
     if search is None:
         return []
-    _check_held_out(study)
     searched = dict(searched_as(study, name) for name in study.methods)
     jobs = []
     for values in itertools.product(*search.keys.values()):
@@ -131,25 +129,6 @@ def placed(jobs: Sequence[Job], folder: Path) -> list[Job]:
     """
     names = made_before(folder, {job.key for job in jobs})
     return [replace(job, key=names.get(job.key, job.key)) for job in jobs]
-
-
-def _check_held_out(study: Study) -> None:
-    """Refuse a search where held-out examples and test examples would come from the same part.
-
-    A generated task draws other problems on the search's seed; of a hub's data set it is not
-    known here whether it has a test part.
-    """
-    source = {**study.base_values.get("task", {}), **{
-        key.removeprefix("task."): value for key, value in study.set.items()
-    }}.get("source")  # fmt: skip
-    path = Path(source) if isinstance(source, str) else None
-    if path is None or not path.exists():
-        return
-    if open_source(str(path)).test is None:
-        raise InputError(
-            f"search: '{source}' has no test part of its own, so that a search on held-out "
-            "training examples would see test examples: give a folder with a train and a test part"
-        )
 
 
 def searched_as(study: Study, name: str) -> tuple[str, StudyMethod]:
