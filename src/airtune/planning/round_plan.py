@@ -33,6 +33,7 @@ from airtune.planning.broadcast import (
     offer_of,
     waits_s,
 )
+from airtune.planning.common_rate import Solved, better_at_common_rate
 from airtune.planning.costs import KnobCosts, costs_of
 from airtune.planning.fairness import fair
 from airtune.planning.floor import check_floor, required, weighed
@@ -208,7 +209,7 @@ def plan_round(
         lower = min(lower, bound)
         if made is None:
             continue
-        found = _without_wait(made, heard, offers, sent, link)
+        found = _without_wait(made.plan, made.problem, offers, sent, link)
         if best is None or found.plan.objective_s < best.plan.objective_s:
             best = found
     if best is None:
@@ -223,16 +224,24 @@ def plan_round(
 
 def _at_broadcast(
     scenario: Scenario, problem: PlanningProblem, round: int, solver: str, known: Plan | None
-) -> tuple[Plan | None, float]:
+) -> tuple[Solved | None, float]:
     """Return a plan at one broadcast, None if it is no better, and a lower bound.
 
     `exact` leaves off where it has proved that no plan at this one beats the known one.
     """
-    if solver == "exact" and scenario.cell.subcarrier_spacing_hz is None:
-        return better_than(problem, known, tolerance=scenario.planning.tolerance)
+    tolerance = scenario.planning.tolerance
+    in_blocks = scenario.cell.subcarrier_spacing_hz is not None
+    if scenario.pruning.rates == "common":
+        found, bound = better_at_common_rate(problem, known, tolerance=tolerance)
+        if found is None or not in_blocks:
+            return found, bound
+        return replace(found, plan=plan_of_round(scenario, found.problem, round)), bound
+    if solver == "exact" and not in_blocks:
+        better, bound = better_than(problem, known, tolerance=tolerance)
+        return None if better is None else Solved(better, problem), bound
     made = plan_of_round(scenario, problem, round, method=solver)
     assert made.lower_bound_s is not None
-    return made, made.lower_bound_s
+    return Solved(made, problem), made.lower_bound_s
 
 
 def _costed(

@@ -22,6 +22,10 @@ class PruningSection(Section):
     """The share that every client leaves out at least, to the nearest unit. Equal to max_pruning:
     all clients train the same submodel, where they have one order of units (calibration = "shared",
     selection = "importance")."""
+    rates: Literal["own", "common"] = "own"
+    """Whether each client has a rate of its own, or all those in a round have the same one, which
+    the plan chooses anew each round. It needs planning.knobs with `pruning`, planning.method =
+    "exact", and one order of units (calibration = "shared", selection = "importance")."""
     units: Literal["mixed", "mlp", "attention", "blocks"] = "mixed"
     """What is cut: MLP channels, attention groups, both (`mixed`), or whole blocks."""
     selection: Literal["importance", "rolling", "rotating"] = "importance"
@@ -87,3 +91,35 @@ def check_refits(scenario: Scenario) -> None:
             "pruning.refit_every_rounds cannot go with participation.cohort or availability: "
             "clients that are not in the round would not read"
         )
+
+
+def check_common_rate(scenario: Scenario) -> None:
+    """Refuse one rate for all where no plan chooses it, or units differ; raises `ValueError`."""
+    section = scenario.pruning
+    if section.rates == "own":
+        return
+    planning = scenario.planning
+    for asked, given, allowed in (
+        (
+            "pruning" in planning.turned,
+            f"planning.knobs = {planning.knobs!r}",
+            "knobs with 'pruning' among them",
+        ),
+        (
+            planning.method == "exact",
+            f"planning.method = '{planning.method}'",
+            "planning.method = 'exact'",
+        ),
+        (
+            section.calibration == "shared",
+            f"pruning.calibration = '{section.calibration}'",
+            "'shared', so that all have one order of units",
+        ),
+        (
+            section.selection == "importance",
+            f"pruning.selection = '{section.selection}'",
+            "'importance', so that all have one order of units",
+        ),
+    ):
+        if not asked:
+            raise ValueError(f"pruning.rates = 'common' cannot go with {given}; allowed: {allowed}")

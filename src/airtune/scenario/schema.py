@@ -18,7 +18,7 @@ from airtune.scenario import bounds
 from airtune.scenario.aggregation import AggregationSection, check_steps, check_training
 from airtune.scenario.cell import CellSection, DeviceSection
 from airtune.scenario.participation import ParticipationSection
-from airtune.scenario.pruning import PruningSection, check_refits
+from airtune.scenario.pruning import PruningSection, check_common_rate, check_refits
 from airtune.scenario.schedule import ScheduleSection, check_schedule
 from airtune.scenario.section import (
     NonNegativeFloat,
@@ -328,6 +328,7 @@ class Scenario(Section):
         check_training(self)
         check_schedule(self)
         check_refits(self)
+        check_common_rate(self)
         clients = len(self.client_devices)
         if self.cohort_size > clients:
             raise ValueError(

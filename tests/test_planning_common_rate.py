@@ -1,0 +1,258 @@
+"""One pruning rate for all: against a fine grid of rates with every assignment of modes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import airtune as at
+from airtune.errors import InputError
+from airtune.planning import ClientMode, PlanningProblem, plan
+from airtune.planning.common_rate import LEAST_TOLERANCE, at_common_rate, better_at_common_rate
+from airtune.planning.costs import KnobCosts, Measured
+from airtune.planning.inputs import situation_of_scenario
+from airtune.planning.round_plan import RoundPlan, plan_round
+from airtune.scenario import Scenario, load_scenario
+from mode_oracles import best_of_all_assignments, mode_problem
+
+MOST = 0.6
+GRID = np.linspace(0.0, MOST, 31)
+ONE_ORDER = ("pruning.calibration=shared", "pruning.rates=common")
+
+
+def problem_of(rng: np.random.Generator, clients: int = 3) -> PlanningProblem:
+    """A random problem whose modes all go up to the same rate; some begin above 0."""
+    while True:
+        base = mode_problem(rng, clients, 3)
+        assert base.modes is not None
+        if any(own is None for own in base.modes):
+            continue
+        try:
+            return replace(
+                base,
+                modes=tuple(
+                    tuple(
+                        replace(
+                            mode,
+                            min_pruning=float(rng.choice([0.0, 0.0, 0.23])),
+                            max_pruning=MOST,
+                        )
+                        for mode in own or ()
+                    )
+                    for own in base.modes
+                ),
+                pruning_cost=tuple(
+                    np.array([[0.0, 0.0], [0.3, a], [MOST, a + b]])
+                    for a, b in zip(
+                        rng.uniform(0.0, 0.2, clients), rng.uniform(0.2, 0.6, clients), strict=True
+                    )
+                ),
+            )
+        except InputError:
+            continue
+
+
+def pinned(problem: PlanningProblem, rate: float) -> PlanningProblem:
+    """The problem at one rate, with times, bits and losses written out and nothing to prune."""
+    assert problem.modes is not None
+    assert problem.pruning_cost is not None
+    curves = [curve for curve in problem.pruning_cost if curve is not None]
+    modes = tuple(
+        tuple(
+            replace(
+                mode,
+                cost=1 - (1 - mode.cost) * (1 - float(np.interp(rate, curve[:, 0], curve[:, 1]))),
+                compute_fixed_s=mode.compute_fixed_s + mode.compute_full_s * (1 - rate),
+                compute_full_s=0.0,
+                payload_fixed_bits=mode.payload_fixed_bits + mode.payload_full_bits * (1 - rate),
+                payload_full_bits=0.0,
+                # What memory does not hold cannot be used.
+                min_pruning=0.0 if (mode.min_pruning or 0.0) <= rate else 1.0,
+                max_pruning=0.0,
+            )
+            for mode in own or ()
+        )
+        for own, curve in zip(problem.modes, curves, strict=True)
+    )
+    return replace(problem, modes=modes, pruning_cost=None)
+
+
+def best_on_grid(problem: PlanningProblem) -> tuple[float, float]:
+    """The least objective over the grid, and its rate."""
+    found = []
+    for rate in GRID:
+        try:
+            found.append((best_of_all_assignments(pinned(problem, float(rate))), float(rate)))
+        except InputError:
+            continue
+    return min(found)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_rate_of_a_fine_grid_is_better_and_the_bound_is_below_all(seed: int) -> None:
+    problem = problem_of(np.random.default_rng(3100 + seed))
+    best, rate = best_on_grid(problem)
+    made, lower = better_at_common_rate(problem, None)
+    assert made is not None
+    assert made.plan.objective_s <= best * (1 + LEAST_TOLERANCE)
+    assert lower <= best * (1 + 1e-9)
+    assert lower >= made.plan.objective_s * (1 - 1.1 * LEAST_TOLERANCE)
+    here = np.array([mode is not None for mode in made.plan.modes or ()])
+    rates = made.plan.pruning[here]
+    assert np.ptp(rates) == 0
+    # Where the grid's best rate lies inside, the plan's is near it.
+    at_rate = best_of_all_assignments(pinned(problem, float(rates[0])))
+    assert made.plan.objective_s == pytest.approx(at_rate, rel=1e-3)
+    assert at_rate <= best * (1 + LEAST_TOLERANCE), rate
+
+
+def kinked(*, held_from: float = 0.0, shrinks: bool = True) -> PlanningProblem:
+    """Two clients whose pruning is free up to 0.35 and dear beyond."""
+    seconds = 10.0 if shrinks else 0.0
+    modes = tuple(
+        (
+            ClientMode(
+                name="all", cost=0.0, compute_fixed_s=0.1 + 10.0 - seconds,
+                compute_full_s=seconds, payload_fixed_bits=1e4, payload_full_bits=0.0,
+                min_pruning=held_from * here, max_pruning=MOST,
+            ),
+        )
+        for here in (1, 0)
+    )  # fmt: skip
+    zero = np.zeros(2)
+    return PlanningProblem(
+        bandwidth_hz=1e6, kappa=1.0, names=("a", "b"), weight=np.ones(2),
+        snr_hz=np.full(2, 1e7), downlink_s=zero, compute_fixed_s=zero, compute_full_s=zero,
+        payload_fixed_bits=zero, payload_full_bits=zero, min_pruning=zero,
+        max_pruning=np.full(2, MOST), modes=modes,
+        pruning_cost=(np.array([[0.0, 0.0], [0.35, 0.0], [MOST, 0.9]]),) * 2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("held_from", "best"), [(0.0, 0.35), (0.42, 0.42)])
+def test_a_rate_between_the_first_ones_is_found(held_from: float, best: float) -> None:
+    made, lower = better_at_common_rate(kinked(held_from=held_from), None)
+    assert made is not None
+    assert made.plan.pruning == pytest.approx([best, best], abs=2e-3)
+    harm = max(best - 0.35, 0.0) / 0.25 * 0.9
+    upload_s = 1e4 / (5e5 * np.log2(1 + 1e7 / 5e5))
+    truth = (0.1 + 10.0 * (1 - best) + upload_s) / (1 - harm)
+    assert made.plan.objective_s == pytest.approx(truth, rel=2e-3)
+    assert made.plan.losses == pytest.approx([harm, harm], abs=0.01)
+    assert truth * (1 - 1.1 * LEAST_TOLERANCE) <= lower <= truth
+
+
+def test_a_bound_charges_the_least_harm_and_takes_the_least_time() -> None:
+    for problem in (kinked(), kinked(shrinks=False)):
+        for low, high in ((0.0, 0.3), (0.35, 0.6), (0.3, 0.5)):
+            bound = plan(at_common_rate(problem, high, charged=low)).lower_bound_s
+            assert bound is not None
+            for rate in np.linspace(low, high, 5):
+                assert bound <= best_of_all_assignments(pinned(problem, float(rate))) * (1 + 1e-9)
+
+
+def test_a_known_plan_that_is_better_is_not_beaten() -> None:
+    problem = problem_of(np.random.default_rng(3300))
+    made, lower = better_at_common_rate(problem, None)
+    assert made is not None
+    known = replace(made.plan, objective_s=0.9 * made.plan.objective_s)
+    again, bound = better_at_common_rate(problem, known)
+    assert again is None
+    assert 0.99 * known.objective_s <= bound <= known.objective_s * (1 + 1e-9)
+    assert bound < lower
+
+
+def test_where_no_rate_fits_the_reason_is_given() -> None:
+    problem = problem_of(np.random.default_rng(3400))
+    assert problem.modes is not None
+    modes = tuple(
+        tuple(replace(mode, min_pruning=0.59) for mode in own or ()) for own in problem.modes
+    )
+    first = tuple(replace(mode, min_pruning=0.7) for mode in modes[0])
+    with pytest.raises(InputError, match="memory does not hold it"):
+        replace(problem, modes=(first, *modes[1:]), absent_cost=None)
+    made, _ = better_at_common_rate(replace(problem, modes=modes, absent_cost=None), None)
+    assert made is not None
+    assert made.plan.pruning.min() >= 0.59
+
+
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Costs with which a little pruning is worth its price, as an override of a scenario."""
+
+    def of(values: dict) -> dict:
+        return {key: Measured(cost=value) for key, value in values.items()}
+
+    made = KnobCosts(
+        rank=of({4: 0.0, 2: 0.1, 1: 0.3}),
+        bits=of({16: 0.0, 8: 0.0, 4: 0.02, 2: 0.3}),
+        steps=of({1.0: 0.0, 0.5: 0.6}),
+        absent=Measured(cost=0.9),
+        pruning=of({0.3: 0.02, 0.6: 0.4}),
+        provenance={"made": "for a test"},
+    )
+    path = tmp_path_factory.mktemp("costs") / "costs.json"
+    path.write_text(made.model_dump_json())
+    return f"planning.costs={path}"
+
+
+def scenario(*settings: str) -> Scenario:
+    return load_scenario("tiny", ['planning.knobs=["bandwidth","pruning","steps","rank","bits"]',
+                                  *ONE_ORDER, *settings])  # fmt: skip
+
+
+def planned(asked: Scenario) -> RoundPlan:
+    return plan_round(asked, situation_of_scenario(asked, 1))
+
+
+def test_a_scenario_s_round_is_planned_with_one_rate_and_never_worse_than_whole_models(
+    costs: str,
+) -> None:
+    asked = scenario("devices.0.utilisation=1e-4", costs)
+    common = planned(asked)
+    assert common.plan.pruning.min() == common.plan.pruning.max() > 0
+    whole = planned(scenario("devices.0.utilisation=1e-4", "pruning.max_pruning=0",
+                             costs))  # fmt: skip
+    assert common.plan.objective_s < whole.plan.objective_s
+    assert common.plan.gap is not None
+    assert common.plan.gap <= 1.1 * LEAST_TOLERANCE
+    assert common.problem.kappa == 1.0
+
+
+def test_whole_blocks_are_shared_at_the_best_rate(costs: str) -> None:
+    asked = scenario("devices.0.utilisation=1e-4", costs,
+                     "cell.subcarrier_spacing_hz=15000",
+                     "cell.uplink_bandwidth_hz=5e6")  # fmt: skip
+    made = planned(asked).plan
+    assert made.blocks is not None
+    assert made.pruning.min() == made.pruning.max() > 0
+    assert made.gap is not None
+    assert 0 <= made.gap < 0.2
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("planning.knobs=[\"bandwidth\",\"bits\"]", "knobs with 'pruning' among them"),
+        ("planning.method=bcd-knobs", "planning.method = 'exact'"),
+        ("pruning.calibration=own", "one order of units"),
+        ("pruning.selection=rolling", "one order of units"),
+    ],
+)  # fmt: skip
+def test_what_cannot_have_one_rate_is_refused(setting: str, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        scenario(setting)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_all_clients_of_a_round_train_the_same_submodel(costs: str, tmp_path: Path) -> None:
+    asked = scenario("rounds=2", "devices.0.utilisation=1e-4", "task.eval_examples=8",
+                     costs)  # fmt: skip
+    record = at.run(asked, out=tmp_path / "run")
+    for entry in record.rounds:
+        rates = {client.pruning for client in entry.clients}
+        assert len(rates) == 1
+        assert rates.pop() > 0
