@@ -4,7 +4,7 @@ Submodels are cut and refitted by statistics of the model as it was before train
 adapter of a finished run: the loss of each client's training texts in the full model, in such
 submodels of it, and in submodels that are refitted by statistics read again. Where a pruned
 client's texts have a low loss in its submodel and a high one in the full model, it has nothing
-left to learn from them, and the full model has not learned them.
+left to learn from them, and the full model has not learnt them.
 
     python benchmarks/stale_cuts.py runs/clinc150-memory
 

@@ -109,8 +109,10 @@ def test_no_rate_of_a_fine_grid_is_better_and_the_bound_is_below_all(seed: int) 
     assert at_rate <= best * (1 + LEAST_TOLERANCE), rate
 
 
-def kinked(*, held_from: float = 0.0, shrinks: bool = True) -> PlanningProblem:
-    """Two clients whose pruning is free up to 0.35 and dear beyond."""
+def kinked(
+    *, free_to: float = 0.35, held_from: float = 0.0, shrinks: bool = True
+) -> PlanningProblem:
+    """Two clients whose pruning is free up to a rate and dear beyond."""
     seconds = 10.0 if shrinks else 0.0
     modes = tuple(
         (
@@ -128,21 +130,23 @@ def kinked(*, held_from: float = 0.0, shrinks: bool = True) -> PlanningProblem:
         snr_hz=np.full(2, 1e7), downlink_s=zero, compute_fixed_s=zero, compute_full_s=zero,
         payload_fixed_bits=zero, payload_full_bits=zero, min_pruning=zero,
         max_pruning=np.full(2, MOST), modes=modes,
-        pruning_cost=(np.array([[0.0, 0.0], [0.35, 0.0], [MOST, 0.9]]),) * 2,
+        pruning_cost=(np.array([[0.0, 0.0], [free_to, 0.0], [MOST, 0.9]]),) * 2,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("held_from", "best"), [(0.0, 0.35), (0.42, 0.42)])
-def test_a_rate_between_the_first_ones_is_found(held_from: float, best: float) -> None:
-    made, lower = better_at_common_rate(kinked(held_from=held_from), None)
+@pytest.mark.parametrize("free_to", [0.01, 0.305, 0.35, 0.37, 0.58])
+@pytest.mark.parametrize("held_from", [0.0, 0.42])
+def test_a_rate_between_the_first_ones_is_found(held_from: float, free_to: float) -> None:
+    made, lower = better_at_common_rate(kinked(free_to=free_to, held_from=held_from), None)
     assert made is not None
+    best = max(free_to, held_from)
     assert made.plan.pruning == pytest.approx([best, best], abs=2e-3)
-    harm = max(best - 0.35, 0.0) / 0.25 * 0.9
+    harm = (best - free_to) / (MOST - free_to) * 0.9
     upload_s = 1e4 / (5e5 * np.log2(1 + 1e7 / 5e5))
     truth = (0.1 + 10.0 * (1 - best) + upload_s) / (1 - harm)
     assert made.plan.objective_s == pytest.approx(truth, rel=2e-3)
     assert made.plan.losses == pytest.approx([harm, harm], abs=0.01)
-    assert truth * (1 - 1.1 * LEAST_TOLERANCE) <= lower <= truth
+    assert truth * (1 - 1.1 * LEAST_TOLERANCE) <= lower <= truth * (1 + 1e-9)
 
 
 def test_a_bound_charges_the_least_harm_and_takes_the_least_time() -> None:

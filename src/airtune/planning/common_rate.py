@@ -7,7 +7,7 @@ same submodel. Each client then loses ℓ = 1 − (1 − cost)·(1 − e(r)) in 
 **Bound.** For all r in [a, b], the problem in which everybody is pruned by b and charged e(a) has
 an optimum that is no larger: more pruning takes no longer, needs no more memory and draws no more,
 and e does not fall. Intervals whose bound is no better than the best plan so far are refuted, the
-others halved.
+others divided.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ import numpy as np
 
 from airtune.errors import InputError
 from airtune.planning.methods import better_than
-from airtune.planning.problem import Plan, PlanningProblem
+from airtune.planning.mode_plans import chosen_of
+from airtune.planning.problem import Plan, PlanningProblem, priced
 
 # About 4.7/√(5·tolerance) intervals are solved where the objective is flat around its optimum: 70
 # at this one, 2,000 at 1e-6.
 LEAST_TOLERANCE = 1e-3
 _FIRST_INTERVALS = 8
 _MOST_SOLVED = 400
+_MOST_PARTS = 16
 # Of the tolerance, for the plan at each rate.
 _SHARE = 0.1
 _FREE = np.array([[0.0, 0.0], [1.0, 0.0]])
@@ -148,33 +150,65 @@ class _Search:
         if made is not None:
             self.best = Solved(made, problem)
 
-    def bound_s(self, low: float, high: float) -> float:
-        """Return what no plan with a rate in [low, high] is below, as far as it matters."""
+    def relaxed(self, low: float, high: float) -> tuple[float, Solved | None]:
+        """Return what no plan with a rate in [low, high] is below, as far as it matters.
+
+        Where this is below the target, also the plan that is the reason, charged for `high`.
+        """
         try:
-            relaxed = at_common_rate(self.problem, high, charged=low)
-            _, bound_s = better_than(relaxed, self._aim(), tolerance=_SHARE * self.tolerance)
+            problem = at_common_rate(self.problem, high, charged=low)
+            made, bound_s = better_than(problem, self._aim(), tolerance=_SHARE * self.tolerance)
         except InputError:  # pruned most and charged least, still not possible
-            return np.inf
-        return bound_s
+            return np.inf, None
+        if made is None:
+            return bound_s, None
+        try:
+            charged = at_common_rate(self.problem, high)
+        except InputError:  # Q_max does not allow it, or no progress is left
+            return bound_s, None
+        chosen = chosen_of(charged, made)
+        priced_at = priced(charged, "exact", made.pruning, made.bandwidth_hz, chosen=chosen)
+        return bound_s, Solved(priced_at, charged)
 
     def _aim(self) -> Plan:
         incumbent = self.incumbent
         assert incumbent is not None
         return replace(incumbent, objective_s=self.target_s)
 
+    def _take(self, found: Solved) -> None:
+        incumbent, limit = self.incumbent, self.problem.max_pruning_loss
+        assert incumbent is not None
+        keeps = limit is None or found.plan.pruning_loss <= limit
+        if keeps and found.plan.objective_s < incumbent.objective_s:
+            self.best = found
+
     def close(self) -> None:
-        """Refute or halve intervals, the least bound first."""
+        """Refute or divide intervals, the least bound first."""
         while self.heap and self.solved < _MOST_SOLVED:
             before_s, _, low, high = heapq.heappop(self.heap)
             if before_s >= self.target_s:
                 self.refuted_s = min(self.refuted_s, before_s)
                 continue
             self.solved += 1
-            bound_s = max(before_s, self.bound_s(low, high))
+            bound_s, found = self.relaxed(low, high)
+            bound_s = max(before_s, bound_s)
+            if found is not None:
+                self._take(found)
             if bound_s >= self.target_s * (1.0 - _SHARE * self.tolerance):
                 self.refuted_s = min(self.refuted_s, bound_s)
                 continue
-            middle = 0.5 * (low + high)
-            self.solve(middle)
-            self.put(low, middle, bound_s)
-            self.put(middle, high, bound_s)
+            edges = np.linspace(low, high, self._parts(bound_s, found) + 1)
+            for left, right in pairwise(edges.tolist()):
+                self.put(left, right, bound_s)
+
+    def _parts(self, bound_s: float, found: Solved | None) -> int:
+        """Return into how many parts to divide an interval, so that most of them are refuted.
+
+        The bound is below the objective by a factor that shrinks with the interval's width; in a
+        part it may be no more than the objective is above the target.
+        """
+        if found is None or not np.isfinite(found.plan.objective_s):
+            return 2
+        spare = np.log(found.plan.objective_s / self.target_s)
+        wanted = np.log(found.plan.objective_s / bound_s) / max(float(spare), 1e-12)
+        return int(np.clip(np.ceil(wanted), 2, _MOST_PARTS))
