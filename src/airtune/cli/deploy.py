@@ -101,13 +101,18 @@ def register(
     public_keys: Annotated[list[Path], typer.Argument(help="The devices' .pub files.")],
     client: Annotated[
         str | None,
-        typer.Option("--client", help="The scenario's client that it plays [the file's name]."),
+        typer.Option(
+            "--client", help="The scenario's client that it plays. Default: the file's name."
+        ),
     ] = None,
     scenario: Annotated[
         str | None,
         typer.Option(
             "--scenario",
-            help="Refuse clients that this one has not [the server's, or the running one's].",
+            help=(
+                "Refuse clients that this scenario does not have. Default: the scenario of "
+                "`deploy server`, or of the run in progress."
+            ),
         ),
     ] = None,
     replace: Annotated[
@@ -164,7 +169,10 @@ def revoke(
 def serve(
     host: Annotated[
         str | None,
-        typer.Option("--host", help="Address to listen on [0.0.0.0; with --insecure 127.0.0.1]."),
+        typer.Option(
+            "--host",
+            help="Address to listen on. Default: 0.0.0.0; with --insecure 127.0.0.1.",
+        ),
     ] = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 9443,
     keys_folder: Annotated[Path, typer.Option("--keys", help="Folder of the keys.")] = Path("keys"),
@@ -172,7 +180,10 @@ def serve(
     metrics_port: Annotated[
         int | None,
         typer.Option(
-            "--metrics", min=1, max=65535, help="Port of 127.0.0.1 for Prometheus [no metrics]."
+            "--metrics",
+            min=1,
+            max=65535,
+            help="Port of 127.0.0.1 for Prometheus. Default: no metrics.",
         ),
     ] = None,
     scenario: Annotated[
@@ -210,10 +221,11 @@ def device(
         "keys/ca.crt"
     ),
     key: Annotated[
-        Path | None, typer.Option("--key", help="This device's private key [keys/CLIENT].")
+        Path | None,
+        typer.Option("--key", help="This device's private key. Default: keys/CLIENT."),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--dir", help="Working folder [device-CLIENT].")
+        Path | None, typer.Option("--dir", help="Working folder. Default: device-CLIENT.")
     ] = None,
     pace: Annotated[
         str, typer.Option("--pace", help="What paces the upload: relay, none, tc:INTERFACE.")

@@ -20,7 +20,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the scenario."),
 ]
 Replace = Annotated[bool, typer.Option("--replace", help="Throw away what --out holds.")]
-RunId = Annotated[str | None, typer.Argument(help="A run's id [the newest].")]
+RunId = Annotated[str | None, typer.Argument(help="A run's id. Default: the newest.")]
 
 
 def run(
