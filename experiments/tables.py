@@ -45,6 +45,7 @@ DRAWN = ("clinc150", "few-texts", "memory")
 SHORT_METHODS = {
     "fedit": "whole models, equal bands",
     "bcd": "pruning and bands, by descent (JCPBA)",
+    "bcd-longer": "the same, twice as many rounds",
     "heard-unpruned": "bands, steps, ranks and bits",
     "heard": "**the same and pruning**",
     "heard-refit": "the same, and text is read again",
@@ -82,8 +83,8 @@ AIMS = (
     Aim("clinc150", "heard", "fedit", "uplink", 0.15),
     Aim("clinc150", "all-floor", "fedit", "time", 0.15),
     Aim("clinc150", "all-floor", "fedit", "uplink", 0.15),
-    Aim("clinc150", "bcd", "fedit", "time", 0.6),
-    Aim("clinc150", "bcd", "fedit", "uplink", 0.54),
+    Aim("clinc150", "bcd-longer", "fedit", "time", 0.6),
+    Aim("clinc150", "bcd-longer", "fedit", "uplink", 0.54),
     Aim("memory", "heard", "heard-unpruned", "loss", 0.0),
     Aim("memory", "heard", "fedit", "loss", 0.0),
     Aim("memory", "heard-refit", "heard-unpruned", "loss", 0.0),
