@@ -2,7 +2,7 @@
 
 Everything runs in one process, one after the other, and the answers are compared before the times:
 
-    python benchmarks/planner.py --out benchmarks/planner.json            # all of it
+    python benchmarks/planner.py --out benchmarks/results/planner.json        # all of it
     python benchmarks/planner.py --parts scale --clients 10 1000          # one part, chosen sizes
 
 Parts: ``scale`` (the whole joint problem, K = 10 to 1,000,000, with peak memory; each size in a
