@@ -55,7 +55,7 @@ def problem_of(rng: np.random.Generator, clients: int = 3) -> PlanningProblem:
             continue
 
 
-def pinned(problem: PlanningProblem, rate: float) -> PlanningProblem:
+def pinned(problem: PlanningProblem, rate: float, out_cost: float | None = None) -> PlanningProblem:
     """The problem at one rate, with times, bits and losses written out and nothing to prune."""
     assert problem.modes is not None
     assert problem.pruning_cost is not None
@@ -77,25 +77,35 @@ def pinned(problem: PlanningProblem, rate: float) -> PlanningProblem:
         )
         for own, curve in zip(problem.modes, curves, strict=True)
     )
-    return replace(problem, modes=modes, pruning_cost=None)
+    absent = problem.absent_cost
+    if absent is not None and out_cost is not None:
+        least = min(1 - mode.cost for own in modes for mode in own)
+        absent = np.where(np.isfinite(absent), 1 - (1 - out_cost) * least, np.inf)
+    return replace(problem, modes=modes, pruning_cost=None, absent_cost=absent)
 
 
-def best_on_grid(problem: PlanningProblem) -> tuple[float, float]:
+def best_on_grid(problem: PlanningProblem, out_cost: float | None) -> tuple[float, float]:
     """The least objective over the grid, and its rate."""
     found = []
     for rate in GRID:
         try:
-            found.append((best_of_all_assignments(pinned(problem, float(rate))), float(rate)))
+            found.append(
+                (best_of_all_assignments(pinned(problem, float(rate), out_cost)), float(rate))
+            )
         except InputError:
             continue
     return min(found)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_no_rate_of_a_fine_grid_is_better_and_the_bound_is_below_all(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "out_cost"), [(0, None), (1, None), (2, 0.2), (3, 0.6)])
+def test_no_rate_of_a_fine_grid_is_better_and_the_bound_is_below_all(
+    seed: int, out_cost: float | None
+) -> None:
     problem = problem_of(np.random.default_rng(3100 + seed))
-    best, rate = best_on_grid(problem)
-    made, lower = better_at_common_rate(problem, None)
+    if out_cost is not None:
+        problem = replace(problem, absent_cost=np.array([0.9, 0.9, np.inf]))
+    best, rate = best_on_grid(problem, out_cost)
+    made, lower = better_at_common_rate(problem, None, out_cost=out_cost)
     assert made is not None
     assert made.plan.objective_s <= best * (1 + LEAST_TOLERANCE)
     assert lower <= best * (1 + 1e-9)
@@ -104,7 +114,7 @@ def test_no_rate_of_a_fine_grid_is_better_and_the_bound_is_below_all(seed: int) 
     rates = made.plan.pruning[here]
     assert np.ptp(rates) == 0
     # Where the grid's best rate lies inside, the plan's is near it.
-    at_rate = best_of_all_assignments(pinned(problem, float(rates[0])))
+    at_rate = best_of_all_assignments(pinned(problem, float(rates[0]), out_cost))
     assert made.plan.objective_s == pytest.approx(at_rate, rel=1e-3)
     assert at_rate <= best * (1 + LEAST_TOLERANCE), rate
 
@@ -224,6 +234,26 @@ def test_a_scenario_s_round_is_planned_with_one_rate_and_never_worse_than_whole_
     assert common.plan.gap is not None
     assert common.plan.gap <= 1.1 * LEAST_TOLERANCE
     assert common.problem.kappa == 1.0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_with_absence_as_well_it_is_never_worse_than_whole_models(costs: str, seed: int) -> None:
+    given = ("planning.knobs=all", costs, f"seed={seed}", "cell.downlink_bandwidth_hz=2e4")
+    common, whole = (planned(scenario(*given, most)) for most in (
+        "pruning.max_pruning=0.6", "pruning.max_pruning=0"
+    ))  # fmt: skip
+    assert common.plan.objective_s <= whole.plan.objective_s * (1 + LEAST_TOLERANCE)
+    # What is absent is priced beside the work that is done at this rate, not at the largest one.
+    least = float((1 - common.problem.table.cost).min())
+    assert common.problem.absent_costs == pytest.approx(1 - (1 - 0.9) * least)
+
+
+def test_absence_is_priced_beside_the_rate_that_is_charged() -> None:
+    problem = replace(kinked(free_to=0.1), absent_cost=np.array([0.7, np.inf]))
+    # e(0.35) is half of 0.9.
+    at_rate = at_common_rate(problem, 0.5, charged=0.35, out_cost=0.2)
+    assert at_rate.absent_costs == pytest.approx([1 - 0.8 * 0.55, np.inf])
+    assert at_common_rate(problem, 0.5).absent_costs == pytest.approx([0.7, np.inf])
 
 
 def test_whole_blocks_are_shared_at_the_best_rate(costs: str) -> None:

@@ -22,7 +22,7 @@ from airtune.planning.broadcast import (
     link_of,
     needed_bits,
 )
-from airtune.planning.costs import KnobCosts, Measured
+from airtune.planning.costs import KnobCosts, Measured, absent_beside
 from airtune.planning.floor import required, weighed
 from airtune.planning.inputs import Situation, plan_of_round, situation_of_scenario
 from airtune.planning.knobs import name_of
@@ -30,7 +30,6 @@ from airtune.planning.modes import ClientMode
 from airtune.planning.problem import PlanningProblem
 from airtune.planning.round_plan import (
     Prices,
-    absent_beside,
     knobs_of_round,
     plan_round,
     prices_of,
@@ -123,6 +122,8 @@ def test_an_absence_costs_more_than_the_least_progress_of_any_mode() -> None:
     asked = replace(problem, modes=modes, pruning_cost=None)
     # 0.9·0.5, 1·0.8 and 0.7·1: the first is the least.
     assert absent_beside(asked, 0.4) == pytest.approx(1 - 0.6 * 0.9 * 0.5)
+    # At one rate: 0.9·0.6, 1·0.6 and 0.7·0.6.
+    assert absent_beside(asked, 0.4, rate=0.4) == pytest.approx(1 - 0.6 * 0.7 * 0.6)
     # Where nobody has a mode that memory holds, it is what was measured.
     none = ((replace(modes[0][0], min_pruning=np.inf),), (replace(modes[1][0], min_pruning=1.0),))
     nobody = replace(asked, modes=none, absent_cost=np.full(2, 0.4))

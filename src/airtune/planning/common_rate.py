@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count, pairwise
 
 import numpy as np
 
 from airtune.errors import InputError
+from airtune.planning.costs import absent_beside
 from airtune.planning.methods import better_than
 from airtune.planning.mode_plans import chosen_of
 from airtune.planning.problem import Plan, PlanningProblem, priced
@@ -43,7 +45,11 @@ class Solved:
 
 
 def at_common_rate(
-    problem: PlanningProblem, rate: float, *, charged: float | None = None
+    problem: PlanningProblem,
+    rate: float,
+    *,
+    charged: float | None = None,
+    out_cost: float | None = None,
 ) -> PlanningProblem:
     """Return the problem in which everyone who takes part is pruned by one rate.
 
@@ -53,12 +59,15 @@ def at_common_rate(
         problem: with every client's modes.
         rate: in [0, 1].
         charged: the rate whose cost in learning counts; default: the same one.
+        out_cost: what a pilot measured of absence, which is then priced beside this rate; default:
+            absence costs what the problem says.
 
     Raises:
         InputError: a client that must take part has no mode left.
     """
     assert problem.modes is not None
-    costs = problem.cost(np.full(problem.clients, rate if charged is None else charged))
+    counted = rate if charged is None else charged
+    costs = problem.cost(np.full(problem.clients, counted))
     modes = tuple(
         tuple(
             replace(
@@ -72,7 +81,12 @@ def at_common_rate(
         )
         for own, cost in zip(problem.modes, costs, strict=True)
     )
-    return replace(problem, modes=modes, pruning_cost=(_FREE,) * problem.clients)
+    absent = problem.absent_cost
+    if absent is not None and out_cost is not None:
+        beside = absent_beside(problem, out_cost, rate=counted)
+        absent = np.where(np.isfinite(absent), beside, np.inf)
+    free = (_FREE,) * problem.clients
+    return replace(problem, modes=modes, pruning_cost=free, absent_cost=absent)
 
 
 def _least(rate: float | None) -> float:
@@ -80,7 +94,11 @@ def _least(rate: float | None) -> float:
 
 
 def better_at_common_rate(
-    problem: PlanningProblem, known: Plan | None, *, tolerance: float = LEAST_TOLERANCE
+    problem: PlanningProblem,
+    known: Plan | None,
+    *,
+    tolerance: float = LEAST_TOLERANCE,
+    out_cost: float | None = None,
 ) -> tuple[Solved | None, float]:
     """Return the best plan with one rate where it is below a known plan's objective; and a bound.
 
@@ -90,12 +108,13 @@ def better_at_common_rate(
         problem: with every client's modes.
         known: a plan that is to be improved on, of this problem or of another one.
         tolerance: of the objective, relative; at least ``LEAST_TOLERANCE``.
+        out_cost: as for `at_common_rate`.
 
     Raises:
         InputError: at no rate can all who must take part do so.
     """
     tolerance = max(tolerance, LEAST_TOLERANCE)
-    search = _Search(problem, known, tolerance)
+    search = _Search(problem, known, tolerance, out_cost)
     most = problem.table.max_pruning
     assert np.ptp(most) == 0, "the scenario's max_pruning is that of all modes"
     edges = np.linspace(0.0, float(most[0]), _FIRST_INTERVALS + 1)
@@ -113,8 +132,15 @@ def better_at_common_rate(
 class _Search:
     """What has been found so far, and the intervals of rates that are not refuted."""
 
-    def __init__(self, problem: PlanningProblem, known: Plan | None, tolerance: float) -> None:
+    def __init__(
+        self,
+        problem: PlanningProblem,
+        known: Plan | None,
+        tolerance: float,
+        out_cost: float | None,
+    ) -> None:
         self.problem, self.known, self.tolerance = problem, known, tolerance
+        self.at = partial(at_common_rate, problem, out_cost=out_cost)
         self.best: Solved | None = None
         self.refusal: InputError | None = None
         self.refuted_s = np.inf
@@ -142,7 +168,7 @@ class _Search:
     def solve(self, rate: float) -> None:
         """Take over the best plan at a rate, if it is better."""
         try:
-            problem = at_common_rate(self.problem, rate)
+            problem = self.at(rate)
             made, _ = better_than(problem, self.incumbent, tolerance=_SHARE * self.tolerance)
         except InputError as error:  # memory, a budget or Q_max; another rate may do
             self.refusal = self.refusal or error
@@ -156,14 +182,14 @@ class _Search:
         Where this is below the target, also the plan that is the reason, charged for `high`.
         """
         try:
-            problem = at_common_rate(self.problem, high, charged=low)
+            problem = self.at(high, charged=low)
             made, bound_s = better_than(problem, self._aim(), tolerance=_SHARE * self.tolerance)
         except InputError:  # pruned most and charged least, still not possible
             return np.inf, None
         if made is None:
             return bound_s, None
         try:
-            charged = at_common_rate(self.problem, high)
+            charged = self.at(high)
         except InputError:  # Q_max does not allow it, or no progress is left
             return bound_s, None
         chosen = chosen_of(charged, made)

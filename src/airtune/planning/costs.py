@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from airtune.assignment import Mode
 from airtune.errors import InputError
+from airtune.planning.problem import PlanningProblem
 from airtune.scenario import Scenario
 
 FORMAT = "airtune-costs/1"
@@ -154,6 +155,26 @@ def costs_of(scenario: Scenario) -> KnobCosts | None:
     if section.knobs is None:
         return None
     return shipped_costs() if section.costs is None else read_costs(section.costs)
+
+
+def absent_beside(problem: PlanningProblem, measured: float, *, rate: float | None = None) -> float:
+    """Return what sitting out costs beside the other knobs: 1 − (1 − e_out)·p.
+
+    A pilot measures e_out with all others doing their whole work. The merged change is an average
+    over those present: where their mean progress is p̄ and a share s of the weight sits out, a round
+    is worth p̄(1 − s·e_out). With p the least progress of any mode, pruned as far as it may be, the
+    additive (1 − s)·p̄ + s·p·(1 − e_out) is never more than that: no plan counts on progress that
+    nobody makes.
+
+    Args:
+        problem: with all modes.
+        measured: e_out.
+        rate: at which all who take part are pruned; default: each mode as far as it may be.
+    """
+    table = problem.table
+    pruning = table.max_pruning if rate is None else np.full(len(table.owner), rate)
+    progress = (1.0 - table.cost) * (1.0 - problem.costs_of(table.owner, pruning))
+    return 1.0 - (1.0 - measured) * float(progress.min(initial=1.0))
 
 
 def described(costs: KnobCosts, path: str | None) -> str:

@@ -34,7 +34,7 @@ from airtune.planning.broadcast import (
     waits_s,
 )
 from airtune.planning.common_rate import Solved, better_at_common_rate
-from airtune.planning.costs import KnobCosts, costs_of
+from airtune.planning.costs import KnobCosts, absent_beside, costs_of
 from airtune.planning.fairness import fair
 from airtune.planning.floor import check_floor, required, weighed
 from airtune.planning.inputs import (
@@ -132,24 +132,6 @@ def prices_of(scenario: Scenario, costs: KnobCosts | None = None) -> Prices:
     return Prices(costs, costs.absent.cost)
 
 
-def absent_beside(problem: PlanningProblem, measured: float) -> float:
-    """Return what sitting out costs beside the other knobs: 1 − (1 − e_out)·p.
-
-    A pilot measures e_out with all others doing their whole work. The merged change is an average
-    over those present: where their mean progress is p̄ and a share s of the weight sits out, a round
-    is worth p̄(1 − s·e_out). With p the least progress of any mode, pruned as far as it may be, the
-    additive (1 − s)·p̄ + s·p·(1 − e_out) is never more than that: no plan counts on progress that
-    nobody makes.
-
-    Args:
-        problem: with all modes.
-        measured: e_out.
-    """
-    table = problem.table
-    progress = (1.0 - table.cost) * (1.0 - problem.costs_of(table.owner, table.max_pruning))
-    return 1.0 - (1.0 - measured) * float(progress.min(initial=1.0))
-
-
 def plan_round(
     scenario: Scenario, situation: Situation, costs: KnobCosts | None = None
 ) -> RoundPlan:
@@ -194,6 +176,7 @@ def plan_round(
         asked = required(weighed(asked, situation.queues), situation.queues)
     if scenario.participation.fairness > 0:
         asked = fair(asked, situation.contributed, scenario.participation.fairness)
+    out_cost = None if prices.costs is None else prices.absent
     solver = "exact" if scenario.planning.knobs is None else scenario.planning.method
     began = perf_counter()
     best: RoundPlan | None = None
@@ -202,7 +185,7 @@ def plan_round(
         try:
             heard = heard_modes(asked, offers, link, sent)
             known = None if best is None else best.plan
-            made, bound = _at_broadcast(scenario, heard, round, solver, known)
+            made, bound = _at_broadcast(scenario, heard, round, solver, known, out_cost)
         except InputError as error:  # too few can hear this broadcast; another one may do
             refusal = error
             continue
@@ -223,16 +206,22 @@ def plan_round(
 
 
 def _at_broadcast(
-    scenario: Scenario, problem: PlanningProblem, round: int, solver: str, known: Plan | None
+    scenario: Scenario,
+    problem: PlanningProblem,
+    round: int,
+    solver: str,
+    known: Plan | None,
+    out_cost: float | None,
 ) -> tuple[Solved | None, float]:
     """Return a plan at one broadcast, None if it is no better, and a lower bound.
 
-    `exact` leaves off where it has proved that no plan at this one beats the known one.
+    `exact` leaves off where it has proved that no plan at this one beats the known one. `out_cost`
+    is what a pilot measured of absence, if one did.
     """
     tolerance = scenario.planning.tolerance
     in_blocks = scenario.cell.subcarrier_spacing_hz is not None
     if scenario.pruning.rates == "common":
-        found, bound = better_at_common_rate(problem, known, tolerance=tolerance)
+        found, bound = better_at_common_rate(problem, known, tolerance=tolerance, out_cost=out_cost)
         if found is None or not in_blocks:
             return found, bound
         return replace(found, plan=plan_of_round(scenario, found.problem, round)), bound
