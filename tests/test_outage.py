@@ -99,6 +99,18 @@ def test_a_capped_rate_has_the_slack_above_its_cap() -> None:
     assert success_probability(asked.cell, capped, 1, BAND_HZ, 2.1 * BAND_HZ) == 0.0
 
 
+def test_what_computes_beyond_the_deadline_arrives_with_probability_0() -> None:
+    """No rate is enough then, with a cap and without one."""
+    asked = scenario("cell.csi_error_db=3")
+    assert success_probability(asked.cell, KNOWN, 0, BAND_HZ, math.inf) == 0.0
+    recorded = ChannelState(SNR_HZ, np.full(2, 3.0), np.full(2, 1e6), np.zeros(2, dtype=bool))
+    assert success_probability(asked.cell, recorded, 0, BAND_HZ, math.inf) == 0.0
+    late = Air(KNOWN, KNOWN, np.zeros(2, dtype=bool))
+    found = upload(asked, late, 0, told(planned_bps(asked)), BITS, 1.0, 1.2)
+    assert found.success == 0.0
+    assert found.status != OK
+
+
 def test_a_recorded_rate_has_its_own_error() -> None:
     """Where a trace says the rate, the error and the margin are the rate's, in dB."""
     recorded = ChannelState(

@@ -161,6 +161,17 @@ def test_the_headline_says_what_the_record_says(runs: Path) -> None:
     assert headline(replace(record, rounds=())) == "No round has ended yet"
 
 
+def test_who_waits_for_devices_waits_without_pruning_too(runs: Path) -> None:
+    record = read_record(runs / "exact")
+    waited = replace(record.rounds[0], waited_s=1000.0)
+    later = [replace(one, elapsed_s=one.elapsed_s + 1000.0) for one in record.rounds[1:]]
+    longer = replace(record, rounds=(replace(waited, elapsed_s=waited.elapsed_s + 1000.0), *later))
+    before, after = totals(record), totals(longer)
+    assert before.none_time_s is not None
+    assert after.none_time_s == pytest.approx(before.none_time_s + 1000.0)
+    assert after.virtual_time_s == pytest.approx(before.virtual_time_s + 1000.0)
+
+
 def test_clients_are_summarised_by_their_own_rounds(runs: Path) -> None:
     record = read_record(runs / "faults")
     clients = client_summaries(record)

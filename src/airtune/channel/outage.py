@@ -83,5 +83,7 @@ def success_probability(
         there, needed = cap_bps, needed_bps
     if cell.csi_error_db == 0:
         return 0.0 if falls_short(there, needed) else 1.0
+    if not there / needed > 0:  # a rate that no band carries: the deadline has passed already
+        return 0.0
     slack_db = float(linear_to_db(there / needed))
     return 0.5 * math.erfc(-slack_db / cell.csi_error_db / math.sqrt(2.0))

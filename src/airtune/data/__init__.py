@@ -11,6 +11,7 @@ from airtune.data.batches import (
     eval_batches,
     local_batches,
     prompt_tokens,
+    text_fingerprint,
     turn_tokens,
 )
 from airtune.data.examples import Example, Task, Turn
@@ -33,5 +34,6 @@ __all__ = [
     "local_batches",
     "partition",
     "prompt_tokens",
+    "text_fingerprint",
     "turn_tokens",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,16 @@ class Encoded:
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
     label: int
+
+
+def text_fingerprint(parts: Iterable[Iterable[Encoded]]) -> str:
+    """Return a name for examples as they are tokenised, in their order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for one in part:
+            digest.update(repr((one.input_ids, one.labels, one.label)).encode())
+        digest.update(b"end")
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class SharingEngine:
         self, engine: Engine, scenario: Scenario, folder: Path, limit_bytes: float
     ) -> None:
         self._engine, self._folder, self._limit_bytes = engine, folder, limit_bytes
-        self._training, self._cutting, self._evaluation = _parts(scenario)
+        self._scenario = scenario
         self._digested: tuple[Adapter | None, str] = (None, "")
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -123,7 +124,7 @@ class SharingEngine:
             "adapter": self._digest(adapter),
             "final": final,
             "clients": None if clients is None else list(clients),
-            "scenario": self._evaluation,
+            "scenario": self._parts[2],
         }
         path = self._folder / f"{_hash(asked)}.json"
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -169,8 +170,15 @@ class SharingEngine:
             **{name: _described(value) for name, value in asked.items()},
             "adapter": self._digest(job.adapter),
             "assignment": assignment,
-            "scenario": self._cutting if assigned.pruning > 0 else self._training,
+            "scenario": self._parts[1 if assigned.pruning > 0 else 0],
         })  # fmt: skip
+
+    @cached_property
+    def _parts(self) -> tuple[dict[str, Any], ...]:
+        # A scenario names weights and texts by a path or an id: what lies there may change.
+        known = self._engine.federation()
+        read = {"model": known.model_fingerprint, "texts": known.text_fingerprint}
+        return tuple({**part, "read": read} for part in _parts(self._scenario))
 
     def _digest(self, adapter: Adapter) -> str:
         # All of a round's clients are given the same one.

@@ -221,18 +221,31 @@ class RunDirectory:
         """Record what is known before the first round.
 
         Raises:
-            InputError: a resumed run finds other model weights than it began with.
+            InputError: a resumed run finds other weights or examples than it began with.
             RunError: it cannot be written.
         """
-        before = self.description
-        if before is not None and before.model_fingerprint != description.model_fingerprint:
-            raise InputError(
-                f"'{self.path}' was begun with other model weights (fingerprint "
-                f"{before.model_fingerprint}, now {description.model_fingerprint}): "
-                "give another --out"
-            )
+        self.require_same(description.model_fingerprint, description.text_fingerprint)
         self._info["cell"] = plain(description)
         write_info(self.path, self._info)
+
+    def require_same(self, model_fingerprint: str, text_fingerprint: str) -> None:
+        """Refuse to go on with other weights or examples; what is not known is not compared.
+
+        Raises:
+            InputError: the run was begun with other ones.
+        """
+        before = self.description
+        if before is None:
+            return
+        for what, known, now_it_is in (
+            ("model weights", before.model_fingerprint, model_fingerprint),
+            ("training or test examples", before.text_fingerprint, text_fingerprint),
+        ):
+            if known and now_it_is and known != now_it_is:
+                raise InputError(
+                    f"'{self.path}' was begun with other {what} (fingerprint {known}, now "
+                    f"{now_it_is}): give another --out"
+                )
 
     def append_round(self, record: RoundRecord) -> None:
         """Add one round to rounds.jsonl; on return the device has it.

@@ -260,7 +260,7 @@ class RunDescription:
         clients: in the run's order.
         initial_eval_loss: test loss per answer token before training.
         initial_metrics: other measures of the test set before training.
-        model_fingerprint: names the base model's weights.
+        model_fingerprint: names the base model's weights. ``text_fingerprint``: the examples.
         model_parameters: of the base model.
         vocabulary: tokens that the model tells apart; ln of it is the loss of a guess.
         adapter_values: of the full adapter.
@@ -274,6 +274,7 @@ class RunDescription:
     initial_eval_loss: float | None = None
     initial_metrics: Mapping[str, float | None] = field(default_factory=dict)
     model_fingerprint: str = ""
+    text_fingerprint: str = ""
     model_parameters: int | None = None
     vocabulary: int | None = None
     adapter_values: int | None = None

@@ -79,7 +79,11 @@ def totals(record: Record) -> Totals:
     return Totals(
         rounds=len(rounds),
         virtual_time_s=rounds[-1].elapsed_s if rounds else 0.0,
-        none_time_s=_sum(r.none_latency_s for r in rounds),
+        none_time_s=_sum(
+            # Who waits for devices waits without pruning, too.
+            None if r.none_latency_s is None else r.none_latency_s + (r.waited_s or 0.0)
+            for r in rounds
+        ),
         predicted_time_s=_sum(r.predicted_latency_s for r in rounds),
         initial_loss=cell.initial_eval_loss if cell else None,
         final_loss=losses[-1] if losses else None,

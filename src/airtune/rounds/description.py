@@ -59,6 +59,7 @@ def description_of(cell: Cell, untrained: Evaluation, may_be_cut: Sequence[bool]
         initial_eval_loss=untrained.loss,
         initial_metrics=untrained.metrics,
         model_fingerprint=federation.model_fingerprint,
+        text_fingerprint=federation.text_fingerprint,
         model_parameters=federation.model_parameters,
         vocabulary=federation.shape.vocab,
         adapter_values=adapter_size(

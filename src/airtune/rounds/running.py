@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -53,20 +55,30 @@ def run(
     observer = observer or Observer()
     checked_profiles(scenario)  # unknown names are refused before anything is written
     values, method = scenario.model_dump(mode="json"), scenario.planning.method
-    if resume:
-        directory = RunDirectory.resume(out, scenario_values=values, method=method)
-    else:
-        directory = RunDirectory.create(out, scenario_values=values, method=method, replace=replace)
-    with directory:
+    known: dict[str, Any] = {"scenario_values": values, "method": method}
+    opened = partial(
+        open_cell,
+        scenario,
+        engine=engine,
+        observer=observer,
+        decide=decide,
+        folder=Path(out) / CLIENTS,
+    )
+    if replace and not resume:
+        # What the folder holds is thrown away when the new run is known to be possible.
+        RunDirectory.check(out, **known, replace=True)
+        observer.preparing("loading model and data")
+        with opened() as cell, RunDirectory.create(out, **known, replace=True) as directory:
+            _run_rounds(cell, directory)
+        return read_record(out)
+    begun = RunDirectory.resume if resume else RunDirectory.create
+    with begun(out, **known) as directory:
         if directory.finished:
             for notice in directory.notices:
                 observer.noticed(notice)
         else:
             observer.preparing("loading model and data")
-            kept = directory.path / CLIENTS
-            with open_cell(
-                scenario, engine=engine, observer=observer, decide=decide, folder=kept
-            ) as cell:
+            with opened() as cell:
                 _run_rounds(cell, directory)
     return read_record(out)
 
@@ -76,6 +88,9 @@ def _run_rounds(cell: Cell, directory: RunDirectory) -> None:
     if state is None:
         state, described = opening(cell)
         directory.describe(described)
+    else:
+        federation = cell.federation
+        directory.require_same(federation.model_fingerprint, federation.text_fingerprint)
     for notice in directory.notices:
         cell.observer.noticed(notice)
     known = directory.description

@@ -40,6 +40,8 @@ class Federation:
     clients: tuple[ClientData, ...]
     profiles: tuple[DeviceProfile | None, ...] = ()
     """What real devices measured of themselves, a client each; None: as the scenario says."""
+    text_fingerprint: str = ""
+    """Names training and test examples; empty where devices keep them to themselves."""
 
 
 @dataclass(frozen=True)

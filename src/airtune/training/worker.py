@@ -24,7 +24,16 @@ from airtune.adapters.lora import (
 )
 from airtune.adapters.names import Adapter, leading, rank_of
 from airtune.adapters.slices import gather_adapter
-from airtune.data import Batch, Encoded, encode, eval_batches, load_task, local_batches, partition
+from airtune.data import (
+    Batch,
+    Encoded,
+    encode,
+    eval_batches,
+    load_task,
+    local_batches,
+    partition,
+    text_fingerprint,
+)
 from airtune.data.partition import holders_of
 from airtune.merging.rules import rule_of
 from airtune.models import assets
@@ -100,11 +109,11 @@ class Worker:
         data = encode(self._task.train, self._tokenizer, limit)
         self._task = replace(self._task, train=())  # from here on they are held as tokens
         shared = scenario.pruning.calibration == "shared"
+        test = encode(self._task.test, self._tokenizer, limit)
+        self._text_fingerprint = text_fingerprint((data, test))
         self._shared_texts = data[: scenario.pruning.calibration_examples] if shared else []
         data = data[len(self._shared_texts) :]
-        self._test_batches = eval_batches(
-            encode(self._task.test, self._tokenizer, limit), batch_size
-        )
+        self._test_batches = eval_batches(test, batch_size)
         shares = partition(
             [example.label for example in data],
             len(scenario.client_devices),
@@ -126,6 +135,7 @@ class Worker:
         return Federation(
             shape=self.shape,
             model_fingerprint=self._fingerprint,
+            text_fingerprint=self._text_fingerprint,
             model_parameters=sum(p.numel() for p in self._model.parameters()),
             clients=tuple(
                 ClientData(
