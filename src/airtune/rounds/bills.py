@@ -19,6 +19,8 @@ from airtune.units import linear_to_db
 SAT_OUT = "sat out"
 """The status of a client that had no assignment."""
 
+_ROUNDING = 1.0 + 1e-6
+
 Outcome = ClientUpdate | ClientFailure
 """What came of an assignment."""
 
@@ -159,6 +161,35 @@ def energy_together(clients: Sequence[ClientRecord]) -> float | None:
     """Return what the clients drew together, J; None where the power of one is not known."""
     drawn = [client.energy_j for client in clients]
     return None if None in drawn else sum(each for each in drawn if each is not None)
+
+
+def over_budget(
+    clients: Sequence[ClientRecord], devices: Sequence[DeviceSection], names: Sequence[str]
+) -> str | None:
+    """Say which clients drew more for computing and sending than their budgets; None: nobody.
+
+    A plan counts FLOPs on a line between the whole model and the most pruned one. A cut keeps
+    whole units, and what it computes lies beside the line.
+
+    Args:
+        clients: their bills.
+        devices: theirs, in the same order.
+        names: theirs.
+    """
+    over = [
+        (spent / device.energy_budget_j, name, spent, device.energy_budget_j)
+        for one, device, name in zip(clients, devices, names, strict=True)
+        if device.energy_budget_j is not None
+        and one.compute_j is not None
+        and (spent := one.compute_j + (one.transmit_j or 0.0)) > device.energy_budget_j * _ROUNDING
+    ]
+    if not over:
+        return None
+    _, name, spent, budget = max(over)
+    return (
+        f"{len(over)} of {len(clients)} clients drew more than their energy_budget_j, '{name}' "
+        f"the most: {spent:.4g} J, its budget is {budget:.4g} J"
+    )
 
 
 def what_binds(

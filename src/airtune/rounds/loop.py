@@ -36,6 +36,7 @@ from airtune.rounds.bills import (
     finite,
     idle,
     kept_speed,
+    over_budget,
     speeds_after,
     what_binds,
     with_energy,
@@ -167,6 +168,13 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
         )
         for one, k in zip(clients, situation.cohort, strict=True)
     )
+    over = over_budget(
+        clients,
+        [scenario.client_devices[k] for k in situation.cohort],
+        [scenario.client_names[k] for k in situation.cohort],
+    )
+    if over is not None and not reading.each:  # a reading is no part of a budget
+        cell.observer.noticed(f"round {situation.round}: {over}")
     after = State(
         round=situation.round,
         elapsed_s=state.elapsed_s
