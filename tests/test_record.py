@@ -122,6 +122,19 @@ def test_reading_refuses_folders_without_a_run(tmp_path: Path) -> None:
         read_record(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"scenario": {}}, "scenario.rounds"), ({"cell": 5}, "cell")]
+)
+def test_a_record_without_what_every_run_has_is_refused(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    folder = started(tmp_path / "run")
+    info = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**info, **changes}))
+    with pytest.raises(InputError, match=f"not the record of a run: no usable '{named}'"):
+        read_record(folder)
+
+
 @pytest.mark.parametrize("format", [2, "1", None])
 def test_another_format_is_refused(tmp_path: Path, format: Any) -> None:
     folder = started(tmp_path / "run")
@@ -143,6 +156,7 @@ def test_another_format_is_refused(tmp_path: Path, format: Any) -> None:
         (json_line(ROUNDS[1]).replace('"kappa": 0.5', '"kappa": null'), "'kappa' is null"),
         (json_line(ROUNDS[1]).replace('"examples": ', '"examples": 0.5e'), "'examples' is"),
         (json_line(ROUNDS[2]), "'round' is 3, expected 2"),
+        (json_line(replace(ROUNDS[1], clients=())), "'clients' is empty"),
     ],
 )
 def test_a_malformed_line_is_named_by_its_number(tmp_path: Path, line: str, complaint: str) -> None:

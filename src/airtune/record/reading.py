@@ -133,6 +133,10 @@ def read_info(path: Path) -> dict[str, Any]:
     for key, kind in expected.items():
         if not isinstance(info, dict) or not isinstance(info.get(key), kind):
             raise InputError(f"'{path / RUN}' is not the record of a run: no usable '{key}'")
+    if not isinstance(info["scenario"].get("rounds"), int):
+        raise InputError(f"'{path / RUN}' is not the record of a run: no usable 'scenario.rounds'")
+    if not isinstance(info.get("cell"), dict | None):
+        raise InputError(f"'{path / RUN}' is not the record of a run: no usable 'cell'")
     if info.get("format") != FORMAT:
         raise InputError(
             f"'{path / RUN}' is of format {json.dumps(info.get('format'))}: this airtune "
@@ -165,5 +169,7 @@ def parsed_rounds(path: Path, lines: list[bytes]) -> tuple[RoundRecord, ...]:
         record = from_json(RoundRecord, values, where)
         if record.round != number:
             raise InputError(f"{where}: 'round' is {record.round}, expected {number}")
+        if not record.clients and not record.turns:
+            raise InputError(f"{where}: 'clients' is empty")
         rounds.append(record)
     return tuple(rounds)
