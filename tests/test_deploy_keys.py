@@ -168,6 +168,32 @@ def test_a_certificate_warns_before_it_ends_and_is_renewed(tmp_path: Path) -> No
     assert expiry_warnings(tmp_path, now + datetime.timedelta(days=80)) == []
 
 
+@pytest.mark.parametrize(
+    ("authority_key", "said"),
+    [(None, r"ca\.key' is missing"), (b"junk", r"ca\.key' is not a private key"), (b"", "not")],
+)
+def test_a_renewal_without_the_authoritys_key_leaves_the_old_pair(
+    tmp_path: Path, authority_key: bytes | None, said: str
+) -> None:
+    make_server_keys(tmp_path, ["127.0.0.1"])
+    (tmp_path / "ca.key").unlink()  # kept offline
+    if authority_key is not None:
+        (tmp_path / "ca.key").write_bytes(authority_key)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=said):
+        make_server_keys(tmp_path, ["127.0.0.1"], renew=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_another_authoritys_key_is_refused(tmp_path: Path) -> None:
+    make_server_keys(tmp_path / "a", ["127.0.0.1"])
+    make_server_keys(tmp_path / "b", ["127.0.0.1"])
+    (tmp_path / "a" / "ca.key").write_bytes((tmp_path / "b" / "ca.key").read_bytes())
+    with pytest.raises(InputError, match=r"ca\.key' is not the key of '.*ca\.crt'"):
+        make_server_keys(tmp_path / "a", ["127.0.0.1"], renew=True)
+    assert (tmp_path / "a" / "server.crt").exists()
+
+
 @pytest.mark.parametrize(("days", "said"), [(2.0, "is not yet valid"), (-400.0, "has expired")])
 def test_a_certificate_out_of_its_time_is_named(
     days: float, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -65,8 +65,8 @@ def make_server_keys(
         renew: move a server certificate that is there aside, to `.old`; devices need nothing new.
 
     Raises:
-        InputError: no address, an address that is neither a name nor an IP, or a server
-            certificate that exists.
+        InputError: no address, an address that is neither a name nor an IP, a server
+            certificate that exists, or an authority of which a part is missing or damaged.
     """
     if not addresses:
         raise InputError(
@@ -75,9 +75,8 @@ def make_server_keys(
     names = [_general_name(address) for address in dict.fromkeys((*_ALWAYS, *addresses))]
     folder.mkdir(parents=True, exist_ok=True)
     keys = ServerKeys(folder / "ca.crt", folder / "server.crt", folder / "server.key")
-    if renew:
-        _move_aside(keys.certificate, keys.private_key)
-    _refuse_existing(keys.certificate, keys.private_key)
+    if not renew:
+        _refuse_existing(keys.certificate, keys.private_key)
     authority, authority_key = _authority(folder)
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = (
@@ -91,8 +90,8 @@ def make_server_keys(
         )
         .sign(authority_key, hashes.SHA256())
     )
-    _write_private(keys.private_key, _pem(key))
-    keys.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    public = certificate.public_bytes(serialization.Encoding.PEM)
+    _write_pair((keys.private_key, _pem(key)), (keys.certificate, public), renew=renew)
     return keys
 
 
@@ -108,9 +107,8 @@ def make_device_key(folder: Path, name: str, *, renew: bool = False) -> DeviceKe
         raise InputError(f"device name '{name}': letters, digits, '.', '_' and '-' only")
     folder.mkdir(parents=True, exist_ok=True)
     files = DeviceKey(folder / name, folder / f"{name}.pub")
-    if renew:
-        _move_aside(files.private_key, files.public_key)
-    _refuse_existing(files.private_key, files.public_key)
+    if not renew:
+        _refuse_existing(files.private_key, files.public_key)
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
         serialization.Encoding.PEM,
@@ -120,8 +118,8 @@ def make_device_key(folder: Path, name: str, *, renew: bool = False) -> DeviceKe
     public = key.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
-    _write_private(files.private_key, private)
-    files.public_key.write_bytes(public + f" {name}\n".encode())
+    named = public + f" {name}\n".encode()
+    _write_pair((files.private_key, private), (files.public_key, named), renew=renew)
     return files
 
 
@@ -164,12 +162,19 @@ def public_pem(public_key_file: Path) -> bytes:
 
 def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     certificate_file, key_file = folder / "ca.crt", folder / "ca.key"
-    if certificate_file.exists() and key_file.exists():
-        key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise InputError(f"'{key_file}' is not an elliptic-curve key; remove it and ca.crt")
-        return x509.load_pem_x509_certificate(certificate_file.read_bytes()), key
-    _refuse_existing(certificate_file, key_file)
+    here = [file for file in (certificate_file, key_file) if file.exists()]
+    if len(here) == 2:
+        key = _private_key(key_file)
+        certificate = _certificate(certificate_file)
+        if certificate.public_key() != key.public_key():
+            raise InputError(f"'{key_file}' is not the key of '{certificate_file}'")
+        return certificate, key
+    if here:
+        missing = key_file if here == [certificate_file] else certificate_file
+        raise InputError(
+            f"'{missing}' is missing, and '{here[0]}' is there: put it back for as long as this "
+            "command runs, which signs with both"
+        )
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name("airtune deployment authority")
     certificate = (
@@ -181,6 +186,27 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
     _write_private(key_file, _pem(key))
     certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     return certificate, key
+
+
+def _private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise InputError(f"cannot read '{path}': {error.strerror}") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a passphrase
+        raise InputError(f"'{path}' is not a private key in PEM without a passphrase") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise InputError(f"'{path}' is not an elliptic-curve key")
+    return key
+
+
+def _certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read '{path}': {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"'{path}' is not a certificate in PEM") from None
 
 
 def _builder(
@@ -241,6 +267,22 @@ def _write_private(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
+
+
+def _write_pair(private: tuple[Path, bytes], public: tuple[Path, bytes], *, renew: bool) -> None:
+    """Write both files; an old pair moves aside only once the new one is on the disk."""
+    files = (private[0], public[0])
+    # No device's key has such a name: those begin with a letter or a digit.
+    written = [file.with_name(f".{file.name}.new") for file in files]
+    for file in written:
+        file.unlink(missing_ok=True)  # from a command that was killed
+    _write_private(written[0], private[1])
+    written[1].write_bytes(public[1])
+    if renew:
+        _move_aside(*files)
+    _refuse_existing(*files)
+    for new, file in zip(written, files, strict=True):
+        new.replace(file)
 
 
 def _move_aside(*files: Path) -> None:
