@@ -269,6 +269,7 @@ def device(
     from airtune.scenario import load_scenario
 
     set_level(log_level)
+    deploy_runs.check_number("--poll", poll_s, "from 0.05 to 60")
     if secure_aggregation:
         raise InputError(SECURE_AGGREGATION_REFUSED)
     if privacy is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,6 +69,10 @@ def run(
     from airtune.deploy import runs, server
     from airtune.deploy.privacy import parse_privacy
 
+    check_number("--wait", wait_s, "from 0, or inf", endless=True)
+    check_number("--slack", slack, "from 1")
+    check_number("--grace", engine_s, "from 0")
+    check_number("--longest", longest_s, "from 1, or inf", endless=True)
     if allow_privacy is not None:
         parse_privacy(allow_privacy, "--allow-privacy")
     where = server.ServerFolder(state.resolve())
@@ -80,6 +85,24 @@ def run(
     submitted = runs.submit(where, settings, app_folder or runs.APP)
     typer.echo(f"run {submitted.id}")
     _follow(submitted)
+
+
+def check_number(option: str, value: float, allowed: str, *, endless: bool = False) -> None:
+    """Refuse what is no finite number: compared with NaN no limit is ever reached.
+
+    Args:
+        option: its name.
+        value: what was given.
+        allowed: which finite numbers are, for the message.
+        endless: infinity is allowed too.
+
+    Raises:
+        InputError: it is not finite.
+    """
+    from airtune.errors import InputError
+
+    if math.isnan(value) or (math.isinf(value) and not endless):
+        raise InputError(f"{option} {value:g}: allowed is a number {allowed}")
 
 
 def attach(run_id: RunId = None, state: State = Path("deployment")) -> None:
