@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import fake_record
-from airtune.cli import app, deploy, deploy_runs
+from airtune.cli import deploy, deploy_runs
 from airtune.cli.ending import Interrupted
 from airtune.deploy import admission, control, runs, server, status, tryout
 from airtune.deploy.admission import Admitted
@@ -294,36 +293,6 @@ def test_an_out_that_is_taken_is_refused_before_anything_starts(
     for name, said in (("file", "is a file: give a folder"), ("full", "is not empty")):
         with pytest.raises(InputError, match=said):
             command(scenario="tiny", out=tmp_path / name)
-
-
-@pytest.mark.parametrize("option", ["--wait", "--slack", "--grace", "--longest"])
-def test_a_limit_that_no_time_reaches_is_refused(
-    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def submitted(where: object, settings: dict[str, Any], app: object) -> Any:
-        asked.append(settings)
-        raise RunError("this is as far as it goes")
-
-    monkeypatch.setattr(runs, "submit", submitted)
-    command = ["deploy", "run", "tiny", "--out", str(tmp_path / "run")]
-    said = CliRunner().invoke(app, [*command, option, "nan"]).exception
-    assert isinstance(said, InputError)
-    assert str(said).startswith(f"{option} nan: allowed is a number from ")
-    said = CliRunner().invoke(app, [*command, option, "inf"]).exception
-    if option in ("--wait", "--longest"):  # for ever is what it says
-        assert isinstance(said, RunError)
-        assert asked[0][f"{option.removeprefix('--')}-s"] == float("inf")
-    else:
-        assert isinstance(said, InputError)
-        assert asked == []
-
-
-def test_a_device_does_not_wait_nan_seconds() -> None:
-    command = ["deploy", "device", "--server", "127.0.0.1:1", "--client", "a", "--poll", "nan"]
-    said = CliRunner().invoke(app, [*command, "--insecure"]).exception
-    assert str(said) == "--poll nan: allowed is a number from 0.05 to 60"
 
 
 def test_a_bad_key_among_many_admits_nobody(

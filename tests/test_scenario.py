@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from airtune.errors import InputError
 from airtune.scenario import Scenario, builtin_scenarios, load_scenario, scenario_from_dict
+from airtune.scenario.overrides import absolute_override, apply_override
 
 
 def refusal(*overrides: str, source: str = "tiny") -> str:
@@ -144,3 +146,39 @@ def test_shared_calibration_text_counts_among_the_examples_needed() -> None:
     settings = ["pruning.calibration=shared", "pruning.calibration_examples=250"]
     with pytest.raises(InputError, match=r"pruning\.calibration_examples \(shared\)"):
         load_scenario("tiny", settings)
+
+
+def test_an_override_is_made_to_mean_the_same_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, beside, away = (tmp_path / name for name in ("hé\U0001f600re", "beside", "away"))
+    for folder in (here, beside, away, here / "tiny", here / "own"):
+        folder.mkdir()
+    for file in ("a.jsonl", "t.csv", "p.json", "own/config.json", "mine.py"):
+        (here / file).write_text("{}")
+    (beside / "b.jsonl").touch()
+    monkeypatch.chdir(here)
+    for override, key, value in (
+        ("task.source=a.jsonl", "task.source", str(here / "a.jsonl")),
+        ("model.id=own", "model.id", str(here / "own")),
+        ("devices.0.uplink_trace=t.csv#up", "devices.0.uplink_trace", f"{here / 't.csv'}#up"),
+        (
+            'devices=[{profile="p.json", count=2, only_labels=["x"]}]',
+            "devices",
+            [{"profile": str(here / "p.json"), "count": 2, "only_labels": ["x"]}],
+        ),
+        ('plugins=["mine.py", "module"]', "plugins", [str(here / "mine.py"), "module"]),
+    ):
+        values: dict[str, Any] = {"devices": [{}]}
+        with monkeypatch.context() as elsewhere:
+            changed = absolute_override(override, beside)
+            elsewhere.chdir(away)
+            apply_override(values, changed)
+        found: Any = values
+        for part in key.split("."):
+            found = found[int(part)] if isinstance(found, list) else found[part]
+        assert found == value, changed
+    for same in ("task.source=b.jsonl", "model.id=tiny", "rounds=2", f"task.source={'x' * 999}"):
+        assert absolute_override(same, beside) == same
+    with pytest.raises(InputError, match=r"write key\.path=value"):
+        absolute_override("rounds", None)

@@ -68,7 +68,10 @@ def run(
     """
     from airtune.deploy import runs, server
     from airtune.deploy.privacy import parse_privacy
+    from airtune.errors import InputError
 
+    if resume and replace:
+        raise InputError("--resume goes on with a run and --replace throws it away: give one")
     check_number("--wait", wait_s, "from 0, or inf", endless=True)
     check_number("--slack", slack, "from 1")
     check_number("--grace", engine_s, "from 0")
@@ -180,16 +183,20 @@ def _settings(
     from airtune.deploy import runs
     from airtune.record.folder import make_folder, require_unused
     from airtune.scenario import load_scenario
+    from airtune.scenario.overrides import absolute_override
 
     loaded = load_scenario(scenario, overrides or [])
+    is_file = Path(scenario).is_file()
+    beside = Path(scenario).parent if is_file else None
+    changes = [absolute_override(text, beside) for text in overrides or []]
     folder = (out or Path("runs") / f"{loaded.name}-devices").resolve()
     if folder.exists() and not resume and not replace:
         make_folder(folder)  # refuses a file
         require_unused(folder)
     devices, wait_s, slack, engine_s = conditions
     return {
-        "scenario": str(Path(scenario).resolve()) if Path(scenario).is_file() else scenario,
-        "overrides": runs.as_json(overrides or []),
+        "scenario": str(Path(scenario).resolve()) if is_file else scenario,
+        "overrides": runs.as_json(changes),
         "out": str(folder),
         "resume": resume,
         "replace": replace,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import tomllib
 from collections.abc import Callable, Sequence
@@ -25,18 +27,8 @@ def key_of(override: str) -> str:
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Set one key of nested tables; raises `InputError`."""
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise InputError(f"--set '{override}': write key.path=value, e.g. cell.radius_m=400")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # an unquoted string, as a shell user writes it
-    except (RecursionError, ValueError):  # brackets without end; Python's own limit of digits
-        raise InputError(
-            f"--set '{key}=…': a whole number has too many digits, or brackets are too deep"
-        ) from None
+    key, value = _parsed(override)
+    parts = key.split(".")
     table: Any = values
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
@@ -54,6 +46,72 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             table[index] = value
         else:
             table = table[index]
+
+
+def _parsed(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise InputError(f"--set '{override}': write key.path=value, e.g. cell.radius_m=400")
+    try:
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), text.strip()  # an unquoted string, as a shell user writes it
+    except (RecursionError, ValueError):  # brackets without end; Python's own limit of digits
+        raise InputError(
+            f"--set '{key}=…': a whole number has too many digits, or brackets are too deep"
+        ) from None
+
+
+def absolute_override(override: str, beside: Path | None) -> str:
+    """Return an override whose paths mean the same in another working folder.
+
+    Args:
+        override: as on the command line.
+        beside: the scenario file's folder; what lies there is found from anywhere. None for a
+            built-in scenario.
+
+    Raises:
+        InputError: it is not key.path=value.
+    """
+
+    def located(key: str, path: str) -> str:
+        file, mark, column = path.rpartition("#")
+        if not (mark and key.endswith("_trace")) or os.path.exists(path):
+            file, mark, column = path, "", ""
+        if beside is not None and os.path.exists(beside / file):
+            return path
+        return f"{Path(file).resolve()}{mark}{column}" if _is_there(key, file) else path
+
+    key, value = _parsed(override)
+    changed = with_paths({key: value}, located)
+    add_plugins(changed, [], beside)
+    return override if changed == {key: value} else f"{key}={_inline(changed[key])}"
+
+
+def _is_there(key: str, path: str) -> bool:
+    # os.path says of what cannot be a path that it is not there; Path raises.
+    if not os.path.exists(path):
+        return False
+    # The name of a built-in model or profile goes before a folder of that name.
+    if key == "model.id":
+        return (Path(path) / "config.json").is_file() or any(Path(path).glob("*.gguf"))
+    return Path(path).is_file() or not key.endswith(".profile")
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        parts = (f"{_inline(key)} = {_inline(part)}" for key, part in value.items())
+        return f"{{{', '.join(parts)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_inline, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return toml_text(value) if isinstance(value, str) else str(value)
+
+
+def toml_text(text: str) -> str:
+    """Return text as a TOML string: as JSON has it, but surrogate pairs and DEL are no TOML."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def resolve_paths(values: dict[str, Any], folder: Path) -> None:
