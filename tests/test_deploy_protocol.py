@@ -156,6 +156,26 @@ def test_both_ends_agree_on_what_training_depends_on() -> None:
     assert "seed is None at the device" in str(disagreement(missing, own))
 
 
+def test_both_ends_agree_on_labels_that_some_devices_alone_hold() -> None:
+    dirichlet = "partition.kind=dirichlet"
+
+    def asked(*labels: str) -> dict[str, str]:
+        only = f"devices.1.only_labels={json.dumps(labels)}"
+        return agreement(load_scenario("tiny", [dirichlet, only]))
+
+    own = agreement(load_scenario("tiny", [dirichlet]))
+    name = load_scenario("tiny").client_names[2]
+    assert f'only_labels of {name} is None at the device and ["a"] at the server' in str(
+        disagreement(own, asked("a"))
+    )
+    assert disagreement(asked("a"), asked("a")) is None
+    assert disagreement(asked("a", "b"), asked("b", "a")) is not None
+    many = [f"a label of some length {i}" for i in range(300)]
+    assert disagreement(asked(*many), asked(*many[:-1], "other")) is not None
+    hello = Hello(version="0.1.0", run="r", scenario=asked(*many))  # whose texts are limited
+    assert unpack(pack(hello), Hello)[0] == hello
+
+
 def test_hello_and_introduction_survive_the_way() -> None:
     hello = Hello(version="0.1.0", run="r", scenario=agreement(load_scenario("tiny")))
     assert unpack(pack(hello), Hello)[0] == hello

@@ -7,6 +7,7 @@ arrays are numbers. Whatever does not fit is refused before anything else looks 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
@@ -27,6 +28,8 @@ PROTOCOL = 4
 MAX_HEADER_BYTES = 16 * 2**20
 MOST_ENTRIES = 4096
 """Of a list or a table in a message: steps of a round, labels, keys of a scenario."""
+MOST_TEXT = 2000
+"""Characters of a text in a message."""
 
 
 def plain(text: str) -> str:
@@ -51,7 +54,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Line = Annotated[str, Field(max_length=2000), AfterValidator(_printable)]
-Text = Annotated[str, Field(max_length=2000)]
+Text = Annotated[str, Field(max_length=MOST_TEXT)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -325,12 +328,22 @@ def agreement(scenario: Scenario) -> dict[str, str]:
         for key, value in values[section].items():
             if (path := f"{section}.{key}") not in _LOCAL_KEYS:
                 agreed[path] = json.dumps(value)
+    for name, device in zip(scenario.client_names, scenario.client_devices, strict=True):
+        if device.only_labels:  # in their order: it decides who draws first
+            agreed[f"only_labels of {name}"] = _short(json.dumps(list(device.only_labels)))
     if scenario.training.learning_rate_schedule != "constant":
         # A device's rate falls over the rounds that its own file names.
         agreed["rounds"] = json.dumps(values["rounds"])
     bits = values["aggregation"]["payload_bits_per_value"]
     agreed["aggregation.payload_bits_per_value"] = json.dumps(bits)
     return agreed
+
+
+def _short(text: str) -> str:
+    """Return text, or its digest where a message would not take it."""
+    if len(text) <= MOST_TEXT:
+        return text
+    return f"{text[:80]}… (sha256 {hashlib.sha256(text.encode()).hexdigest()})"
 
 
 def disagreement(own: Mapping[str, str], other: Mapping[str, str]) -> str | None:
