@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from airtune.cli import app
-from airtune.deploy import runs
+from airtune.deploy import node, runs, server
 from airtune.errors import InputError, RunError
+from airtune.scenario import load_scenario
 
 
 @pytest.mark.parametrize("option", ["--wait", "--slack", "--grace", "--longest"])
@@ -68,3 +69,20 @@ def test_a_device_does_not_wait_nan_seconds() -> None:
     command = ["deploy", "device", "--server", "127.0.0.1:1", "--client", "a", "--poll", "nan"]
     said = CliRunner().invoke(app, [*command, "--insecure"]).exception
     assert str(said) == "--poll nan: allowed is a number from 0.05 to 60"
+
+
+def test_a_file_where_a_folder_belongs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.os, "umask", lambda mask: 0)
+    monkeypatch.setattr(node, "_check", lambda place: None)
+    file = tmp_path / "afile"
+    file.touch()
+    with pytest.raises(InputError, match=r"^--state '.*afile' is a file: give a folder"):
+        server.serve(server.ServerFolder(file), "127.0.0.1", 1, None, lambda: None)
+    with pytest.raises(InputError, match=r"^--state '.*afile' is a file: give a folder"):
+        runs.submit(server.ServerFolder(file), {})
+    scenario = load_scenario("tiny")
+    place = node.Place(("127.0.0.1", 1), None, None)
+    with pytest.raises(InputError, match=r"^--dir '.*afile' is a file: give a folder"):
+        node.run_device(scenario, scenario.client_names[0], place, file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import http.server
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -24,6 +25,7 @@ from airtune.deploy import keys as deploy_keys
 from airtune.deploy.gateway import fingerprint
 from airtune.deploy.keys import (
     ServerKeys,
+    check_server_keys,
     expiry_warnings,
     make_device_key,
     make_server_keys,
@@ -192,6 +194,42 @@ def test_another_authoritys_key_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ca\.key' is not the key of '.*ca\.crt'"):
         make_server_keys(tmp_path / "a", ["127.0.0.1"], renew=True)
     assert (tmp_path / "a" / "server.crt").exists()
+
+
+def test_a_folder_for_keys_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "afile").touch()
+    for make in (
+        lambda folder: make_server_keys(folder, ["127.0.0.1"]),
+        lambda folder: make_device_key(folder, "pi-1"),
+    ):
+        with pytest.raises(InputError, match=r"^--dir '.*afile' is a file: give a folder"):
+            make(tmp_path / "afile")
+        with pytest.raises(InputError, match="cannot make the folder '/proc/foo'"):
+            make(Path("/proc/foo"))
+    (tmp_path / ".pi-1.new").mkdir()  # a file that cannot be written
+    with pytest.raises(InputError, match=r"cannot write '.*pi-1\.new'"):
+        make_device_key(tmp_path, "pi-1")
+
+
+@pytest.mark.parametrize("name", ["ca.crt", "server.crt", "server.key"])
+def test_damaged_keys_are_named_before_the_server_starts(tmp_path: Path, name: str) -> None:
+    keys, other = tmp_path / "keys", tmp_path / "other"
+    make_server_keys(keys, ["127.0.0.1"])
+    make_server_keys(other, ["127.0.0.1"])
+    check_server_keys(keys)
+    if name == "server.key":
+        (keys / name).write_bytes((other / name).read_bytes())
+        with pytest.raises(InputError, match=r"server\.key' is not the key of '.*server\.crt'"):
+            check_server_keys(keys)
+    (keys / name).write_bytes(b"junk")
+    with pytest.raises(InputError, match=f"{re.escape(name)}' is not a "):
+        check_server_keys(keys)
+    if name != "server.key":
+        with pytest.raises(InputError, match=f"{re.escape(name)}' is not a certificate"):
+            expiry_warnings(keys)
+    (keys / name).unlink()
+    with pytest.raises(InputError, match=f"{re.escape(name)}' is missing"):
+        check_server_keys(keys)
 
 
 @pytest.mark.parametrize(("days", "said"), [(2.0, "is not yet valid"), (-400.0, "has expired")])

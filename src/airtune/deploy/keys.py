@@ -11,7 +11,8 @@ import datetime
 import ipaddress
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from airtune.errors import InputError
+from airtune.record.folder import make_folder
 
 WARN_DAYS = 30
 _DEVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -73,7 +76,7 @@ def make_server_keys(
             "--address: give at least one name or IP by which devices reach the server"
         )
     names = [_general_name(address) for address in dict.fromkeys((*_ALWAYS, *addresses))]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--dir")
     keys = ServerKeys(folder / "ca.crt", folder / "server.crt", folder / "server.key")
     if not renew:
         _refuse_existing(keys.certificate, keys.private_key)
@@ -105,7 +108,7 @@ def make_device_key(folder: Path, name: str, *, renew: bool = False) -> DeviceKe
     """
     if not _DEVICE_NAME.fullmatch(name):
         raise InputError(f"device name '{name}': letters, digits, '.', '_' and '-' only")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--dir")
     files = DeviceKey(folder / name, folder / f"{name}.pub")
     if not renew:
         _refuse_existing(files.private_key, files.public_key)
@@ -123,8 +126,30 @@ def make_device_key(folder: Path, name: str, *, renew: bool = False) -> DeviceKe
     return files
 
 
+def check_server_keys(folder: Path) -> None:
+    """Check that a folder has what a server shows to devices.
+
+    Raises:
+        InputError: a file is missing or damaged, or the private key is another certificate's.
+    """
+    for name in ("ca.crt", "server.crt", "server.key"):
+        if not os.path.isfile(folder / name):  # Path's raises where the folder is closed to us
+            raise InputError(
+                f"'{folder / name}' is missing: make it with `airtune deploy keys server --address "
+                f"HOST --dir {folder}`, or ask for --insecure by name"
+            )
+    _certificate(folder / "ca.crt")
+    certificate, key = _certificate(folder / "server.crt"), _any_key(folder / "server.key")
+    if certificate.public_key() != key.public_key():
+        raise InputError(f"'{folder / 'server.key'}' is not the key of '{folder / 'server.crt'}'")
+
+
 def expiry_warnings(folder: Path, now: datetime.datetime | None = None) -> list[str]:
-    """Return a line for each certificate in a folder that ends within `WARN_DAYS`, or has ended."""
+    """Return a line for each certificate in a folder that ends within `WARN_DAYS`, or has ended.
+
+    Raises:
+        InputError: one is no certificate.
+    """
     now = now or datetime.datetime.now(datetime.UTC)
     found = []
     for name, renewal in (
@@ -134,7 +159,7 @@ def expiry_warnings(folder: Path, now: datetime.datetime | None = None) -> list[
         path = folder / name
         if not path.is_file():
             continue
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        certificate = _certificate(path)
         left = certificate.not_valid_after_utc - now
         if left < datetime.timedelta(days=WARN_DAYS):
             when = "has ended" if left < datetime.timedelta(0) else f"ends in {left.days} days"
@@ -183,21 +208,26 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
         .add_extension(_signing_only(), critical=True)
         .sign(key, hashes.SHA256())
     )
-    _write_private(key_file, _pem(key))
-    certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    with _explained():
+        _write_private(key_file, _pem(key))
+        certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     return certificate, key
 
 
 def _private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    key = _any_key(path)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise InputError(f"'{path}' is not an elliptic-curve key")
+    return key
+
+
+def _any_key(path: Path) -> PrivateKeyTypes:
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        return serialization.load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
         raise InputError(f"cannot read '{path}': {error.strerror}") from None
     except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a passphrase
         raise InputError(f"'{path}' is not a private key in PEM without a passphrase") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise InputError(f"'{path}' is not an elliptic-curve key")
-    return key
 
 
 def _certificate(path: Path) -> x509.Certificate:
@@ -269,20 +299,29 @@ def _write_private(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write '{error.filename}': {error.strerror}") from None
+
+
 def _write_pair(private: tuple[Path, bytes], public: tuple[Path, bytes], *, renew: bool) -> None:
     """Write both files; an old pair moves aside only once the new one is on the disk."""
     files = (private[0], public[0])
     # No device's key has such a name: those begin with a letter or a digit.
     written = [file.with_name(f".{file.name}.new") for file in files]
-    for file in written:
-        file.unlink(missing_ok=True)  # from a command that was killed
-    _write_private(written[0], private[1])
-    written[1].write_bytes(public[1])
-    if renew:
-        _move_aside(*files)
-    _refuse_existing(*files)
-    for new, file in zip(written, files, strict=True):
-        new.replace(file)
+    with _explained():
+        for file in written:
+            file.unlink(missing_ok=True)  # from a command that was killed
+        _write_private(written[0], private[1])
+        written[1].write_bytes(public[1])
+        if renew:
+            _move_aside(*files)
+        _refuse_existing(*files)
+        for new, file in zip(written, files, strict=True):
+            new.replace(file)
 
 
 def _move_aside(*files: Path) -> None:

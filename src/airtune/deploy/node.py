@@ -25,6 +25,7 @@ from airtune.deploy.protocol import Privacy
 from airtune.deploy.resident import SOCKET_VARIABLE, Resident
 from airtune.deploy.watch import Parts, Watch
 from airtune.errors import InputError
+from airtune.record.folder import make_closed_folder
 from airtune.scenario import Scenario
 
 
@@ -79,8 +80,7 @@ def run_device(
     bucket = TokenBucket()
     pacer = _pacer(place.pace, bucket)
     _check(place)
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    make_closed_folder(folder, "--dir")
 
     from airtune.deploy.device import Device
 

@@ -17,6 +17,7 @@ from filelock import FileLock
 from airtune.deploy.control import run_status, stop_run
 from airtune.deploy.server import CONNECTION, SERVER_ENDED, ServerFolder, flwr, is_running, leave
 from airtune.errors import InputError, RunError
+from airtune.record.folder import make_folder
 from airtune.scenario import load_scenario
 
 APP = Path(__file__).parent / "flower_app"
@@ -112,6 +113,7 @@ def submit(
     """
     if not (app / "pyproject.toml").is_file():
         raise InputError(f"--app '{app}': no Flower app there (a folder with pyproject.toml)")
+    make_folder(state.folder, "--state")  # refuses a file
     with FileLock(state.folder / "runs.lock"):
         if (going := current(state)) is not None:
             raise InputError(

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from airtune.deploy.keys import expiry_warnings
+from airtune.deploy.keys import check_server_keys, expiry_warnings
 from airtune.deploy.listener import check_host
 from airtune.deploy.processes import (
     Children,
@@ -29,6 +29,7 @@ from airtune.deploy.processes import (
     wait_for_port,
 )
 from airtune.errors import InputError, RunError
+from airtune.record.folder import make_closed_folder, make_folder
 
 _START_S = 240.0
 """How long a part may take to listen; one that ends is noticed at once."""
@@ -109,23 +110,18 @@ def serve(
         clients: those of the scenario that this server is for; none: it is for any.
 
     Raises:
-        InputError: the keys are missing, or another server runs on this folder.
+        InputError: the keys are missing or damaged, or another server runs on this folder.
         RunError: one of the three does not start, or ends again and again.
     """
     if keys is None:
         check_host(host)
     os.umask(0o077)  # whatever this process and those that it starts create is its own alone
-    state.folder.mkdir(parents=True, exist_ok=True)
-    state.folder.chmod(0o700)
-    state.home.mkdir(exist_ok=True)
-    for name in ("ca.crt", "server.crt", "server.key") if keys is not None else ():
-        if keys is not None and not (keys / name).is_file():
-            raise InputError(
-                f"'{keys / name}' is missing: make it with `airtune deploy keys server --address "
-                f"HOST --dir {keys}`, or ask for --insecure by name"
-            )
-    for warning in [] if keys is None else expiry_warnings(keys):
-        print(warning, flush=True)
+    make_closed_folder(state.folder, "--state")
+    make_folder(state.home, "--state")
+    if keys is not None:
+        check_server_keys(keys)
+        for warning in expiry_warnings(keys):
+            print(warning, flush=True)
     with _alone(state):
         swept = sweep(state.home)
         if swept:

@@ -16,14 +16,26 @@ CLIENTS = "clients"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
 
-def make_folder(path: Path) -> None:
-    """Make the folder where it does not exist; raises `InputError`."""
+def make_folder(path: Path, option: str = "--out") -> None:
+    """Make the folder that an option names where it does not exist; raises `InputError`."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise InputError(f"--out '{path}' is a file: give a folder") from None
+        raise InputError(f"{option} '{path}' is a file: give a folder") from None
     except OSError as error:
         raise InputError(f"cannot make the folder '{path}': {error.strerror}") from None
+
+
+def make_closed_folder(path: Path, option: str) -> None:
+    """The same, readable by its owner alone; raises `InputError`."""
+    make_folder(path, option)
+    try:
+        path.chmod(0o700)
+    except OSError as error:
+        raise InputError(
+            f"{option} '{path}' cannot be closed to others: {error.strerror}; give a folder of "
+            "your own"
+        ) from None
 
 
 def foreign(path: Path) -> list[str]:
