@@ -81,6 +81,16 @@ def test_two_runs_never_share_an_outcome(state: server.ServerFolder, flower: Flo
     assert second.outcome() is None
 
 
+def test_names_in_any_script_reach_the_app(state: server.ServerFolder, flower: Flower) -> None:
+    out = '/nowhere/\U0001f600 é \x7f "\\'
+    run = submit(state, {**SETTINGS, "out": out})
+    assert tomllib.loads((run.folder / "run.toml").read_text(encoding="utf-8"))["out"] == out
+    run.stop()
+    with pytest.raises(InputError, match=r"out '.*': not Unicode text"):
+        submit(state, {**SETTINGS, "out": "/nowhere/\udcff"})
+    assert [one.id for one in listed(state)] == [run.id]
+
+
 def test_a_run_whose_app_was_killed_has_ended(state: server.ServerFolder, flower: Flower) -> None:
     first = submit(state, SETTINGS)
     assert first.outcome() is None

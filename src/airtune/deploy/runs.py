@@ -19,6 +19,7 @@ from airtune.deploy.server import CONNECTION, SERVER_ENDED, ServerFolder, flwr, 
 from airtune.errors import InputError, RunError
 from airtune.record.folder import make_folder
 from airtune.scenario import load_scenario
+from airtune.scenario.overrides import toml_text
 
 APP = Path(__file__).parent / "flower_app"
 """The Flower app, as it ships with the package."""
@@ -108,7 +109,7 @@ def submit(
         app: the folder of the Flower app.
 
     Raises:
-        InputError: no such app, no server, or another run is going on.
+        InputError: no such app, no server, another run is going on, or a path is not Unicode.
         RunError: Flower refused the run.
     """
     if not (app / "pyproject.toml").is_file():
@@ -122,12 +123,13 @@ def submit(
             )
         now = datetime.datetime.now()
         run = Run(state, f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}", time.monotonic())
-        run.folder.mkdir(parents=True)
         own = {"outcome": str(run.folder / "outcome.json"), "progress": str(run.progress)}
-        config = run.folder / "run.toml"
-        config.write_text(
-            "".join(f"{key} = {_toml(value)}\n" for key, value in {**settings, **own}.items())
+        text = "".join(
+            f"{key} = {_toml(key, value)}\n" for key, value in ({**settings, **own}).items()
         )
+        run.folder.mkdir(parents=True)
+        config = run.folder / "run.toml"
+        config.write_text(text, encoding="utf-8")
         try:
             answer = flwr(state, "run", str(app), CONNECTION, "--run-config", str(config))
         except (RunError, InputError):
@@ -178,13 +180,19 @@ def as_json(value: object) -> str:
 def clients_of(run: Run) -> tuple[str, ...]:
     """Return the clients of a run's scenario; none where what was asked cannot be read again."""
     try:
-        asked = tomllib.loads((run.folder / "run.toml").read_text())
+        asked = tomllib.loads((run.folder / "run.toml").read_text(encoding="utf-8"))
         return load_scenario(asked["scenario"], json.loads(asked["overrides"])).client_names
     except (OSError, ValueError, KeyError, InputError):
         return ()
 
 
-def _toml(value: str | int | float | bool) -> str:
+def _toml(key: str, value: str | int | float | bool) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return json.dumps(value) if isinstance(value, str) else str(value)
+    if not isinstance(value, str):
+        return str(value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # the name of a file whose bytes are no UTF-8
+        raise InputError(f"{key} {value!r}: not Unicode text; give the file another name") from None
+    return toml_text(value)
