@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import socket
 import subprocess
@@ -18,6 +20,7 @@ from airtune.deploy.door import Limits, fingerprint
 from airtune.deploy.forkserver import write_command
 from airtune.deploy.gateway import Gateway
 from airtune.deploy.meter import LogPosition, earlier_log, end_of_log, read_wire_log, wire_times
+from airtune.deploy.metrics import Metrics, serve_metrics
 from airtune.deploy.processes import free_port
 from gateway_server import Signer, Upstream, served
 
@@ -204,3 +207,19 @@ def test_the_fork_server_runs_the_command_with_its_output_and_status(tmp_path: P
     finally:
         server.terminate()
         server.wait()
+
+
+def test_a_long_head_at_the_metrics_closes_the_connection() -> None:
+    async def ask() -> list[dict[str, object]]:
+        faults: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, fault: faults.append(fault))
+        server = await serve_metrics(Metrics(lambda: 0), 0)
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(b"GET /metrics HTTP/1.1\r\nX: " + b"a" * 20_000)
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), 4) == b""
+            writer.close()
+        return faults
+
+    assert asyncio.run(ask()) == []

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _MOST_REASONS = 64
 _PATIENCE_S = 5.0
+_HEAD_BYTES = 8192
 
 
 class Metrics:
@@ -66,7 +67,13 @@ async def serve_metrics(metrics: Metrics, port: int) -> asyncio.Server:
     """Answer `GET /metrics` on 127.0.0.1."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
+        with contextlib.suppress(
+            OSError,
+            TimeoutError,
+            ValueError,
+            asyncio.IncompleteReadError,
+            asyncio.LimitOverrunError,  # a head longer than `_HEAD_BYTES`
+        ):
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _PATIENCE_S)
             asked = head.split(b"\r\n", 1)[0].split(b" ")[:2]
             status, body = b"404 Not Found", b""
@@ -79,7 +86,7 @@ async def serve_metrics(metrics: Metrics, port: int) -> asyncio.Server:
             await asyncio.wait_for(writer.drain(), _PATIENCE_S)
         writer.close()
 
-    return await asyncio.start_server(answer, "127.0.0.1", port, limit=8192)
+    return await asyncio.start_server(answer, "127.0.0.1", port, limit=_HEAD_BYTES)
 
 
 def _family(name: str, kind: str, help: str) -> list[str]:
