@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airtune.deploy import server
+from airtune.deploy.listener import check_port
+from airtune.deploy.processes import free_port
 from airtune.deploy.server import ServerFolder
 from airtune.errors import InputError, RunError
 
@@ -79,3 +82,43 @@ def test_a_second_server_on_one_folder_is_refused(tmp_path: Path) -> None:
         pass
     with server._alone(state):
         pass
+
+
+@pytest.mark.parametrize("option", ["--port", "--metrics"])
+def test_a_port_that_is_taken_is_refused_before_anything_starts(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.os, "umask", lambda mask: 0)
+    monkeypatch.setattr(server, "_serve", lambda *given: pytest.fail("it was started"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken, free = other.getsockname()[1], free_port()
+        port, metrics = (taken, None) if option == "--port" else (free, taken)
+
+        def serve(host: str) -> None:
+            state = ServerFolder(tmp_path / "state")
+            server.serve(state, host, port, None, lambda: None, metrics_port=metrics)
+
+        with pytest.raises(InputError, match=f"^{option} {taken}: cannot listen on 127.0.0.1:"):
+            serve("127.0.0.1")
+        with pytest.raises(InputError, match=f"^{option} {taken}: .*another program"):
+            serve("localhost")
+
+
+def test_a_port_can_be_had_again_at_once_and_a_strange_host_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        port = own.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)), own.accept()[0] as accepted:
+            accepted.shutdown(socket.SHUT_RDWR)  # its side waits for a while after the end
+    for host in ("127.0.0.1", "0.0.0.0", "localhost"):
+        check_port(host, port, "--port")
+    with pytest.raises(InputError, match=r"--port 9443: cannot listen on 192\.0\.2\.1:9443: "):
+        check_port("192.0.2.1", 9443, "--port")
+    with pytest.raises(InputError, match=r"--host 'a\.\.b': no address"):
+        check_port("a..b", port, "--port")
+
+
+def test_the_two_ports_differ(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--port 9443 and --metrics 9443: give two ports"):
+        server.serve(
+            ServerFolder(tmp_path), "127.0.0.1", 9443, None, lambda: None, metrics_port=9443
+        )

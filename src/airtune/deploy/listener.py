@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import resource
 import socket
@@ -105,6 +106,37 @@ def check_host(host: str) -> None:
             f"--host '{host}' with --insecure: without TLS and keys the server listens on "
             "127.0.0.1 alone; leave out --insecure to serve other machines"
         )
+
+
+def check_port(host: str, port: int, option: str) -> None:
+    """Bind a port once and let it go, before anything is started that would need it.
+
+    Raises:
+        InputError: another program has it, this machine has no such address, or the port is
+            one of the system's; names the option.
+    """
+    where = f"{option} {port}: cannot listen on {host}:{port}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):  # UnicodeError: a label of no or too many characters
+        raise InputError(f"--host '{host}': no address of this machine has that name") from None
+    failed: list[OSError] = []
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                # As the gateway does: old connections in TIME_WAIT are no matter.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise InputError(
+                    f"{where}: another program does already; end it, or give another {option}"
+                ) from None
+            failed.append(error)
+    if len(failed) == len(found):
+        raise InputError(f"{where}: {failed[0].strerror}")
 
 
 def serve(

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from airtune.deploy.keys import check_server_keys, expiry_warnings
-from airtune.deploy.listener import check_host
+from airtune.deploy.listener import check_host, check_port
 from airtune.deploy.processes import (
     Children,
     children,
@@ -110,11 +110,14 @@ def serve(
         clients: those of the scenario that this server is for; none: it is for any.
 
     Raises:
-        InputError: the keys are missing or damaged, or another server runs on this folder.
+        InputError: the keys are missing or damaged, another server runs on this folder, or
+            another program has the port.
         RunError: one of the three does not start, or ends again and again.
     """
     if keys is None:
         check_host(host)
+    if port == metrics_port:
+        raise InputError(f"--port {port} and --metrics {port}: give two ports")
     os.umask(0o077)  # whatever this process and those that it starts create is its own alone
     make_closed_folder(state.folder, "--state")
     make_folder(state.home, "--state")
@@ -126,6 +129,10 @@ def serve(
         swept = sweep(state.home)
         if swept:
             print(f"ended {swept} processes that an earlier server had left", flush=True)
+        # Only now: what an earlier server had left may have held the port.
+        check_port(host, port, "--port")
+        if metrics_port is not None:
+            check_port("127.0.0.1", metrics_port, "--metrics")
         _end_runs(state)
         _serve(state, host, port, keys, ready, metrics_port, clients)
 
