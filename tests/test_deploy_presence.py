@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from airtune.deploy.device import Device
 from airtune.deploy.engine import Conditions, FlowerEngine
 from airtune.deploy.pacing import Unpaced
 from airtune.deploy.presence import deciding_among, is_away, part_of
+from airtune.deploy.roster import Node
 from airtune.planning.inputs import plan_of_round, situation_of_scenario
 from airtune.rounds import run
 from airtune.rounds.cell import Cell, open_cell
@@ -114,3 +116,35 @@ def test_a_device_that_is_away_leaves_its_band_to_the_others(
     assert sum(client.bandwidth_hz for client in first.clients) == pytest.approx(band_hz)
     assert {client.status for client in second.clients} <= {"ok", "sat out"}
     assert second.clients[2].status == "sat out" or second.clients[2].bandwidth_hz > 0
+
+
+class _Renewed(FakeMailbox):
+    """The first client's device comes back with another node once its first job is done."""
+
+    renewed = False
+
+    def nodes(self) -> list[Node]:
+        old, *others = super().nodes()
+        if not self.renewed:
+            return [old, *others]
+        return [replace(old, online=False), *others, replace(old, id=100, public_key=b"new")]
+
+    def send(self, bodies: Mapping[int, bytes], group: str) -> dict[str, int]:
+        real = {node % 100: node for node in bodies}
+        posted = super().send({node % 100: body for node, body in bodies.items()}, group)
+        self.renewed = self.renewed or group == "1"
+        return {message: real[node] for message, node in posted.items()}
+
+
+def test_a_device_with_a_new_key_takes_the_place_of_one_that_is_gone(tmp_path: Path) -> None:
+    scenario = load_scenario("tiny", [*SMALL, 'planning.method="none"', "rounds=3"])
+    names, said = scenario.client_names, list[str]()
+    mailbox = _Renewed({n: Device(scenario, n, Unpaced(), tmp_path) for n in names})
+    engine = FlowerEngine(
+        scenario, mailbox, Conditions(devices=3, wait_s=5), run="run-1", say=said.append
+    )
+    record = run(
+        scenario, out=tmp_path / "run", engine=engine, decide=deciding_among(engine.present)
+    )
+    assert not [line for line in said if "refused" in line]
+    assert [client.status for client in record.rounds[-1].clients] == ["ok"] * 3

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airtune.adapters.names import Adapter
-from airtune.assignment import PlannedTimes
 from airtune.deploy.bands import Bands
 from airtune.deploy.checks import checked_update
 from airtune.deploy.emulation import overran
@@ -40,12 +39,12 @@ from airtune.deploy.roster import (
     client_data,
     measured_profile,
 )
-from airtune.deploy.timings import append_timings
+from airtune.deploy.timings import append_timings, measured_of, planned_of
 from airtune.engines import ClientFailure
 from airtune.errors import InputError, RunError
 from airtune.models.workload import StepTokens
 from airtune.scenario import Scenario
-from airtune.training.client import ClientJob, ClientUpdate, Measured
+from airtune.training.client import ClientJob, ClientUpdate
 from airtune.training.worker import Evaluation, Federation, MeasuredCosts, Worker
 
 Outcome = ClientUpdate | ClientFailure
@@ -185,8 +184,12 @@ class FlowerEngine:
         """
         self._greetings.send()
         self._collect([])
-        if not self._roster.members and self._greetings.pending:
-            self._await_one()
+        if not (found := self._connected()) and self._greetings.pending:
+            found = self._await_one()
+        return found
+
+    def _connected(self) -> frozenset[int]:
+        """Return the clients whose member is online now: one may have gone since it came."""
         online = {node.id for node in self._mailbox.nodes() if node.online}
         members = self._roster.members
         return frozenset(
@@ -267,7 +270,7 @@ class FlowerEngine:
 
     def _patience_s(self, job: ClientJob) -> float:
         conditions = self._conditions
-        planned_s = conditions.slack * _planned(job).round_s + conditions.engine_s
+        planned_s = conditions.slack * planned_of(job).round_s + conditions.engine_s
         return min(planned_s, conditions.longest_s)
 
     def _job_body(self, job: ClientJob, sending: Sending) -> bytes:
@@ -312,9 +315,9 @@ class FlowerEngine:
         announced = planned_steps(fields.next_steps, self._scenario)
         self._steps[job.client] = (job.round + 1, announced)
         wire = self._wire_of(dispatch)
-        measured = _measured(fields, wire, after_s)
+        measured = measured_of(fields, wire, after_s)
         if self._timings is not None:
-            planned = _planned(job)
+            planned = planned_of(job)
             append_timings(
                 self._timings, job, planned, fields, wire, measured, after_s, dispatch.sent_s
             )
@@ -347,12 +350,14 @@ class FlowerEngine:
             f"missing: {missing}" + (f"; refused: {refused}" if refused else "")
         )
 
-    def _await_one(self) -> None:
-        """Wait until one of the greeted devices takes part: a round needs somebody."""
-        deadline_s = time.time() + self._conditions.wait_s
-        while not self._roster.members and self._greetings.pending and time.time() < deadline_s:
+    def _await_one(self) -> frozenset[int]:
+        """Wait until one of the greeted devices takes part, and return it: a round needs one."""
+        deadline_s, found = time.time() + self._conditions.wait_s, frozenset[int]()
+        while not found and self._greetings.pending and time.time() < deadline_s:
             time.sleep(self._conditions.poll_s)
             self._collect([])
+            found = self._connected()
+        return found
 
     def _collect(self, messages: Iterable[str]) -> list[Reply]:
         """Return the answers to these messages; those to greetings are taken on the way."""
@@ -378,22 +383,3 @@ class FlowerEngine:
                 return found
             time.sleep(0.05)
         return None
-
-
-def _planned(job: ClientJob) -> PlannedTimes:
-    if job.assignment.planned is None:
-        raise RunError("a job for a device needs its plan")
-    return job.assignment.planned
-
-
-def _measured(fields: Update, wire: WireTimes | None, after_s: float) -> Measured:
-    downlink_s = 0.0 if wire is None else wire.downlink_s
-    upload_s = 0.0 if wire is None else wire.upload_s
-    known_s = downlink_s + fields.compute_s + upload_s
-    return Measured(
-        downlink_s=downlink_s,
-        compute_s=fields.compute_s,
-        upload_s=upload_s,
-        engine_s=max(0.0, after_s - known_s),
-        emulated=fields.emulated_s is not None,
-    )

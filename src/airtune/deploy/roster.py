@@ -84,7 +84,8 @@ class Roster:
     run: str
     members: dict[str, Member] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
-    _accepted: dict[int, Introduction] = field(default_factory=dict)
+    _accepted: dict[str, Introduction] = field(default_factory=dict)
+    _online: set[int] = field(default_factory=set)
 
     def hello(self) -> Hello:
         """Return the greeting that opens a device's part in this run."""
@@ -96,7 +97,13 @@ class Roster:
         )
 
     def strangers(self, nodes: Iterable[Node]) -> list[Node]:
-        """Return the connected devices that take no part and were not refused."""
+        """Return the connected devices that take no part and were not refused.
+
+        Which nodes are connected now is noted: a member that has gone away since it was admitted
+        makes room for a device with another key that plays the same client.
+        """
+        nodes = list(nodes)
+        self._online = {node.id for node in nodes if node.online}
         known = {member.node.id for member in self.members.values()} | self.refused.keys()
         return [node for node in nodes if node.online and node.id not in known]
 
@@ -130,15 +137,16 @@ class Roster:
             if arrays:
                 return "arrays in an introduction"
             reason = self._foreign(node, own)
-            # The same words once more, as after a lost connection, were checked before.
-            if reason is None and own != self._accepted.get(node.id):
+            # The same words once more, as after a lost connection, were checked before. SuperNode
+            # may have another node id by then: the worker behind it stayed.
+            if reason is None and own != self._accepted.get(own.client):
                 client = self.known.scenario.client_names.index(own.client)
                 check_introduction(own, self.known, client, waited_s=waited_s)
         except ProtocolError as error:
             return str(error)
         if reason is None:
             self.members[own.client] = Member(node, own)
-            self._accepted[node.id] = own
+            self._accepted[own.client] = own
         return reason
 
     def _foreign(self, node: Node, own: Introduction) -> str | None:
@@ -155,7 +163,7 @@ class Roster:
                 f"{self.model_fingerprint[:16]}"
             )
         present = self.members.get(own.client)
-        if present is not None and present.node.id != node.id and present.node.online:
+        if present is not None and present.node.id != node.id and present.node.id in self._online:
             return f"client '{own.client}' is already played by another device"
         return None
 

@@ -9,6 +9,7 @@ from airtune.assignment import PlannedTimes
 from airtune.deploy.emulation import overran
 from airtune.deploy.meter import WireTimes
 from airtune.deploy.protocol import Update
+from airtune.errors import RunError
 from airtune.training.client import ClientJob, Measured
 
 
@@ -55,3 +56,24 @@ def append_timings(
     }
     with file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(line) + "\n")
+
+
+def planned_of(job: ClientJob) -> PlannedTimes:
+    """Return the times that a job was planned with."""
+    if job.assignment.planned is None:
+        raise RunError("a job for a device needs its plan")
+    return job.assignment.planned
+
+
+def measured_of(fields: Update, wire: WireTimes | None, after_s: float) -> Measured:
+    """Return what a client's part took, its answer having come `after_s` after its job."""
+    downlink_s = 0.0 if wire is None else wire.downlink_s
+    upload_s = 0.0 if wire is None else wire.upload_s
+    known_s = downlink_s + fields.compute_s + upload_s
+    return Measured(
+        downlink_s=downlink_s,
+        compute_s=fields.compute_s,
+        upload_s=upload_s,
+        engine_s=max(0.0, after_s - known_s),
+        emulated=fields.emulated_s is not None,
+    )
