@@ -13,6 +13,7 @@ from airtune.deploy.device import Device
 from airtune.deploy.engine import Conditions, FlowerEngine
 from airtune.deploy.pacing import Unpaced
 from airtune.deploy.presence import deciding_among, is_away, part_of
+from airtune.deploy.privacy import epsilon, parse_privacy
 from airtune.deploy.roster import Node
 from airtune.planning.inputs import plan_of_round, situation_of_scenario
 from airtune.rounds import run
@@ -148,3 +149,22 @@ def test_a_device_with_a_new_key_takes_the_place_of_one_that_is_gone(tmp_path: P
     )
     assert not [line for line in said if "refused" in line]
     assert [client.status for client in record.rounds[-1].clients] == ["ok"] * 3
+
+
+def test_a_device_whose_privacy_budget_is_used_up_holds_no_band(tmp_path: Path) -> None:
+    scenario = load_scenario("tiny", [*SMALL, "rounds=3", "pruning.max_pruning=0"])
+    names, said = scenario.client_names, list[str]()
+    once = parse_privacy(f"clip=0.5,noise=1.2,budget={1.01 * epsilon([1.2], 1e-5)}")
+    devices = {
+        n: Device(scenario, n, Unpaced(), tmp_path, once if n == names[0] else None) for n in names
+    }
+    conditions = Conditions(devices=3, wait_s=5, privacy=parse_privacy("clip=1,noise=2"))
+    mailbox = FakeMailbox(devices)
+    engine = FlowerEngine(scenario, mailbox, conditions, run="run-1", say=said.append)
+    record = run(
+        scenario, out=tmp_path / "run", engine=engine, decide=deciding_among(engine.present)
+    )
+    found = [next(one for one in r.clients if one.name == names[0]) for r in record.rounds]
+    assert "privacy budget used up" in found[1].status
+    assert (found[2].status, found[2].bandwidth_hz) == ("failed: not connected", 0.0)
+    assert any("refused: privacy budget used up" in line for line in said)

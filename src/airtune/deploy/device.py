@@ -139,6 +139,10 @@ class Device:
         difference = disagreement(agreement(self._scenario), hello.scenario)
         if difference is not None:
             return Refusal(reason=f"the scenarios differ: {difference}")
+        if self._privacy is not None:
+            # Raises where the budget is used up: a device that can train no more must not be
+            # planned with a share of the band.
+            dp.next_ledger(self._ledger, self._privacy)
         if self._run != hello.run or self._introduction is None:
             self._run, self._moments, self._held = hello.run, None, None
             self._introduction = self._introduced()

@@ -82,6 +82,23 @@ def read_ledger(file: Path) -> Ledger:
         ) from None
 
 
+def next_ledger(file: Path, privacy: Privacy) -> Ledger:
+    """Return what the ledger would say after one more release; nothing is written.
+
+    Raises:
+        RunError: the device's budget does not allow it.
+        InputError: the ledger cannot be read.
+    """
+    released = [*read_ledger(file).noise_multipliers, privacy.noise_multiplier]
+    spent = epsilon(released, privacy.delta)
+    if privacy.max_epsilon is not None and spent > privacy.max_epsilon:
+        raise RunError(
+            f"privacy budget used up: this round would bring epsilon to {spent:.3g}, allowed "
+            f"are {privacy.max_epsilon:g} at delta {privacy.delta:g}"
+        )
+    return Ledger(noise_multipliers=released, epsilon=spent, delta=privacy.delta)
+
+
 def spend(file: Path, privacy: Privacy) -> float:
     """Count a release before it is made, on disk, so that a restart cannot forget it.
 
@@ -92,21 +109,14 @@ def spend(file: Path, privacy: Privacy) -> float:
         RunError: the device's budget does not allow it; nothing is written.
         InputError: the ledger cannot be read.
     """
-    released = [*read_ledger(file).noise_multipliers, privacy.noise_multiplier]
-    spent = epsilon(released, privacy.delta)
-    if privacy.max_epsilon is not None and spent > privacy.max_epsilon:
-        raise RunError(
-            f"privacy budget used up: this round would bring epsilon to {spent:.3g}, allowed "
-            f"are {privacy.max_epsilon:g} at delta {privacy.delta:g}"
-        )
-    ledger = Ledger(noise_multipliers=released, epsilon=spent, delta=privacy.delta)
+    ledger = next_ledger(file, privacy)
     written = file.with_suffix(".new")
     with written.open("w", encoding="utf-8") as opened:
         opened.write(ledger.model_dump_json())
         opened.flush()
         os.fsync(opened.fileno())
     written.replace(file)
-    return spent
+    return ledger.epsilon
 
 
 LEAVES_WITHOUT_NOISE = (
