@@ -15,9 +15,10 @@ from airtune.deploy.pacing import Unpaced
 from airtune.deploy.presence import deciding_among, is_away, part_of
 from airtune.deploy.privacy import epsilon, parse_privacy
 from airtune.deploy.roster import Node
-from airtune.planning.inputs import plan_of_round, situation_of_scenario
+from airtune.models.devices import profile_of
+from airtune.planning.inputs import Situation, plan_of_round, situation_of_scenario
 from airtune.rounds import run
-from airtune.rounds.cell import Cell, open_cell
+from airtune.rounds.cell import Cell, Decision, open_cell
 from airtune.scenario import Scenario, load_scenario
 from fake_mailbox import FakeMailbox
 
@@ -168,3 +169,27 @@ def test_a_device_whose_privacy_budget_is_used_up_holds_no_band(tmp_path: Path) 
     assert "privacy budget used up" in found[1].status
     assert (found[2].status, found[2].bandwidth_hz) == ("failed: not connected", 0.0)
     assert any("refused: privacy budget used up" in line for line in said)
+
+
+def test_a_device_that_joins_late_is_planned_at_the_speed_that_it_measured(tmp_path: Path) -> None:
+    scenario = load_scenario("tiny", [*SMALL, "rounds=3"])
+    names, planned = scenario.client_names, list[float]()
+    mailbox = FakeMailbox({n: Device(scenario, n, Unpaced(), tmp_path) for n in names})
+    mailbox.away.add(names[0])
+    engine = FlowerEngine(
+        scenario, mailbox, Conditions(devices=2, wait_s=0.2), run="run-1", say=lambda line: None
+    )
+    hook = deciding_among(engine.present)
+
+    def decide(cell: Cell, situation: Situation) -> Decision:
+        planned.append(situation.profiles[0].effective_flops)
+        made = hook(cell, situation)
+        mailbox.away.clear()
+        return made
+
+    run(scenario, out=tmp_path / "run", engine=engine, decide=decide)
+    named = profile_of(scenario.client_devices[0]).effective_flops
+    measured = engine.federation().profiles[0]
+    assert measured is not None
+    assert planned[:2] == [named, measured.effective_flops]
+    assert planned[2] not in (named, measured.effective_flops)  # learnt from its own round

@@ -137,12 +137,16 @@ class FlowerEngine:
     def federation(self) -> Federation:
         """Wait for the devices, and describe the clients as they describe themselves.
 
+        Asked again, it describes those that have joined since too.
+
         They calibrate while they rehearse, before the run and on no clock: nothing is billed.
 
         Raises:
             RunError: fewer devices than asked for within the time allowed.
         """
-        if not self._gathered:  # waited for once
+        if self._gathered:
+            self.present()  # a device that is there by now is planned at its own speed
+        else:  # waited for once
             self._gather()
             self._gathered = True
         own = self._worker.federation

@@ -205,6 +205,14 @@ def open_cell(
     )
 
 
+def profiles_now(cell: Cell) -> tuple[DeviceProfile, ...]:
+    """Return each client's profile; a real device may have joined since the cell was opened."""
+    if not cell.federation.profiles:  # simulated clients do not change
+        return cell.profiles
+    pairs = zip(cell.engine.federation().profiles, cell.profiles, strict=True)
+    return tuple(_known(measured, known) for measured, known in pairs)
+
+
 def _known(measured: DeviceProfile | None, named: DeviceProfile) -> DeviceProfile:
     """Return what a device measured of itself, with the powers of its kind, which it does not."""
     if measured is None:

@@ -42,7 +42,7 @@ from airtune.rounds.bills import (
     with_energy,
 )
 from airtune.rounds.broadcast import Sent, broadcast_of, held_ranks_after, missed_bits_after
-from airtune.rounds.cell import Cell, Decision
+from airtune.rounds.cell import Cell, Decision, profiles_now
 from airtune.rounds.cohort import (
     inclusion_of,
     queues_with,
@@ -99,7 +99,7 @@ def step(cell: Cell, state: State) -> tuple[State, RoundRecord]:
     scenario = cell.scenario
 
     # 1. The air and the batches of this round: the same for every method.
-    profiles = tuple(map(kept_speed, cell.profiles, _speeds(cell, state)))
+    profiles = tuple(map(kept_speed, profiles_now(cell), _speeds(cell, state)))
     situation = situation_of(cell, state, profiles)
     drawn = situation.drawn
     if scenario.participation.cohort and len(situation.cohort) < scenario.cohort_size:
