@@ -27,8 +27,8 @@ def comparison(
     The prediction is the plan's, and what is known of the framework's bytes at the planned rates.
     Under a replayed trace an upload takes as long as the trace needs from when it is predicted to
     begin, `begins_s` of its round and the times before it.
-    A row counts unless the device says that its work took longer than the time it emulates; a
-    round counts if all its rows do.
+    A row counts unless the device says that its work took longer than the time it emulates, or
+    its transfers were not seen, which are then shown as planned; a round counts if all its rows do.
 
     `realised_s` is the plan's formula at what the client really did: its realised bits and
     FLOPs in place of the planned ones. `round_s` leaves Flower's own time out on both sides;
@@ -45,8 +45,11 @@ def comparison(
             if replay is not None:
                 before_s = begins_s[at] + planned["downlink_s"] + planned["compute_s"] + LEAD_S
                 planned["upload_s"] = replay.transfer_s(before_s, planned["upload_s"])
+            seen = all(measured[part] is not None for part in PARTS)
+            if not seen:
+                measured = measured | {part: planned[part] for part in ("downlink_s", "upload_s")}
             clients.append({
-                "counts": line.get("counts", True),
+                "counts": seen and line.get("counts", True),
                 "client": line["client"],
                 "rate_bps": planned["rate_bps"],
                 "planned": {part: planned[part] for part in PARTS},

@@ -106,6 +106,12 @@ def test_devices_learn_what_the_simulation_learns(
             assert ours.flops == theirs.flops
             assert ours.engine_s is not None
             assert theirs.engine_s is None
+            # No wire log here: transfers count as planned, not as 0 s and 0 J.
+            assert (ours.upload_s, ours.rate_bps) == pytest.approx(
+                (theirs.upload_s, theirs.rate_bps)
+            )
+            assert ours.transmit_j == theirs.transmit_j
+            assert ours.downlink_s == theirs.downlink_s > 0
     assert (tmp_path / "devices" / "adapter" / "adapter_model.safetensors").is_file()
     assert len((tmp_path / "devices.timings").read_text().splitlines()) == 6
 

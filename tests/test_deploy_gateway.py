@@ -19,7 +19,14 @@ import pytest
 from airtune.deploy.door import Limits, fingerprint
 from airtune.deploy.forkserver import write_command
 from airtune.deploy.gateway import Gateway
-from airtune.deploy.meter import LogPosition, earlier_log, end_of_log, read_wire_log, wire_times
+from airtune.deploy.meter import (
+    LogPosition,
+    earlier_log,
+    end_of_log,
+    read_wire_log,
+    recent_devices,
+    wire_times,
+)
 from airtune.deploy.metrics import Metrics, serve_metrics
 from airtune.deploy.processes import free_port
 from gateway_server import Signer, Upstream, served
@@ -116,6 +123,20 @@ def test_a_server_that_is_away_is_tried_again_later(log: Path) -> None:
     with served(app) as outer, httpx.Client() as client:
         answer = client.post(f"{outer}/v1/fleet/pull-messages", headers=SIGNER.headers())
         assert answer.status_code == 503
+
+
+def test_without_keys_a_transfer_is_logged_by_the_key_that_it_names(log: Path) -> None:
+    unsigned = SIGNER.headers(flwr_signature="none")
+    with (
+        served(Upstream()) as inner,
+        served(Gateway(inner, None, log, signed=False)) as outer,
+        httpx.Client() as client,
+    ):
+        for headers in (unsigned, {}, {"flwr-public-key": "ä".encode()}):
+            assert client.post(f"{outer}/v1/fleet/get-run", headers=headers).status_code == 200
+    lines, _ = read_wire_log(log)
+    assert [line["device"] for line in lines] == [fingerprint(SIGNER.pem), None, None]
+    assert recent_devices(log) == set()  # a key that has signed nothing is not trusted later
 
 
 def call(name: str, begin: float, **values: Any) -> dict[str, Any]:

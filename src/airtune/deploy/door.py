@@ -117,6 +117,20 @@ def signer_of(headers: Headers, now: datetime.datetime) -> str:
     return fingerprint(pem)
 
 
+def named_key(headers: Headers) -> str | None:
+    """Return the fingerprint of the key that a request names, unchecked; None where it names none.
+
+    Only for the log of a server without keys: SuperNode then makes one of its own at each start.
+    """
+    found = [value for name, value in headers if name == KEY_HEADER]
+    if len(found) != 1 or len(found[0]) > _MOST_HEADER_VALUE:
+        return None
+    try:
+        return fingerprint(base64.b64decode(found[0], validate=True))
+    except ValueError:
+        return None
+
+
 def fingerprint(public_pem: bytes) -> str:
     """Name a device's public key: the first 16 hex digits of the PEM's SHA-256."""
     return hashlib.sha256(public_pem).hexdigest()[:16]

@@ -319,7 +319,7 @@ class FlowerEngine:
         announced = planned_steps(fields.next_steps, self._scenario)
         self._steps[job.client] = (job.round + 1, announced)
         wire = self._wire_of(dispatch)
-        measured = measured_of(fields, wire, after_s)
+        measured = measured_of(job, fields, wire, after_s)
         if self._timings is not None:
             planned = planned_of(job)
             append_timings(

@@ -31,6 +31,7 @@ from airtune.deploy.door import (
     check_headers,
     declared_bytes,
     fingerprint,
+    named_key,
     signer_of,
 )
 from airtune.deploy.envelope import fault_of_push
@@ -65,6 +66,8 @@ class Transfer:
 
     def __init__(self, call: str, key: str | None, holder: str, address: str | None) -> None:
         self.call, self.key, self.holder, self.address = call, key, holder, address
+        self.device = key
+        """For the log: the key that signed, or one that was only named."""
         self.begin_s = self.uploaded_s = self.answered_s = time.time()
         self.up_bytes = self.down_bytes = 0
         self.status = 0
@@ -140,6 +143,8 @@ class Gateway:
         address = scope["client"][0] if scope.get("client") else None
         key = signer_of(headers, datetime.datetime.now(datetime.UTC)) if self._signed else None
         transfer = Transfer(call, key, key or f"address {address}", address)
+        if not self._signed:
+            transfer.device = named_key(headers)
         declared = declared_bytes(headers)
         if declared is not None and declared > self._most_bytes(transfer):
             raise self._too_large(transfer)
@@ -224,7 +229,8 @@ class Gateway:
         if transfer.call == "pull-messages" and transfer.down_bytes <= _EMPTY_BYTES:
             return
         line = {
-            "device": transfer.key,
+            "device": transfer.device,
+            "signed": transfer.key is not None,
             "address": transfer.address,
             "call": transfer.call,
             "status": transfer.status,

@@ -85,10 +85,17 @@ def earlier_log(path: Path) -> Path:
 
 
 def recent_devices(path: Path, most_bytes: int = 2**20) -> set[str]:
-    """Return the key fingerprints of devices that were served near the end of the log."""
+    """Return the fingerprints of the keys whose requests were served near the end of the log.
+
+    Keys that a request only named, to a server without keys, are left out: none has signed.
+    """
     end = end_of_log(path)
     lines, _ = read_wire_log(path, LogPosition(end.file, max(0, end.offset - most_bytes)))
-    return {line["device"] for line in lines if line.get("status") == 200 and line.get("device")}
+    return {
+        line["device"]
+        for line in lines
+        if line.get("status") == 200 and line.get("device") and line.get("signed", True)
+    }
 
 
 def read_wire_log(

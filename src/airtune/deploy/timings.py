@@ -27,6 +27,7 @@ def append_timings(
 
     `counts` is false where the device emulates another and its work took longer than that
     device's time; `emulated_s` is that time. `sent_s` is the server's clock when it began to send.
+    Transfers that were not seen are null.
     """
     assigned = job.assignment
     line = {
@@ -42,9 +43,9 @@ def append_timings(
             "round_s": planned.round_s,
         },
         "measured": {
-            "downlink_s": measured.downlink_s,
+            "downlink_s": None if wire is None else measured.downlink_s,
             "compute_s": measured.compute_s,
-            "upload_s": measured.upload_s,
+            "upload_s": None if wire is None else measured.upload_s,
             "engine_s": measured.engine_s,
             "total_s": total_s,
         },
@@ -65,10 +66,15 @@ def planned_of(job: ClientJob) -> PlannedTimes:
     return job.assignment.planned
 
 
-def measured_of(fields: Update, wire: WireTimes | None, after_s: float) -> Measured:
-    """Return what a client's part took, its answer having come `after_s` after its job."""
-    downlink_s = 0.0 if wire is None else wire.downlink_s
-    upload_s = 0.0 if wire is None else wire.upload_s
+def measured_of(job: ClientJob, fields: Update, wire: WireTimes | None, after_s: float) -> Measured:
+    """Return what a client's part took, its answer having come `after_s` after its job.
+
+    Where nothing is known of its transfers, they count as planned: at 0 s the clock and the
+    energy of the radio would be too small.
+    """
+    planned = planned_of(job)
+    downlink_s = planned.downlink_s if wire is None else wire.downlink_s
+    upload_s = planned.upload_s if wire is None else wire.upload_s
     known_s = downlink_s + fields.compute_s + upload_s
     return Measured(
         downlink_s=downlink_s,
