@@ -6,12 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airtune.deploy import pacing
+from airtune.deploy.node import Place, run_device
 from airtune.deploy.pacing import (
     CHUNK_BYTES,
     URGENT_BYTES,
@@ -23,6 +25,7 @@ from airtune.deploy.pacing import (
 )
 from airtune.deploy.processes import free_port
 from airtune.errors import InputError, RunError
+from airtune.scenario import load_scenario
 
 BURST = 8192
 
@@ -202,3 +205,10 @@ def test_tc_is_asked_for_the_rate() -> None:
 def test_tc_that_fails_is_quoted() -> None:
     with pytest.raises(RunError, match="nowhere0"):
         TcPacer("nowhere0").grant(1e6)
+
+
+def test_tc_is_tried_before_anything_else(tmp_path: Path) -> None:
+    place = Place(("127.0.0.1", 1), None, None, "tc:nowhere0")
+    with pytest.raises(InputError, match="--pace 'tc:nowhere0': "):
+        run_device(load_scenario("tiny"), "jetson-orin-nano-1", place, tmp_path / "device")
+    assert not (tmp_path / "device").exists()

@@ -24,9 +24,12 @@ from airtune.deploy.processes import (
 from airtune.deploy.protocol import Privacy
 from airtune.deploy.resident import SOCKET_VARIABLE, Resident
 from airtune.deploy.watch import Parts, Watch
-from airtune.errors import InputError
+from airtune.errors import InputError, RunError
 from airtune.record.folder import make_closed_folder
 from airtune.scenario import Scenario
+
+_TRIED_BPS = 1e9
+"""A rate that holds nothing back for the moment that it is on."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def run_device(
         ready: called once the server has admitted the device and it looks for work.
 
     Raises:
-        InputError: the server cannot be reached or is another, the key file is missing.
+        InputError: the server cannot be reached or is another, the key file is missing, or the
+            uplink cannot be paced as `place` says.
         RunError: the device was turned away, or SuperNode ends again and again.
     """
     if place.key is not None and not place.key.is_file():
@@ -144,6 +148,20 @@ def _supernode_command(place: Place, port: int, contact: Path) -> list[str]:
     return command
 
 
+def _tried(pacer: TcPacer, pace: str) -> TcPacer:
+    """Pace once and lift it: what is missing is said before a round has been trained for nothing.
+
+    Raises:
+        InputError: no such interface, no `tc`, or no right to use it.
+    """
+    try:
+        pacer.grant(_TRIED_BPS)
+    except RunError as error:
+        raise InputError(f"--pace '{pace}': {error}") from None
+    pacer.grant(None)
+    return pacer
+
+
 def _pacer(pace: str, bucket: TokenBucket) -> Pacer:
     kind, _, interface = pace.partition(":")
     if kind == "relay" and not interface:
@@ -151,5 +169,5 @@ def _pacer(pace: str, bucket: TokenBucket) -> Pacer:
     if kind == "none" and not interface:
         return Unpaced()
     if kind == "tc" and interface:
-        return TcPacer(interface)
+        return _tried(TcPacer(interface), pace)
     raise InputError(f"--pace '{pace}': allowed are relay, none, tc:INTERFACE")
