@@ -93,6 +93,9 @@ def _run(mailbox: Mailbox, config: Mapping[str, Any], run_id: str) -> None:
     timings.parent.mkdir(parents=True, exist_ok=True)
     allowed = str(config["allow-privacy"])
     progress = ProgressLog(Path(str(config["progress"])) if config["progress"] else None)
+    if config["resume"] and scenario.training.keep_optimizer:
+        # They are on the devices alone, and may be of a round that the record does not have.
+        progress.say("resumed: AdamW's moments start afresh on every device (keep_optimizer)")
     progress.say("loading model and data")
     engine = FlowerEngine(
         scenario,
