@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,11 @@ def test_the_two_ports_differ(tmp_path: Path) -> None:
         server.serve(
             ServerFolder(tmp_path), "127.0.0.1", 9443, None, lambda: None, metrics_port=9443
         )
+
+
+def test_a_folder_of_keys_may_have_quotes_in_its_name(tmp_path: Path) -> None:
+    state, keys = ServerFolder(tmp_path / "state"), tmp_path / 'my "own" \\keys'
+    state.home.mkdir(parents=True)
+    server._write_connection(state, 9092, keys)
+    written = tomllib.loads((state.home / "config.toml").read_text(encoding="utf-8"))
+    assert written["superlink"]["airtune"]["root-certificates"] == str(keys / "ca.crt")
