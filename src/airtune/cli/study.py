@@ -100,10 +100,12 @@ def run(
 
       airtune study run mine.toml --engine ray --address ray://head:10001
     """
+    from airtune.plugins import load_plugins
     from airtune.study import load_study
     from airtune.study.conduct import Part
     from airtune.study.loading import seeds_of
 
+    load_plugins(plugins or [])  # the base scenario may name what they add
     study = load_study(source, overrides or [])
     part = Part(
         None if methods is None else tuple(name.strip() for name in methods.split(",")),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from airtune.errors import InputError
+from airtune.plugins import load_plugins
 from airtune.record.files import write_durably
 from airtune.study.jobs import plugin_path
 from airtune.study.loading import study_of
@@ -75,7 +76,7 @@ def read_study(folder: Path) -> tuple[Study, list[str]]:
     """Return the study of a folder and its plugin files.
 
     Raises:
-        InputError: there is none, or a newer version wrote it.
+        InputError: there is none, a newer version wrote it, or a plugin cannot be loaded.
     """
     values = _read(folder / STUDY)
     if values is None:
@@ -90,8 +91,9 @@ def read_study(folder: Path) -> tuple[Study, list[str]]:
         for path, name in values.get("files", {}).items()
         if _name_of(Path(path)) != name
     }
-    resolved = _with_copies(values["study"], copies)
-    return study_of(resolved, where=str(folder / STUDY)), list(values.get("plugins", []))
+    resolved, plugins = _with_copies(values["study"], copies), list(values.get("plugins", []))
+    load_plugins(plugins)  # the base scenario may name what they add
+    return study_of(resolved, where=str(folder / STUDY)), plugins
 
 
 def _kept(file: Path, folder: Path) -> str:
