@@ -122,6 +122,9 @@ def test_an_absence_costs_more_than_the_least_progress_of_any_mode() -> None:
     asked = replace(problem, modes=modes, pruning_cost=None)
     # 0.9·0.5, 1·0.8 and 0.7·1: the first is the least.
     assert absent_beside(asked, 0.4) == pytest.approx(1 - 0.6 * 0.9 * 0.5)
+    # Where no progress is left at the largest rate, absence costs the whole of it and no more.
+    steep = (np.array([[0.0, 0.0], [0.5, 1.4]]), np.array([[0.0, 0.0], [0.5, 0.1]]))
+    assert absent_beside(replace(asked, pruning_cost=steep), 0.4) == 1.0
     # At one rate: 0.9·0.6, 1·0.6 and 0.7·0.6.
     assert absent_beside(asked, 0.4, rate=0.4) == pytest.approx(1 - 0.6 * 0.7 * 0.6)
     # Where nobody has a mode that memory holds, it is what was measured.

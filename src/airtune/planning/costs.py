@@ -174,7 +174,8 @@ def absent_beside(problem: PlanningProblem, measured: float, *, rate: float | No
     table = problem.table
     pruning = table.max_pruning if rate is None else np.full(len(table.owner), rate)
     progress = (1.0 - table.cost) * (1.0 - problem.costs_of(table.owner, pruning))
-    return 1.0 - (1.0 - measured) * float(progress.min(initial=1.0))
+    # A pilot's last slope goes on past its last rate, and may pass 1.
+    return 1.0 - (1.0 - measured) * max(0.0, float(progress.min(initial=1.0)))
 
 
 def described(costs: KnobCosts, path: str | None) -> str:
