@@ -133,15 +133,15 @@ def read_info(path: Path) -> dict[str, Any]:
     for key, kind in expected.items():
         if not isinstance(info, dict) or not isinstance(info.get(key), kind):
             raise InputError(f"'{path / RUN}' is not the record of a run: no usable '{key}'")
-    if not isinstance(info["scenario"].get("rounds"), int):
-        raise InputError(f"'{path / RUN}' is not the record of a run: no usable 'scenario.rounds'")
-    if not isinstance(info.get("cell"), dict | None):
-        raise InputError(f"'{path / RUN}' is not the record of a run: no usable 'cell'")
     if info.get("format") != FORMAT:
         raise InputError(
             f"'{path / RUN}' is of format {json.dumps(info.get('format'))}: this airtune "
             f"reads format {FORMAT}"
         )
+    if not isinstance(info["scenario"].get("rounds"), int):
+        raise InputError(f"'{path / RUN}' is not the record of a run: no usable 'scenario.rounds'")
+    if not isinstance(info.get("cell"), dict | None):
+        raise InputError(f"'{path / RUN}' is not the record of a run: no usable 'cell'")
     return info
 
 
