@@ -19,7 +19,7 @@ from airtune.deploy.server import CONNECTION, SERVER_ENDED, ServerFolder, flwr, 
 from airtune.errors import InputError, RunError
 from airtune.record.folder import make_folder
 from airtune.scenario import load_scenario
-from airtune.scenario.overrides import toml_text
+from airtune.scenario.overrides import toml_value
 
 APP = Path(__file__).parent / "flower_app"
 """The Flower app, as it ships with the package."""
@@ -187,12 +187,8 @@ def clients_of(run: Run) -> tuple[str, ...]:
 
 
 def _toml(key: str, value: str | int | float | bool) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, str):
-        return str(value)
     try:
-        value.encode()
+        str(value).encode()
     except UnicodeEncodeError:  # the name of a file whose bytes are no UTF-8
         raise InputError(f"{key} {value!r}: not Unicode text; give the file another name") from None
-    return toml_text(value)
+    return toml_value(value)

@@ -30,7 +30,7 @@ from airtune.deploy.processes import (
 )
 from airtune.errors import InputError, RunError
 from airtune.record.folder import make_closed_folder, make_folder
-from airtune.scenario.overrides import toml_text
+from airtune.scenario.overrides import toml_value
 
 _START_S = 240.0
 """How long a part may take to listen; one that ends is noticed at once."""
@@ -283,7 +283,7 @@ def _secret(state: ServerFolder) -> Path:
 def _write_connection(state: ServerFolder, port: int, keys: Path | None) -> None:
     trust = "insecure = true"
     if keys is not None:
-        trust = f"root-certificates = {toml_text(str(keys / 'ca.crt'))}"
+        trust = f"root-certificates = {toml_value(str(keys / 'ca.crt'))}"
     (state.home / "config.toml").write_text(
         f'[superlink]\ndefault = "{CONNECTION}"\n\n'
         f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\n{trust}\n',

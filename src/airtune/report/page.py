@@ -26,6 +26,7 @@ from airtune.report.summary import (
     loss_of_a_guess,
     totals,
 )
+from airtune.scenario.overrides import toml_value
 
 REPORT = "report.html"
 
@@ -266,9 +267,5 @@ def toml_text(values: Any) -> str:
 
 
 def _toml_keys(table: dict[str, Any]) -> list[str]:
-    # TOML has no null: a key that was not set is left out. JSON's strings are TOML's too.
-    return [
-        f"{key} = {json.dumps(value, ensure_ascii=False)}"
-        for key, value in table.items()
-        if value is not None
-    ]
+    # TOML has no null: a key that was not set is left out.
+    return [f"{key} = {toml_value(value)}" for key, value in table.items() if value is not None]

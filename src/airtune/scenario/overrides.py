@@ -85,7 +85,7 @@ def absolute_override(override: str, beside: Path | None) -> str:
     key, value = _parsed(override)
     changed = with_paths({key: value}, located)
     add_plugins(changed, [], beside)
-    return override if changed == {key: value} else f"{key}={_inline(changed[key])}"
+    return override if changed == {key: value} else f"{key}={toml_value(changed[key])}"
 
 
 def _is_there(key: str, path: str) -> bool:
@@ -98,20 +98,18 @@ def _is_there(key: str, path: str) -> bool:
     return Path(path).is_file() or not key.endswith(".profile")
 
 
-def _inline(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Return a plain value as TOML in one line, tables inline."""
     if isinstance(value, dict):
-        parts = (f"{_inline(key)} = {_inline(part)}" for key, part in value.items())
+        parts = (f"{toml_value(key)} = {toml_value(part)}" for key, part in value.items())
         return f"{{{', '.join(parts)}}}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_inline, value))}]"
+        return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
-    return toml_text(value) if isinstance(value, str) else str(value)
-
-
-def toml_text(text: str) -> str:
-    """Return text as a TOML string: as JSON has it, but surrogate pairs and DEL are no TOML."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, str):  # JSON's strings are TOML's, but for surrogate pairs and DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value)
 
 
 def resolve_paths(values: dict[str, Any], folder: Path) -> None:
