@@ -184,13 +184,10 @@ def open_cell(
         if callable(engine):
             used.close()
         raise
-    if federation.profiles:
-        pairs = zip(federation.profiles, profiles, strict=True)
-        profiles = tuple(_known(measured, named) for measured, named in pairs)
     return Cell(
         scenario=scenario,
         federation=federation,
-        profiles=profiles,
+        profiles=_measured(federation, profiles),
         placement=placement,
         engine=used,
         draw=draw,
@@ -209,8 +206,17 @@ def profiles_now(cell: Cell) -> tuple[DeviceProfile, ...]:
     """Return each client's profile; a real device may have joined since the cell was opened."""
     if not cell.federation.profiles:  # simulated clients do not change
         return cell.profiles
-    pairs = zip(cell.engine.federation().profiles, cell.profiles, strict=True)
-    return tuple(_known(measured, known) for measured, known in pairs)
+    return _measured(cell.engine.federation(), cell.profiles)
+
+
+def _measured(
+    federation: Federation, named: tuple[DeviceProfile, ...]
+) -> tuple[DeviceProfile, ...]:
+    """Return the profiles with what real devices measured of themselves in their place."""
+    if not federation.profiles:
+        return named
+    pairs = zip(federation.profiles, named, strict=True)
+    return tuple(_known(own, kind) for own, kind in pairs)
 
 
 def _known(measured: DeviceProfile | None, named: DeviceProfile) -> DeviceProfile:
