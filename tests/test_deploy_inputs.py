@@ -15,17 +15,23 @@ from airtune.errors import InputError, RunError
 from airtune.scenario import load_scenario
 
 
-@pytest.mark.parametrize("option", ["--wait", "--slack", "--grace", "--longest"])
-def test_a_limit_that_no_time_reaches_is_refused(
-    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[dict[str, Any]] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Settings of the runs that would have been submitted."""
+    found: list[dict[str, Any]] = []
 
     def submitted(where: object, settings: dict[str, Any], app: object) -> Any:
-        asked.append(settings)
+        found.append(settings)
         raise RunError("this is as far as it goes")
 
     monkeypatch.setattr(runs, "submit", submitted)
+    return found
+
+
+@pytest.mark.parametrize("option", ["--wait", "--slack", "--grace", "--longest"])
+def test_a_limit_that_no_time_reaches_is_refused(
+    option: str, tmp_path: Path, asked: list[dict[str, Any]]
+) -> None:
     command = ["deploy", "run", "tiny", "--out", str(tmp_path / "run")]
     said = CliRunner().invoke(app, [*command, option, "nan"]).exception
     assert isinstance(said, InputError)
@@ -47,15 +53,8 @@ def test_resume_and_replace_are_refused_together(tmp_path: Path) -> None:
 
 
 def test_the_server_gets_paths_that_hold_in_its_folder_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[dict[str, Any]]
 ) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def submitted(where: object, settings: dict[str, Any], app: object) -> Any:
-        asked.append(settings)
-        raise RunError("this is as far as it goes")
-
-    monkeypatch.setattr(runs, "submit", submitted)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.jsonl").touch()
     changes = ["task.source=mine.jsonl", "rounds=2"]

@@ -12,11 +12,11 @@ import airtune as at
 from airtune.errors import InputError
 from airtune.planning import ClientMode, PlanningProblem, plan
 from airtune.planning.common_rate import LEAST_TOLERANCE, at_common_rate, better_at_common_rate
-from airtune.planning.costs import KnobCosts, Measured
 from airtune.planning.inputs import situation_of_scenario
 from airtune.planning.round_plan import RoundPlan, plan_round
 from airtune.scenario import Scenario, load_scenario
 from mode_oracles import best_of_all_assignments, mode_problem
+from pilot_costs import pilot_costs
 
 MOST = 0.6
 GRID = np.linspace(0.0, MOST, 31)
@@ -197,16 +197,11 @@ def test_where_no_rate_fits_the_reason_is_given() -> None:
 def costs(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Costs with which a little pruning is worth its price, as an override of a scenario."""
 
-    def of(values: dict) -> dict:
-        return {key: Measured(cost=value) for key, value in values.items()}
-
-    made = KnobCosts(
-        rank=of({4: 0.0, 2: 0.1, 1: 0.3}),
-        bits=of({16: 0.0, 8: 0.0, 4: 0.02, 2: 0.3}),
-        steps=of({1.0: 0.0, 0.5: 0.6}),
-        absent=Measured(cost=0.9),
-        pruning=of({0.3: 0.02, 0.6: 0.4}),
-        provenance={"made": "for a test"},
+    made = pilot_costs(
+        absent=0.9,
+        rank={4: 0.0, 2: 0.1, 1: 0.3},
+        steps={1.0: 0.0, 0.5: 0.6},
+        pruning={0.3: 0.02, 0.6: 0.4},
     )
     path = tmp_path_factory.mktemp("costs") / "costs.json"
     path.write_text(made.model_dump_json())

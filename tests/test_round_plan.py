@@ -15,29 +15,25 @@ from airtune.assignment import Mode
 from airtune.errors import InputError
 from airtune.merging.rules import MERGING, check_deployable
 from airtune.models.workload import affine_coefficients, full_sizes, payload_bits, training_flops
-from airtune.planning.costs import KnobCosts, Measured
+from airtune.planning.costs import KnobCosts
 from airtune.planning.inputs import Situation, plan_of_round, situation_of_scenario
 from airtune.planning.knobs import modes_offered, name_of
 from airtune.planning.methods import better_than
 from airtune.planning.participation import PARTICIPATION
 from airtune.planning.round_plan import RoundPlan, plan_round
 from airtune.scenario import ParticipationSection, Scenario, load_scenario
+from pilot_costs import pilot_costs
 
 SLOW = ["cell.uplink_bandwidth_hz=5e6", "cell.downlink_bandwidth_hz=2e4", "planning.kappa=0.8",
         "devices.1.utilisation=2e-5", "training.local_steps=2"]  # fmt: skip
 
 
 def costs() -> KnobCosts:
-    def of(values: dict) -> dict:
-        return {key: Measured(cost=value) for key, value in values.items()}
-
-    return KnobCosts(
-        rank=of({4: 0.0, 2: 0.03, 1: 0.1}),
-        bits=of({16: 0.0, 8: 0.0, 4: 0.02, 2: 0.3}),
-        steps=of({1.0: 0.0, 0.5: 0.35}),
-        absent=Measured(cost=0.9),
-        pruning=of({0.3: 0.05, 0.6: 0.4}),
-        provenance={"made": "for a test"},
+    return pilot_costs(
+        absent=0.9,
+        rank={4: 0.0, 2: 0.03, 1: 0.1},
+        steps={1.0: 0.0, 0.5: 0.35},
+        pruning={0.3: 0.05, 0.6: 0.4},
     )
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import airtune as at
-from airtune.planning.costs import KnobCosts, Measured
 from airtune.scenario import Scenario, load_scenario
+from pilot_costs import pilot_costs
 from scripted import stopped_and_resumed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -16,16 +16,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def costs(tmp_path_factory: pytest.TempPathFactory) -> str:
-    def of(values: dict) -> dict:
-        return {key: Measured(cost=value) for key, value in values.items()}
-
-    made = KnobCosts(
-        rank=of({4: 0.0, 2: 0.03, 1: 0.1}),
-        bits=of({16: 0.0, 8: 0.0, 4: 0.02, 2: 0.3}),
-        steps=of({1.0: 0.0, 0.5: 0.35}),
-        absent=Measured(cost=0.6),
-        pruning=of({0.3: 0.05, 0.6: 0.4}),
-        provenance={"made": "for a test"},
+    made = pilot_costs(
+        absent=0.6,
+        rank={4: 0.0, 2: 0.03, 1: 0.1},
+        steps={1.0: 0.0, 0.5: 0.35},
+        pruning={0.3: 0.05, 0.6: 0.4},
     )
     path = tmp_path_factory.mktemp("costs") / "costs.json"
     path.write_text(made.model_dump_json())
