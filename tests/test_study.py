@@ -101,6 +101,52 @@ def test_a_plugin_counts_by_its_code_wherever_it_lies(tmp_path: Path) -> None:
         jobs_of(study, plugins=[str(tmp_path / "gone.py")])
 
 
+CHANGED = (
+    SMALL
+    + """
+[axes]
+"cell.radius_m" = [100.0, 200.0]
+[tuned.mine]
+training.learning_rate = 0.01
+[budget]
+rounds = 3
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ("planning.method=bcd", "methods.mine"),
+        ("cell.radius_m=100.0", "axes.cell.radius_m, 200"),
+        ("training.learning_rate=1e-3", "tuned.mine"),
+        ("rounds=4", "[budget]"),
+        ("seed=4", "seeds"),
+    ],
+)
+def test_a_change_that_a_run_would_not_get_is_refused(
+    tmp_path: Path, change: str, where: str
+) -> None:
+    path = written(tmp_path, CHANGED)
+    with pytest.raises(InputError) as refused:
+        load_study(path, [change])
+    text = str(refused.value)
+    assert text.startswith(f"--set {change.partition('=')[0]} has no effect here: ")
+    assert where in text
+
+
+def test_a_change_for_every_method_may_repeat_what_the_study_has(tmp_path: Path) -> None:
+    path = written(tmp_path, CHANGED)
+    study = load_study(path, ["rounds=3", "training.local_steps=1"])
+    assert {job.values["training"]["local_steps"] for job in jobs_of(study)} == {1}
+
+
+def test_a_change_of_what_is_searched_is_refused(tmp_path: Path) -> None:
+    text = SMALL + "[search]\nseed = 9\nrounds = 1\nkeys.training.learning_rate = [1e-3, 1e-2]\n"
+    with pytest.raises(InputError, match=r"has no effect here: .* search.keys"):
+        load_study(written(tmp_path, text), ["training.learning_rate=1e-3"])
+
+
 def test_a_budget_in_virtual_time_reaches_every_run(tmp_path: Path) -> None:
     study = load_study(written(tmp_path, SMALL + "[budget]\nrounds = 50\nvirtual_s = 30.0\n"))
     for job in jobs_of(study):

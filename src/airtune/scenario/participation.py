@@ -66,6 +66,16 @@ class ParticipationSection(Section):
             raise ValueError(f"cohort_by = '{self.cohort_by}' has no effect without cohort")
         if self.availability is None and self.too_few != "wait":
             raise ValueError(f"too_few = '{self.too_few}' has no effect without availability")
+        if self.rule != "in-turn" and self.every_rounds != 2:
+            raise ValueError(
+                f"every_rounds = {self.every_rounds} has no effect with rule = '{self.rule}'; it "
+                "is for in-turn"
+            )
+        if self.rule == "all" and self.left_out_cost != 1:
+            raise ValueError(
+                f"left_out_cost = {self.left_out_cost:g} has no effect with rule = 'all'; it is "
+                "for partial, partial-fednova, deadline, in-turn"
+            )
         if self.floor and self.fairness:
             raise ValueError(
                 f"floor = {self.floor:g} cannot be combined with fairness = {self.fairness:g}: "

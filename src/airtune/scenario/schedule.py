@@ -13,6 +13,15 @@ from airtune.scenario.section import NonNegativeFloat, PositiveInt, Section
 if TYPE_CHECKING:
     from airtune.scenario.schema import Scenario
 
+_KINDS_WITH = {
+    "concurrency": ("fedbuff", "fedasync"),
+    "buffer_size": ("fedbuff",),
+    "staleness_exponent": ("fedbuff", "fedasync", "tiers"),
+    "mixing": ("fedasync",),
+    "tier_rounds": ("tiers",),
+}
+"""Of each key that not all kinds read, the kinds that do."""
+
 
 class ScheduleSection(Section):
     """When the server merges, and what a late answer counts: docs/asynchronous.md."""
@@ -34,12 +43,13 @@ class ScheduleSection(Section):
 
     @model_validator(mode="after")
     def _own_keys(self) -> ScheduleSection:
-        for key, kinds in (("concurrency", ("fedbuff", "fedasync")), ("buffer_size", ("fedbuff",))):
+        for key, kinds in _KINDS_WITH.items():
             value = getattr(self, key)
-            if value is not None and self.kind not in kinds:
+            if value != type(self).model_fields[key].default and self.kind not in kinds:
+                shown = list(value) if isinstance(value, tuple) else value
                 raise ValueError(
-                    f"{key} = {value} has no effect with kind = '{self.kind}'; it is for "
-                    f"{' and '.join(kinds)}"
+                    f"{key} = {shown} has no effect with kind = '{self.kind}'; it is for "
+                    f"{', '.join(kinds)}"
                 )
         steps = self.tier_rounds
         rising = all(low < high for low, high in itertools.pairwise(steps))

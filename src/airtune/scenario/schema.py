@@ -254,16 +254,27 @@ class Scenario(Section):
 
     def _check_knobs(self) -> None:
         planning, rule = self.planning, self.participation.rule
+        for key, value, knob in (
+            ("rank_values", planning.rank_values, "rank"),
+            ("steps_values", planning.steps_values, "steps"),
+        ):
+            if value is not None and knob not in planning.turned:
+                raise ValueError(
+                    f"planning.{key} = {list(value)} has no effect without '{knob}' in "
+                    "planning.knobs"
+                )
         if planning.knobs is None:
-            idle = {
-                "planning.rank_values": planning.rank_values,
-                "planning.steps_values": planning.steps_values,
-                "participation.floor": self.participation.floor or None,
-                "participation.fairness": self.participation.fairness or None,
-            }
-            for key, value in idle.items():
-                if value is not None:
-                    raise ValueError(f"{key} = {value!r} has no effect without planning.knobs")
+            for key in ("floor", "fairness"):
+                value = getattr(self.participation, key)
+                if value:
+                    raise ValueError(
+                        f"participation.{key} = {value:g} has no effect without planning.knobs"
+                    )
+        elif self.participation.left_out_cost != 1:
+            raise ValueError(
+                f"participation.left_out_cost = {self.participation.left_out_cost:g} has no effect "
+                "with planning.knobs: what absence costs is read from planning.costs"
+            )
         elif rule not in ("all", "in-turn"):
             raise ValueError(
                 f"participation.rule = '{rule}' is a choice of knobs itself: with planning.knobs "

@@ -79,11 +79,14 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     values["axes"] = {name: {"points": _points(name, axis)} for name, axis in axes.items()}
     if folder is not None:
         _locate(values, folder)
-    values["set"] |= overridden(overrides)  # a shell's paths are those of the working folder
+    changed = overridden(overrides)
+    values["set"] |= changed  # a shell's paths are those of the working folder
     if isinstance(values.get("search"), dict) and isinstance(values["search"].get("keys"), dict):
         values["search"]["keys"] = flat(values["search"]["keys"])
     values["tuned"] = {name: flat(one) for name, one in tuned.items()}
-    return study_of(values, where=str(source))
+    study = study_of(values, where=str(source))
+    _check_changed(study, changed)
+    return study
 
 
 def study_from(
@@ -113,18 +116,20 @@ def study_from(
             if one in found:
                 raise InputError(f"--methods: the method '{one}' is given twice")
             found[one] = method
-    values = scenario_values(scenario)
-    return study_of(
+    values, changed = scenario_values(scenario), overridden(overrides)
+    study = study_of(
         {
             "name": values["name"],
             "base": scenario,
             "base_values": values,
             "methods": {name: method.model_dump() for name, method in found.items()},
             "seeds": seeds_of(seeds, "--seeds"),
-            "set": overridden(overrides),
+            "set": changed,
         },
         where=scenario,
     )
+    _check_changed(study, changed)
+    return study
 
 
 def study_of(values: Mapping[str, Any], *, where: str = "study") -> Study:
@@ -238,6 +243,32 @@ def overridden(overrides: Iterable[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             found[key.strip()] = value.strip()
     return found
+
+
+def _check_changed(study: Study, changed: Mapping[str, Any]) -> None:
+    """Refuse a change for every method that some methods would not get; raises `InputError`."""
+    sources = {f"methods.{name}": method.set for name, method in study.methods.items()}
+    sources |= {f"tuned.{name}": values for name, values in study.tuned.items()}
+    for axis, values in study.axes.items():
+        sources |= {f"axes.{axis}, {label}": point for label, point in values.points.items()}
+    if study.search is not None:
+        sources["search.keys"] = {key: None for key in study.search.keys}
+    sources["seeds (or --seeds)"] = {"seed": None}
+    sources["[budget]"] = {
+        key: value
+        for key, value in (
+            ("rounds", study.budget.rounds), ("time_budget_s", study.budget.virtual_s)
+        )
+        if value is not None
+    }  # fmt: skip
+    for key, value in changed.items():
+        wins = [where for where, own in sources.items() if key in own and own[key] != value]
+        if wins:
+            more = f" and {len(wins) - 3} more" if len(wins) > 3 else ""
+            raise InputError(
+                f"--set {key} has no effect here: the study has a value of its own, in "
+                f"{'; '.join(wins[:3])}{more}; change it there"
+            )
 
 
 def _methods(own: Any, included: Any, source: str) -> dict[str, Any]:
