@@ -12,7 +12,6 @@ import pytest
 import safetensors.numpy
 import torch
 
-from airtune.deploy.app import run_on_devices
 from airtune.deploy.checks import norm_bound
 from airtune.deploy.codec import (
     adapter_arrays,
@@ -367,18 +366,3 @@ def test_handling_never_raises_from_any_thread(devices: dict[str, Device]) -> No
     for thread in threads:
         thread.join()
     assert [kind_of(answer) for answer in answers] == ["refusal"] * 3
-
-
-def test_a_resumed_run_says_that_the_moments_start_afresh(tmp_path: Path) -> None:
-    config = {
-        "scenario": "tiny", "overrides": '["training.keep_optimizer=true"]', "devices": 1,
-        "out": str(tmp_path / "run"), "outcome": "", "progress": str(tmp_path / "progress"),
-        "resume": True, "replace": False, "allow-privacy": "", "wire": "", "bands": "",
-        "wait-s": 0, "slack": 1, "engine-s": 1, "longest-s": 1,
-    }  # fmt: skip
-    for resumed in (True, False):
-        with pytest.raises(RunError, match="0 of 1 devices"):
-            run_on_devices(FakeMailbox({}), {**config, "resume": resumed}, "run-2")
-        said = (tmp_path / "progress").read_text()
-        (tmp_path / "progress").unlink()
-        assert ("moments start afresh" in said) == resumed

@@ -187,6 +187,12 @@ def test_a_renewal_without_the_authoritys_key_leaves_the_old_pair(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_renewal_where_no_authority_is_makes_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no authority"):
+        make_server_keys(tmp_path, ["127.0.0.1"], renew=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_authoritys_key_is_refused(tmp_path: Path) -> None:
     make_server_keys(tmp_path / "a", ["127.0.0.1"])
     make_server_keys(tmp_path / "b", ["127.0.0.1"])

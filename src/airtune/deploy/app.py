@@ -102,10 +102,10 @@ def _run(mailbox: Mailbox, config: Mapping[str, Any], run_id: str) -> None:
         mailbox,
         Conditions(
             devices=devices,
-            wait_s=float(config["wait-s"]),
-            slack=float(config["slack"]),
-            engine_s=float(config["engine-s"]),
-            longest_s=float(config["longest-s"]),
+            wait_s=_number(config, "wait-s", 0),
+            slack=_number(config, "slack", 1),
+            engine_s=_number(config, "engine-s", 0),
+            longest_s=_number(config, "longest-s", 1),
             privacy=parse_privacy(allowed, "--allow-privacy") if allowed else None,
         ),
         run=run_id,
@@ -131,6 +131,14 @@ def _run(mailbox: Mailbox, config: Mapping[str, Any], run_id: str) -> None:
     finally:
         engine.close()
     progress.say(f"done in {time.perf_counter() - begin:.1f} s")
+
+
+def _number(config: Mapping[str, Any], key: str, least: float) -> float:
+    """Return a number of the app's configuration, which `flwr run` may have changed."""
+    value = float(config[key])
+    if not value >= least:  # compared with NaN no limit is ever reached
+        raise InputError(f"{key} = {value:g} in the app's configuration: allowed from {least:g}")
+    return value
 
 
 def _leave(path: Path | None, outcome: Mapping[str, Any]) -> None:

@@ -80,6 +80,11 @@ def make_server_keys(
     keys = ServerKeys(folder / "ca.crt", folder / "server.crt", folder / "server.key")
     if not renew:
         _refuse_existing(keys.certificate, keys.private_key)
+    elif not any((folder / name).exists() for name in ("ca.crt", "ca.key")):
+        raise InputError(
+            f"--renew: '{folder}' has no authority, and devices trust no other than theirs; give "
+            "its folder to --dir, or leave --renew out to make a new one"
+        )
     authority, authority_key = _authority(folder)
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = (

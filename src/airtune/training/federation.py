@@ -41,7 +41,8 @@ class Federation:
     profiles: tuple[DeviceProfile | None, ...] = ()
     """What real devices measured of themselves, a client each; None: as the scenario says."""
     text_fingerprint: str = ""
-    """Names training and test examples; empty where devices keep them to themselves."""
+    """Names the training and test examples that the server reads; on real devices each has its own
+    beside these."""
 
 
 @dataclass(frozen=True)
