@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
@@ -39,6 +40,7 @@ STUDIES = sorted(path.stem for path in (EXPERIMENTS / "rows").glob("*.jsonl"))
 rows = script(EXPERIMENTS / "rows.py")
 tables = script(EXPERIMENTS / "tables.py")
 clinc150_data = script(EXPERIMENTS / "clinc150_data.py")
+yahoo_data = script(EXPERIMENTS / "yahoo_data.py")
 
 
 def made(
@@ -336,6 +338,27 @@ def test_clinc150s_own_files_become_texts_with_their_domain(tmp_path: Path) -> N
     assert made["train"][0] == 3
     with pytest.raises(SystemExit, match=r"train\.csv and test\.csv .* not the texts"):
         clinc150_data.main(tmp_path, tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ['sentence\tlabel\r\n"what is ""x"", really?"\t0\r\nwho won\t5\r\nwho won\t5\r\n',
+     '0\twhat is "x", really?\n5\twho won\n5\twho won\n'],
+)  # fmt: skip
+def test_yahoos_texts_have_classes_from_1_and_are_on_one_side(tmp_path: Path, source: str) -> None:
+    (tmp_path / "texts").write_text(source, encoding="utf-8", newline="")
+    made = yahoo_data.write_parts(tmp_path / "texts", tmp_path / "made")
+    rows = []
+    for part in ("train", "test"):
+        content = (tmp_path / "made" / f"{part}.csv").read_bytes()
+        assert made[part] == hashlib.sha256(content).hexdigest()
+        header, *own = csv.reader(content.decode().splitlines())
+        assert header == ["text", "label"]
+        assert len({row[0] for row in rows} & {row[0] for row in own}) == 0
+        rows += own
+    assert sorted(rows) == [['what is "x", really?', "1"], ["who won", "6"], ["who won", "6"]]
+    with pytest.raises(SystemExit, match="not the texts"):
+        yahoo_data.main(tmp_path / "texts", tmp_path / "made")
 
 
 def test_the_expected_files_are_those_of_the_data_folder(shared_dir: Path) -> None:
