@@ -74,6 +74,17 @@ def test_a_cell_merges_by_the_scenarios_power() -> None:
     assert moved[100] == pytest.approx([0.0, 1.0])
 
 
+def test_weights_by_inclusion_scale_what_coverage_leaves_of_a_change() -> None:
+    settings = ["planning.method=pruning-only", "aggregation.rule=fedit",
+                "participation.cohort=2", "participation.weights=inclusion"]  # fmt: skip
+    scenario = at.load_scenario("tiny", [*settings, "aggregation.coverage_power=2"])
+    with at.open_cell(scenario) as cell:
+        merged = merge(cell, SERVER, PARTS)
+    # Weights 1 and 3: their sum, 4, times what the average with this power moves.
+    moves = torch.tensor([2.5, 0.0625 * 2.0, 0.5625 * 4.0, 0.0])
+    torch.testing.assert_close(merged[NAME][:, 0], 1.0 + 4.0 * moves)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
