@@ -22,7 +22,7 @@ STUDIED = {
     "train": "32d1525425a0f287a41497f4803e507cdc2c5e8c354f8155b4c0f6d6e1806f2a",
     "test": "6337fb88d03b36900e86d94a97238e30420883cea47afd921d71697899157230",
 }
-"""SHA-256 of the files that the runs had."""
+"""SHA-256 of the study's files."""
 
 
 def texts_of(source: Path) -> Iterator[tuple[str, int]]:
@@ -58,7 +58,7 @@ def write_parts(source: Path, folder: Path) -> dict[str, str]:
 def main(source: Path, folder: Path) -> None:
     """Write the two files and end with an error where they are not those of the study."""
     if write_parts(source, folder) != STUDIED:
-        raise SystemExit(f"'{folder}': made, but these are not the texts that the runs had")
+        raise SystemExit(f"'{folder}': made, but these are not the texts of the study")
 
 
 if __name__ == "__main__":

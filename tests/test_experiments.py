@@ -96,7 +96,7 @@ def test_time_and_bits_are_those_to_the_other_ones_final_loss() -> None:
     assert list(short) == ["fedit", "bcd", "heard"]
     assert short["heard"][2:] == ["0", "0.800", "-0.200", "+0.500", "0.300", "0.188"]
     shortest = by_name(tables.short_table(results, more=False))
-    assert shortest["heard"][2:] == ["0", "0.800", "-0.200"]
+    assert shortest["heard"][2:] == ["0", "0.800", "-0.200", "0.50"]
 
 
 def ends(lasts: Sequence[float], round_s: float = 2.0) -> list[Result]:
@@ -128,10 +128,21 @@ def test_an_aim_is_judged_by_its_interval() -> None:
     assert judged(results, "loss", -0.11)[1] == "not in mean; the interval holds it"
     # -1, 0, +1 about the other's 2.0.
     assert judged(results, "worst client", 0.0)[1] == "in mean, not by the interval"
-    assert judged(ends([0.9]), "time", 0.15) == ("0.100", "too few seeds for an interval")
+    assert judged(ends([0.9]), "time", 0.15) == ("0.100", "one seed: within it")
+    assert judged(ends([0.9]), "time", 0.05) == ("0.100", "one seed: missed")
+    assert judged(ends([1.1]), "loss", 0.05) == ("+0.100", "one seed: missed")
     assert tables.verdict(None, 1.0) == "–"
     missing = tables.Aim("clinc150", "all-floor", "fedit", "time", 0.15)
     assert tables.measured(results, missing) is None
+
+
+def test_the_lowest_loss_is_one_after_training_began() -> None:
+    results = [
+        made("fedit", [0.1, 2.0, 0.7, 1.5]),  # it begins below all that it ends with
+        made("heard", [0.1, 0.4, 0.9]),
+    ]
+    assert judged(results, "loss", 0.0) == ("-0.600", "one seed: within it")
+    assert judged(results, "loss against the lowest", 0.0) == ("+0.200", "one seed: missed")
 
 
 def test_a_run_that_ended_above_the_target_says_only_what_it_was_followed_for() -> None:
@@ -145,7 +156,8 @@ def test_a_run_that_ended_above_the_target_says_only_what_it_was_followed_for() 
     none = ends([1.1] * 5)
     assert judged(none, "time", 0.6) == ("reached on 0 of 5", "not followed far enough")
     assert judged(none, "time", 0.15)[1] == "within the aim on 0 of 5, no interval"
-    assert judged(ends([1.1]), "time", 0.15) == ("not reached", "too few seeds for an interval")
+    assert judged(ends([1.1]), "time", 0.15) == ("not reached", "one seed: missed")
+    assert judged(ends([1.1]), "time", 0.6) == ("not reached", "one seed: open")
     # From six seeds on the median has an interval.
     assert judged(ends([1.1] * 6), "time", 0.15) == ("reached on 0 of 6", "no")
     assert judged(ends([1.1] * 6), "time", 0.2 + 1e-9)[1] == "not followed far enough"
@@ -357,7 +369,7 @@ def test_yahoos_texts_have_classes_from_1_and_are_on_one_side(tmp_path: Path, so
         assert len({row[0] for row in rows} & {row[0] for row in own}) == 0
         rows += own
     assert sorted(rows) == [['what is "x", really?', "1"], ["who won", "6"], ["who won", "6"]]
-    with pytest.raises(SystemExit, match="not the texts"):
+    with pytest.raises(SystemExit, match="not the texts of the study"):
         yahoo_data.main(tmp_path / "texts", tmp_path / "made")
 
 
