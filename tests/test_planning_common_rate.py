@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,15 @@ import pytest
 import airtune as at
 from airtune.errors import InputError
 from airtune.planning import ClientMode, PlanningProblem, plan
-from airtune.planning.common_rate import LEAST_TOLERANCE, at_common_rate, better_at_common_rate
+from airtune.planning.common_rate import (
+    LEAST_TOLERANCE,
+    Ratios,
+    at_common_rate,
+    better_at_common_rate,
+)
 from airtune.planning.inputs import situation_of_scenario
+from airtune.planning.mode_plans import chosen_of, keeps_budgets
+from airtune.planning.problem import priced
 from airtune.planning.round_plan import RoundPlan, plan_round
 from airtune.scenario import Scenario, load_scenario
 from mode_oracles import best_of_all_assignments, mode_problem
@@ -159,13 +167,106 @@ def test_a_rate_between_the_first_ones_is_found(held_from: float, free_to: float
     assert truth * (1 - 1.1 * LEAST_TOLERANCE) <= lower <= truth * (1 + 1e-9)
 
 
-def test_a_bound_charges_the_least_harm_and_takes_the_least_time() -> None:
-    for problem in (kinked(), kinked(shrinks=False)):
-        for low, high in ((0.0, 0.3), (0.35, 0.6), (0.3, 0.5)):
-            bound = plan(at_common_rate(problem, high, charged=low)).lower_bound_s
-            assert bound is not None
-            for rate in np.linspace(low, high, 5):
-                assert bound <= best_of_all_assignments(pinned(problem, float(rate))) * (1 + 1e-9)
+def optimum(problem: PlanningProblem) -> float:
+    return best_of_all_assignments(problem)
+
+
+@pytest.mark.parametrize("kappa", [1.0, 0.7])
+@pytest.mark.parametrize("absence", ["nobody", "at one price", "beside the rate"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_optimum_is_below_that_at_a_lower_rate_times_the_ratios(
+    seed: int, absence: str, kappa: float
+) -> None:
+    problem = replace(problem_of(np.random.default_rng(3500 + seed)), kappa=kappa)
+    absent = None if absence == "nobody" else np.array([0.7, np.inf, 0.7])
+    problem = replace(problem, absent_cost=absent)
+    out_cost = 0.3 if absence == "beside the rate" else None
+    low, tightest = 0.24, np.inf  # memory holds all modes from 0.23 on
+    start_s = optimum(pinned(problem, low, out_cost))
+    ratios = Ratios(problem, low, out_cost)
+    for rate in np.linspace(low, MOST, 9):
+        truth_s = optimum(pinned(problem, float(rate), out_cost))
+        assert start_s * ratios.of(float(rate)) <= truth_s * (1 + 1e-9)
+        tightest = min(tightest, truth_s / (start_s * ratios.of(float(rate))))
+    assert tightest == pytest.approx(1.0)
+    inside = [ratios.of(float(rate)) for rate in np.linspace(low, 0.5, 300)]
+    assert ratios.lowest(0.5) <= min(1.0, *inside) + 1e-12
+    assert ratios.lowest(0.5) >= min(1.0, *inside) - 1e-3
+
+
+def test_the_ratios_of_one_mode_are_exact() -> None:
+    # All of a second's work shrinks, and nothing else takes time; e goes from 0 to 0.9.
+    problem = kinked(free_to=0.3)
+    ratios = Ratios(problem, 0.2, None)
+    assert ratios.times(0.5) == pytest.approx((0.1 + 5.0) / (0.1 + 8.0))
+    assert ratios.of(0.5) == pytest.approx((0.1 + 5.0) / (0.1 + 8.0) / (1 - 0.9 * 2 / 3))
+    assert ratios.lowest(0.5) == pytest.approx(7.1 / 8.1)  # at the kink
+    assert ratios.refuted_to(0.5, 7.1 / 8.1 + 1e-3) < 0.3
+    assert ratios.refuted_to(0.5, 7.1 / 8.1 - 1e-3) == 0.5
+    assert ratios.refuted_to(0.29, 7.6 / 8.1) == pytest.approx(0.25)
+    # Absence that is priced beside the rate loses as much as work does; at one price it does not.
+    absent = replace(problem, absent_cost=np.array([0.7, np.inf]))
+    assert Ratios(absent, 0.2, 0.3).of(0.5) == pytest.approx(ratios.of(0.5))
+    assert Ratios(absent, 0.2, None).of(0.5) == ratios.times(0.5)
+
+
+@pytest.mark.parametrize(
+    ("owner", "change"),
+    [
+        (0, {"payload_fixed_bits": 1e3, "payload_full_bits": 9e3}),
+        (1, {"payload_fixed_bits": 1e3, "payload_full_bits": 9e3}),
+        (0, {"compute_fixed_s": 1.0, "compute_full_s": 9.0}),
+        (1, {"compute_fixed_s": 1.0, "compute_full_s": 9.0}),
+    ],
+)
+def test_the_mode_that_gains_most_decides(owner: int, change: dict[str, float]) -> None:
+    problem = kinked(shrinks=False)
+    assert problem.modes is not None
+    assert Ratios(problem, 0.2, None).times(0.5) == 1.0
+    modes = list(problem.modes)
+    modes[owner] = tuple(replace(mode, **change) for mode in modes[owner] or ())  # type: ignore[arg-type]
+    ratios = Ratios(replace(problem, modes=tuple(modes)), 0.2, None)
+    assert ratios.times(0.5) == pytest.approx((0.1 + 0.9 * 0.5) / (0.1 + 0.9 * 0.8))
+
+
+@pytest.mark.parametrize("kappa", [1.5, 0.0])
+def test_where_lost_rounds_do_not_bound_anything_the_times_still_do(kappa: float) -> None:
+    problem = replace(kinked(free_to=0.3), kappa=kappa)
+    expected = 5.1 / 8.1 / (1 - kappa * 0.6) if kappa < 1 else 5.1 / 8.1
+    if kappa > 1:  # more than the whole round is lost at the lower rate already
+        problem = replace(problem, pruning_cost=(np.array([[0, 0], [0.1, 0.7], [MOST, 4.2]]),) * 2)
+    assert Ratios(problem, 0.2, None).of(0.5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_budgets_of_energy_hold_at_the_planned_rate_and_in_the_bound(seed: int) -> None:
+    rng = np.random.default_rng(3600 + seed)
+    while True:
+        base = replace(problem_of(rng), absent_cost=None)
+        free, _ = better_at_common_rate(base, None)
+        assert free is not None
+        if free.plan.pruning.max() < 0.4:
+            break
+    # As much as the free plan's modes and bands draw at a higher rate.
+    power = {"compute_power_w": np.full(3, 4.0), "transmit_power_w": np.full(3, 1.0)}
+    dearer = at_common_rate(base, 0.5)
+    wide = replace(dearer, energy_budget_j=np.full(3, np.inf), **power)
+    drawn = priced(
+        wide, "exact", np.full(3, 0.5), free.plan.bandwidth_hz, chosen=chosen_of(wide, free.plan)
+    ).energy_j
+    assert drawn is not None
+    problem = replace(base, energy_budget_j=1.001 * drawn, **power)
+    best = np.inf
+    for rate in GRID:
+        with contextlib.suppress(InputError):
+            best = min(best, plan(at_common_rate(problem, float(rate))).objective_s)
+    made, lower = better_at_common_rate(problem, None)
+    assert made is not None
+    assert keeps_budgets(problem, made.plan)
+    assert made.plan.objective_s > free.plan.objective_s
+    assert made.plan.objective_s <= best * (1 + LEAST_TOLERANCE)
+    assert lower <= best * (1 + 1e-9)
+    assert lower >= made.plan.objective_s * (1 - 1.1 * LEAST_TOLERANCE)
 
 
 def test_a_known_plan_that_is_better_is_not_beaten() -> None:
@@ -246,7 +347,7 @@ def test_with_absence_as_well_it_is_never_worse_than_whole_models(costs: str, se
 def test_absence_is_priced_beside_the_rate_that_is_charged() -> None:
     problem = replace(kinked(free_to=0.1), absent_cost=np.array([0.7, np.inf]))
     # e(0.35) is half of 0.9.
-    at_rate = at_common_rate(problem, 0.5, charged=0.35, out_cost=0.2)
+    at_rate = at_common_rate(problem, 0.35, out_cost=0.2)
     assert at_rate.absent_costs == pytest.approx([1 - 0.8 * 0.55, np.inf])
     assert at_common_rate(problem, 0.5).absent_costs == pytest.approx([0.7, np.inf])
 

@@ -7,6 +7,7 @@ gradient flows at all. One multiply-add is two FLOPs; element-wise work is not c
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -277,6 +278,17 @@ def payload_bits(
     return float(bits)
 
 
+@lru_cache(maxsize=8192)
+def _activation_values(shape: ModelShape, sizes: KeptSizes) -> int:
+    """Return what a token's inputs and outputs of linear layers and two norms' inputs are."""
+    values = 2 * shape.hidden * shape.blocks
+    for block, matrix in itertools.product(range(shape.blocks), shape.matrices):
+        sides = (matrix.inputs, matrix.outputs)
+        lengths = [side.size(sizes.units(block, side.unit)) for side in sides]
+        values += sum(lengths) if all(lengths) else 0
+    return values
+
+
 def memory_bytes(
     shape: ModelShape,
     sizes: KeptSizes,
@@ -299,14 +311,7 @@ def memory_bytes(
     weights = in_blocks * kept_parameters(shape, sizes) + bytes_per_weight * embeddings
     a_value = 24 if mode.control_variates else 16
     adapter = a_value * mode.rank * sum(_adapter_sides(shape, sizes, freezes_a=False))
-    activations = 0
-    for block in range(shape.blocks):
-        for matrix in shape.matrices:
-            sides = (matrix.inputs, matrix.outputs)
-            lengths = [side.size(sizes.units(block, side.unit)) for side in sides]
-            if all(lengths):
-                activations += sum(lengths)
-        activations += 2 * shape.hidden
+    activations = _activation_values(shape, sizes)
     tokens = step.rows * step.length
     return float(
         weights

@@ -4,10 +4,15 @@ Where clients leave out different units, those that only some have are learnt fr
 data alone, or not at all (docs/pruning.md). With one rate r and one order of units all train the
 same submodel. Each client then loses ℓ = 1 − (1 − cost)·(1 − e(r)) in learning.
 
-**Bound.** For all r in [a, b], the problem in which everybody is pruned by b and charged e(a) has
-an optimum that is no larger: more pruning takes no longer, needs no more memory and draws no more,
-and e does not fall. Intervals whose bound is no better than the best plan so far are refuted, the
-others divided.
+**Bound.** Take the optimum J(a) at a rate a, with the modes that memory allows up to b, and budgets
+wide enough for what is drawn at a. For each rate r in [a, b]
+
+    J(r) ≥ J(a)·φ(r)·μ(r).
+
+φ is the least ratio, over all modes, of their times and bits at r to those at a: with the same
+decisions no client is faster by more. μ is the least ratio, over all modes and absence, of what is
+left of a round at a, 1 − κℓ, to what is left at r. Intervals that this refutes are no better than
+the best plan so far; of the others, what is refuted is cut off, and the rest looked at again.
 """
 
 from __future__ import annotations
@@ -18,22 +23,27 @@ from functools import partial
 from itertools import count, pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from airtune.errors import InputError
 from airtune.planning.costs import absent_beside
 from airtune.planning.methods import better_than
-from airtune.planning.mode_plans import chosen_of
+from airtune.planning.mode_plans import chosen_of, keeps_budgets
 from airtune.planning.problem import Plan, PlanningProblem, priced
 
-# About 4.7/√(5·tolerance) intervals are solved where the objective is flat around its optimum: 70
-# at this one, 2,000 at 1e-6.
-LEAST_TOLERANCE = 1e-3
-_FIRST_INTERVALS = 8
+# Some ten rates are solved at this gap; where the bound is loose, hundreds at a smaller one.
+LEAST_TOLERANCE = 1e-4
+_FIRST_RATES = 4
+_MOST_FIRST_KINKS = 6
 _MOST_SOLVED = 400
-_MOST_PARTS = 16
 # Of the tolerance, for the plan at each rate.
 _SHARE = 0.1
+# An interval of which less than this share is cut off is halved as well.
+_LEAST_CUT = 0.25
+_HALVINGS = 30
 _FREE = np.array([[0.0, 0.0], [1.0, 0.0]])
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,8 @@ def at_common_rate(
     problem: PlanningProblem,
     rate: float,
     *,
-    charged: float | None = None,
+    held: float | None = None,
+    energy_budget_j: Array | None = None,
     out_cost: float | None = None,
 ) -> PlanningProblem:
     """Return the problem in which everyone who takes part is pruned by one rate.
@@ -58,7 +69,8 @@ def at_common_rate(
     Args:
         problem: with every client's modes.
         rate: in [0, 1].
-        charged: the rate whose cost in learning counts; default: the same one.
+        held: the rate that decides which modes memory holds; default: the same one.
+        energy_budget_j: (K,) other budgets than the problem's, if it has any.
         out_cost: what a pilot measured of absence, which is then priced beside this rate; default:
             absence costs what the problem says.
 
@@ -66,15 +78,15 @@ def at_common_rate(
         InputError: a client that must take part has no mode left.
     """
     assert problem.modes is not None
-    counted = rate if charged is None else charged
-    costs = problem.cost(np.full(problem.clients, counted))
+    reach = rate if held is None else held
+    costs = problem.cost(np.full(problem.clients, rate))
     modes = tuple(
         tuple(
             replace(
                 mode,
                 cost=1.0 - (1.0 - mode.cost) * (1.0 - float(cost)),
                 # A rate that pruning cannot reach stays so.
-                min_pruning=rate if _least(mode.min_pruning) <= rate else mode.min_pruning,
+                min_pruning=rate if _least(mode.min_pruning) <= reach else mode.min_pruning,
                 max_pruning=rate,
             )
             for mode in own or ()
@@ -83,10 +95,13 @@ def at_common_rate(
     )
     absent = problem.absent_cost
     if absent is not None and out_cost is not None:
-        beside = absent_beside(problem, out_cost, rate=counted)
+        beside = absent_beside(problem, out_cost, rate=rate)
         absent = np.where(np.isfinite(absent), beside, np.inf)
+    budget = problem.energy_budget_j if energy_budget_j is None else energy_budget_j
     free = (_FREE,) * problem.clients
-    return replace(problem, modes=modes, pruning_cost=free, absent_cost=absent)
+    return replace(
+        problem, modes=modes, pruning_cost=free, absent_cost=absent, energy_budget_j=budget
+    )
 
 
 def _least(rate: float | None) -> float:
@@ -117,16 +132,109 @@ def better_at_common_rate(
     search = _Search(problem, known, tolerance, out_cost)
     most = problem.table.max_pruning
     assert np.ptp(most) == 0, "the scenario's max_pruning is that of all modes"
-    edges = np.linspace(0.0, float(most[0]), _FIRST_INTERVALS + 1)
-    for rate in edges[::-1]:
-        search.solve(float(rate))
+    rates = _first_rates(problem, float(most[0]))
+    for rate in rates[::-1]:
+        search.solve(rate)
     if search.incumbent is None:
         assert search.refusal is not None
         raise search.refusal
-    for low, high in pairwise(edges.tolist()):
+    for low, high in pairwise(rates):
         search.put(low, high, 0.0)
     search.close()
     return search.best, search.lower()
+
+
+def _first_rates(problem: PlanningProblem, most: float) -> list[float]:
+    """Return rates from 0 to `most`, evenly spread; and the kinks of curves that have few."""
+    rates = np.linspace(0.0, most, _FIRST_RATES)
+    kinks = _kinks(problem)
+    if len(kinks) <= _MOST_FIRST_KINKS:  # where slopes change the optimum often is
+        rates = np.union1d(rates, kinks[kinks < most])
+    return [float(rate) for rate in rates]
+
+
+def _kinks(problem: PlanningProblem) -> Array:
+    """Return the rates at which a client's curve changes its slope."""
+    curves = [curve for curve in problem.pruning_cost or () if curve is not None]
+    return np.unique(np.concatenate([np.empty(0), *(curve[:, 0] for curve in curves)]))
+
+
+class Ratios:
+    """φ(r)·μ(r) of a problem: what no objective at a rate r is below, relative to that at `low`."""
+
+    def __init__(self, problem: PlanningProblem, low: float, out_cost: float | None) -> None:
+        self.problem, self.low, self.out_cost = problem, low, out_cost
+        table = problem.table
+        self.least = int(np.argmin((1.0 - table.cost) * self._kept(low)))
+        self.before = self._left(low)
+        self.kinks = _kinks(problem)
+
+    def times(self, rate: float) -> float:
+        """Return φ(rate): the least ratio of a mode's times and bits, at most 1."""
+        table = self.problem.table
+        least = 1.0
+        for fixed, full in (
+            (table.compute_fixed_s, table.compute_full_s),
+            (table.payload_fixed_bits, table.payload_full_bits),
+        ):
+            before, now = fixed + full * (1.0 - self.low), fixed + full * (1.0 - rate)
+            has = before > 0
+            least = min(least, float((now[has] / before[has]).min(initial=1.0)))
+        return least
+
+    def of(self, rate: float) -> float:
+        """Return φ(rate)·μ(rate)."""
+        return self.times(rate) * self._lost(rate)
+
+    def _lost(self, rate: float) -> float:
+        """Return μ(rate), at least 1; 1 where nothing is known of it."""
+        before, now = self.before, self._left(rate)
+        if self.problem.max_pruning_loss is not None or (before < 0).any():
+            return 1.0
+        moves = now > 0
+        return max(1.0, float((before[moves] / now[moves]).min(initial=np.inf)))
+
+    def _left(self, rate: float) -> Array:
+        """Return 1 − κℓ of each mode, and of absence where someone may sit out."""
+        table, kappa = self.problem.table, self.problem.kappa
+        progress = (1.0 - table.cost) * self._kept(rate)
+        absent = self.problem.absent_costs
+        absent = absent[np.isfinite(absent)]
+        if self.out_cost is not None and absent.size:
+            absent = np.array([1.0 - (1.0 - self.out_cost) * max(0.0, progress[self.least])])
+        return np.concatenate([1.0 - kappa * (1.0 - progress), 1.0 - kappa * absent])
+
+    def _kept(self, rate: float) -> Array:
+        owner = self.problem.table.owner
+        return 1.0 - self.problem.costs_of(owner, np.full(len(owner), rate))
+
+    def refuted_to(self, high: float, least: float) -> float:
+        """Return up to which rate φ·μ is known to be at least `least` throughout; at most `high`.
+
+        Between two kinks of the curves each ratio that φ·μ is the least of is monotone, so the
+        least one is at one of the ends.
+        """
+        if least > 1.0:
+            return self.low
+        inside = self.kinks[(self.kinks > self.low) & (self.kinks < high)]
+        sure = self.low
+        for end in (*inside.tolist(), high):
+            if self.of(end) >= least:
+                sure = end
+                continue
+            for _ in range(_HALVINGS):
+                middle = 0.5 * (sure + end)
+                if self.of(middle) >= least:
+                    sure = middle
+                else:
+                    end = middle
+            break
+        return sure
+
+    def lowest(self, high: float) -> float:
+        """Return the least φ·μ of the rates from `low` to `high`."""
+        inside = self.kinks[(self.kinks > self.low) & (self.kinks < high)]
+        return min(1.0, *(self.of(end) for end in (*inside.tolist(), high)))
 
 
 class _Search:
@@ -140,7 +248,8 @@ class _Search:
         out_cost: float | None,
     ) -> None:
         self.problem, self.known, self.tolerance = problem, known, tolerance
-        self.at = partial(at_common_rate, problem, out_cost=out_cost)
+        self.out_cost = out_cost
+        self.at = partial(at_common_rate, out_cost=out_cost)
         self.best: Solved | None = None
         self.refusal: InputError | None = None
         self.refuted_s = np.inf
@@ -168,7 +277,7 @@ class _Search:
     def solve(self, rate: float) -> None:
         """Take over the best plan at a rate, if it is better."""
         try:
-            problem = self.at(rate)
+            problem = self.at(self.problem, rate)
             made, _ = better_than(problem, self.incumbent, tolerance=_SHARE * self.tolerance)
         except InputError as error:  # memory, a budget or Q_max; another rate may do
             self.refusal = self.refusal or error
@@ -176,65 +285,70 @@ class _Search:
         if made is not None:
             self.best = Solved(made, problem)
 
-    def relaxed(self, low: float, high: float) -> tuple[float, Solved | None]:
-        """Return what no plan with a rate in [low, high] is below, as far as it matters.
+    def relaxed(self, low: float, high: float, ratios: Ratios) -> tuple[float, Plan | None]:
+        """Return what no plan at `low` is below, with what is allowed up to `high`, and the plan.
 
-        Where this is below the target, also the plan that is the reason, charged for `high`.
+        None where the interval is refuted by it.
         """
-        try:
-            problem = self.at(high, charged=low)
-            made, bound_s = better_than(problem, self._aim(), tolerance=_SHARE * self.tolerance)
-        except InputError:  # pruned most and charged least, still not possible
-            return np.inf, None
-        if made is None:
-            return bound_s, None
-        try:
-            charged = self.at(high)
-        except InputError:  # Q_max does not allow it, or no progress is left
-            return bound_s, None
-        chosen = chosen_of(charged, made)
-        priced_at = priced(charged, "exact", made.pruning, made.bandwidth_hz, chosen=chosen)
-        return bound_s, Solved(priced_at, charged)
-
-    def _aim(self) -> Plan:
+        budgets, least = self.problem.energy_budget_j, ratios.lowest(high)
+        if budgets is not None:  # at `low` devices draw more than at the rates above it
+            budgets = budgets / max(ratios.times(high), 1e-12)
+        needed = self.target_s / least if least > 0 else np.inf
         incumbent = self.incumbent
         assert incumbent is not None
-        return replace(incumbent, objective_s=self.target_s)
+        try:
+            problem = self.at(self.problem, low, held=high, energy_budget_j=budgets)
+            made, bound_s = better_than(
+                problem, replace(incumbent, objective_s=needed), tolerance=_SHARE * self.tolerance
+            )
+        except InputError:  # with all that is allowed up to `high` not possible
+            return np.inf, None
+        return bound_s, made
 
-    def _take(self, found: Solved) -> None:
-        incumbent, limit = self.incumbent, self.problem.max_pruning_loss
+    def take(self, made: Plan, rate: float) -> None:
+        """Take over a plan's modes and bands at a rate, if they are allowed there and better."""
+        try:
+            problem = self.at(self.problem, rate)
+        except InputError:
+            return
+        allowed = set(zip(problem.table.owner.tolist(), problem.table.names, strict=True))
+        chosen = made.modes or ()
+        if any(name is not None and (k, name) not in allowed for k, name in enumerate(chosen)):
+            return
+        pruning = np.full(problem.clients, rate)
+        plan = priced(problem, "exact", pruning, made.bandwidth_hz, chosen=chosen_of(problem, made))
+        incumbent, limit = self.incumbent, problem.max_pruning_loss
         assert incumbent is not None
-        keeps = limit is None or found.plan.pruning_loss <= limit
-        if keeps and found.plan.objective_s < incumbent.objective_s:
-            self.best = found
+        keeps = limit is None or plan.pruning_loss <= limit
+        if keeps and keeps_budgets(problem, plan) and plan.objective_s < incumbent.objective_s:
+            self.best = Solved(plan, problem)
 
     def close(self) -> None:
-        """Refute or divide intervals, the least bound first."""
+        """Refute, shorten or halve intervals, the least bound first."""
         while self.heap and self.solved < _MOST_SOLVED:
             before_s, _, low, high = heapq.heappop(self.heap)
             if before_s >= self.target_s:
                 self.refuted_s = min(self.refuted_s, before_s)
                 continue
             self.solved += 1
-            bound_s, found = self.relaxed(low, high)
-            bound_s = max(before_s, bound_s)
-            if found is not None:
-                self._take(found)
-            if bound_s >= self.target_s * (1.0 - _SHARE * self.tolerance):
-                self.refuted_s = min(self.refuted_s, bound_s)
+            ratios = Ratios(self.problem, low, self.out_cost)
+            bound_s, made = self.relaxed(low, high, ratios)
+            if made is None:
+                self.refuted_s = min(self.refuted_s, bound_s * ratios.lowest(high))
                 continue
-            edges = np.linspace(low, high, self._parts(bound_s, found) + 1)
-            for left, right in pairwise(edges.tolist()):
-                self.put(left, right, bound_s)
-
-    def _parts(self, bound_s: float, found: Solved | None) -> int:
-        """Return into how many parts to divide an interval, so that most of them are refuted.
-
-        The bound is below the objective by a factor that shrinks with the interval's width; in a
-        part it may be no more than the objective is above the target.
-        """
-        if found is None or not np.isfinite(found.plan.objective_s):
-            return 2
-        spare = np.log(found.plan.objective_s / self.target_s)
-        wanted = np.log(found.plan.objective_s / bound_s) / max(float(spare), 1e-12)
-        return int(np.clip(np.ceil(wanted), 2, _MOST_PARTS))
+            for rate in (low, high):
+                self.take(made, rate)
+            sure = ratios.refuted_to(high, self.target_s / bound_s) if bound_s > 0 else low
+            if sure > low:
+                self.refuted_s = min(self.refuted_s, bound_s * ratios.lowest(sure))
+            if sure >= high:  # the plan itself made the target lower
+                continue
+            rest_s = max(before_s, bound_s * ratios.lowest(high))
+            middle = 0.5 * (sure + high)
+            if self.problem.energy_budget_j is not None:  # wider ones gave no plan to take over
+                self.solve(middle)
+            if sure - low < _LEAST_CUT * (high - low):
+                self.put(sure, middle, rest_s)
+                self.put(middle, high, rest_s)
+            else:
+                self.put(sure, high, rest_s)
