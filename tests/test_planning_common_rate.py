@@ -187,6 +187,27 @@ def test_a_mode_that_memory_holds_from_some_rate_on_is_not_used_below(cost: floa
     assert best * (1 - 1.1 * LEAST_TOLERANCE) <= lower <= best * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_no_more_is_lost_than_is_allowed(seed: int) -> None:
+    base = replace(problem_of(np.random.default_rng(3700 + seed)), absent_cost=None)
+    free, _ = better_at_common_rate(base, None)
+    whole = at_common_rate(base, 0.24)
+    assert free is not None
+    # Between what the whole work loses at 0.24 and what the free plan does.
+    least = float(whole.weight @ whole.least_losses())
+    problem = replace(base, max_pruning_loss=0.5 * (least + free.plan.pruning_loss))
+    best = np.inf
+    for rate in GRID:
+        with contextlib.suppress(InputError):
+            best = min(best, plan(at_common_rate(problem, float(rate))).objective_s)
+    made, lower = better_at_common_rate(problem, None)
+    assert made is not None
+    assert made.plan.pruning_loss <= 0.5 * (least + free.plan.pruning_loss) * (1 + 1e-9)
+    assert made.plan.objective_s <= best * (1 + LEAST_TOLERANCE)
+    assert lower <= best * (1 + 1e-9)
+    assert lower >= made.plan.objective_s * (1 - 1.1 * LEAST_TOLERANCE)
+
+
 def optimum(problem: PlanningProblem) -> float:
     return best_of_all_assignments(problem)
 
