@@ -11,10 +11,9 @@ import pytest
 
 import airtune as at
 from airtune.errors import InputError
-from airtune.planning import ClientMode, PlanningProblem, plan
+from airtune.planning import PlanningProblem, plan
 from airtune.planning.common_rate import (
     LEAST_TOLERANCE,
-    Ratios,
     at_common_rate,
     better_at_common_rate,
 )
@@ -23,73 +22,12 @@ from airtune.planning.mode_plans import chosen_of, keeps_budgets
 from airtune.planning.problem import priced
 from airtune.planning.round_plan import RoundPlan, plan_round
 from airtune.scenario import Scenario, load_scenario
-from mode_oracles import best_of_all_assignments, mode_problem
+from common_rate_problems import MOST, kinked, pinned, problem_of
+from mode_oracles import best_of_all_assignments
 from pilot_costs import pilot_costs
 
-MOST = 0.6
 GRID = np.linspace(0.0, MOST, 31)
 ONE_ORDER = ("pruning.calibration=shared", "pruning.rates=common")
-
-
-def problem_of(rng: np.random.Generator, clients: int = 3) -> PlanningProblem:
-    """A random problem whose modes all go up to the same rate; some begin above 0."""
-    while True:
-        base = mode_problem(rng, clients, 3)
-        assert base.modes is not None
-        if any(own is None for own in base.modes):
-            continue
-        try:
-            return replace(
-                base,
-                modes=tuple(
-                    tuple(
-                        replace(
-                            mode,
-                            min_pruning=float(rng.choice([0.0, 0.0, 0.23])),
-                            max_pruning=MOST,
-                        )
-                        for mode in own or ()
-                    )
-                    for own in base.modes
-                ),
-                pruning_cost=tuple(
-                    np.array([[0.0, 0.0], [0.3, a], [MOST, a + b]])
-                    for a, b in zip(
-                        rng.uniform(0.0, 0.2, clients), rng.uniform(0.2, 0.6, clients), strict=True
-                    )
-                ),
-            )
-        except InputError:
-            continue
-
-
-def pinned(problem: PlanningProblem, rate: float, out_cost: float | None = None) -> PlanningProblem:
-    """The problem at one rate, with times, bits and losses written out and nothing to prune."""
-    assert problem.modes is not None
-    assert problem.pruning_cost is not None
-    curves = [curve for curve in problem.pruning_cost if curve is not None]
-    modes = tuple(
-        tuple(
-            replace(
-                mode,
-                cost=1 - (1 - mode.cost) * (1 - float(np.interp(rate, curve[:, 0], curve[:, 1]))),
-                compute_fixed_s=mode.compute_fixed_s + mode.compute_full_s * (1 - rate),
-                compute_full_s=0.0,
-                payload_fixed_bits=mode.payload_fixed_bits + mode.payload_full_bits * (1 - rate),
-                payload_full_bits=0.0,
-                # What memory does not hold cannot be used.
-                min_pruning=0.0 if (mode.min_pruning or 0.0) <= rate else 1.0,
-                max_pruning=0.0,
-            )
-            for mode in own or ()
-        )
-        for own, curve in zip(problem.modes, curves, strict=True)
-    )
-    absent = problem.absent_cost
-    if absent is not None and out_cost is not None:
-        least = min(1 - mode.cost for own in modes for mode in own)
-        absent = np.where(np.isfinite(absent), 1 - (1 - out_cost) * least, np.inf)
-    return replace(problem, modes=modes, pruning_cost=None, absent_cost=absent)
 
 
 def best_on_grid(problem: PlanningProblem, out_cost: float | None) -> tuple[float, float]:
@@ -125,31 +63,6 @@ def test_no_rate_of_a_fine_grid_is_better_and_the_bound_is_below_all(
     at_rate = best_of_all_assignments(pinned(problem, float(rates[0]), out_cost))
     assert made.plan.objective_s == pytest.approx(at_rate, rel=1e-3)
     assert at_rate <= best * (1 + LEAST_TOLERANCE), rate
-
-
-def kinked(
-    *, free_to: float = 0.35, held_from: float = 0.0, shrinks: bool = True
-) -> PlanningProblem:
-    """Two clients whose pruning is free up to a rate and dear beyond."""
-    seconds = 10.0 if shrinks else 0.0
-    modes = tuple(
-        (
-            ClientMode(
-                name="all", cost=0.0, compute_fixed_s=0.1 + 10.0 - seconds,
-                compute_full_s=seconds, payload_fixed_bits=1e4, payload_full_bits=0.0,
-                min_pruning=held_from * here, max_pruning=MOST,
-            ),
-        )
-        for here in (1, 0)
-    )  # fmt: skip
-    zero = np.zeros(2)
-    return PlanningProblem(
-        bandwidth_hz=1e6, kappa=1.0, names=("a", "b"), weight=np.ones(2),
-        snr_hz=np.full(2, 1e7), downlink_s=zero, compute_fixed_s=zero, compute_full_s=zero,
-        payload_fixed_bits=zero, payload_full_bits=zero, min_pruning=zero,
-        max_pruning=np.full(2, MOST), modes=modes,
-        pruning_cost=(np.array([[0.0, 0.0], [free_to, 0.0], [MOST, 0.9]]),) * 2,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("free_to", [0.01, 0.305, 0.35, 0.37, 0.58])
@@ -206,77 +119,6 @@ def test_no_more_is_lost_than_is_allowed(seed: int) -> None:
     assert made.plan.objective_s <= best * (1 + LEAST_TOLERANCE)
     assert lower <= best * (1 + 1e-9)
     assert lower >= made.plan.objective_s * (1 - 1.1 * LEAST_TOLERANCE)
-
-
-def optimum(problem: PlanningProblem) -> float:
-    return best_of_all_assignments(problem)
-
-
-@pytest.mark.parametrize("kappa", [1.0, 0.7])
-@pytest.mark.parametrize("absence", ["nobody", "at one price", "beside the rate"])
-@pytest.mark.parametrize("seed", [1, 2])
-def test_no_optimum_is_below_that_at_a_lower_rate_times_the_ratios(
-    seed: int, absence: str, kappa: float
-) -> None:
-    problem = replace(problem_of(np.random.default_rng(3500 + seed)), kappa=kappa)
-    absent = None if absence == "nobody" else np.array([0.7, np.inf, 0.7])
-    problem = replace(problem, absent_cost=absent)
-    out_cost = 0.3 if absence == "beside the rate" else None
-    low, tightest = 0.24, np.inf  # memory holds all modes from 0.23 on
-    start_s = optimum(pinned(problem, low, out_cost))
-    ratios = Ratios(problem, low, out_cost)
-    for rate in np.linspace(low, MOST, 9):
-        truth_s = optimum(pinned(problem, float(rate), out_cost))
-        assert start_s * ratios.of(float(rate)) <= truth_s * (1 + 1e-9)
-        tightest = min(tightest, truth_s / (start_s * ratios.of(float(rate))))
-    assert tightest == pytest.approx(1.0)
-    inside = [ratios.of(float(rate)) for rate in np.linspace(low, 0.5, 300)]
-    assert ratios.lowest(0.5) <= min(1.0, *inside) + 1e-12
-    assert ratios.lowest(0.5) >= min(1.0, *inside) - 1e-3
-
-
-def test_the_ratios_of_one_mode_are_exact() -> None:
-    # All of a second's work shrinks, and nothing else takes time; e goes from 0 to 0.9.
-    problem = kinked(free_to=0.3)
-    ratios = Ratios(problem, 0.2, None)
-    assert ratios.times(0.5) == pytest.approx((0.1 + 5.0) / (0.1 + 8.0))
-    assert ratios.of(0.5) == pytest.approx((0.1 + 5.0) / (0.1 + 8.0) / (1 - 0.9 * 2 / 3))
-    assert ratios.lowest(0.5) == pytest.approx(7.1 / 8.1)  # at the kink
-    assert ratios.refuted_to(0.5, 7.1 / 8.1 + 1e-3) < 0.3
-    assert ratios.refuted_to(0.5, 7.1 / 8.1 - 1e-3) == 0.5
-    assert ratios.refuted_to(0.29, 7.6 / 8.1) == pytest.approx(0.25)
-    # Absence that is priced beside the rate loses as much as work does; at one price it does not.
-    absent = replace(problem, absent_cost=np.array([0.7, np.inf]))
-    assert Ratios(absent, 0.2, 0.3).of(0.5) == pytest.approx(ratios.of(0.5))
-    assert Ratios(absent, 0.2, None).of(0.5) == ratios.times(0.5)
-
-
-@pytest.mark.parametrize(
-    ("owner", "change"),
-    [
-        (0, {"payload_fixed_bits": 1e3, "payload_full_bits": 9e3}),
-        (1, {"payload_fixed_bits": 1e3, "payload_full_bits": 9e3}),
-        (0, {"compute_fixed_s": 1.0, "compute_full_s": 9.0}),
-        (1, {"compute_fixed_s": 1.0, "compute_full_s": 9.0}),
-    ],
-)
-def test_the_mode_that_gains_most_decides(owner: int, change: dict[str, float]) -> None:
-    problem = kinked(shrinks=False)
-    assert problem.modes is not None
-    assert Ratios(problem, 0.2, None).times(0.5) == 1.0
-    modes = list(problem.modes)
-    modes[owner] = tuple(replace(mode, **change) for mode in modes[owner] or ())  # type: ignore[arg-type]
-    ratios = Ratios(replace(problem, modes=tuple(modes)), 0.2, None)
-    assert ratios.times(0.5) == pytest.approx((0.1 + 0.9 * 0.5) / (0.1 + 0.9 * 0.8))
-
-
-@pytest.mark.parametrize("kappa", [1.5, 0.0])
-def test_where_lost_rounds_do_not_bound_anything_the_times_still_do(kappa: float) -> None:
-    problem = replace(kinked(free_to=0.3), kappa=kappa)
-    expected = 5.1 / 8.1 / (1 - kappa * 0.6) if kappa < 1 else 5.1 / 8.1
-    if kappa > 1:  # more than the whole round is lost at the lower rate already
-        problem = replace(problem, pruning_cost=(np.array([[0, 0], [0.1, 0.7], [MOST, 4.2]]),) * 2)
-    assert Ratios(problem, 0.2, None).of(0.5) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", [0, 2])
@@ -385,7 +227,7 @@ def test_with_absence_as_well_it_is_never_worse_than_whole_models(costs: str, se
     assert common.problem.absent_costs == pytest.approx(1 - (1 - 0.9) * least)
 
 
-def test_absence_is_priced_beside_the_rate_that_is_charged() -> None:
+def test_absence_is_priced_beside_the_work_that_is_done_at_the_rate() -> None:
     problem = replace(kinked(free_to=0.1), absent_cost=np.array([0.7, np.inf]))
     # e(0.35) is half of 0.9.
     at_rate = at_common_rate(problem, 0.35, out_cost=0.2)
