@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from airtune.planning import PlanningProblem
 from airtune.planning.common_rate import Ratios
 from common_rate_problems import MOST, kinked, pinned, problem_of
 from mode_oracles import best_of_all_assignments
