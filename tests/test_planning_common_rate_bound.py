@@ -49,6 +49,9 @@ def test_the_ratios_of_one_mode_are_exact() -> None:
     absent = replace(problem, absent_cost=np.array([0.7, np.inf]))
     assert Ratios(absent, 0.2, 0.3).of(0.5) == pytest.approx(ratios.of(0.5))
     assert Ratios(absent, 0.2, None).of(0.5) == ratios.times(0.5)
+    # With a limit on what is lost the round's time alone is planned.
+    limited = replace(problem, max_pruning_loss=0.9)
+    assert Ratios(limited, 0.2, None).of(0.5) == ratios.times(0.5)
 
 
 @pytest.mark.parametrize(
