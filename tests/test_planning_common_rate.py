@@ -163,6 +163,58 @@ def test_a_known_plan_that_is_better_is_not_beaten() -> None:
     assert bound < lower
 
 
+def test_rates_that_are_possible_between_the_first_ones_are_found() -> None:
+    # Memory holds the mode from 0.42 on, and at 0.6 more is lost than may be: 0.9 in all from 0.3.
+    window = replace(kinked(free_to=0.3, held_from=0.42), max_pruning_loss=0.4)
+    made, lower = better_at_common_rate(window, None)
+    assert made is not None
+    assert made.plan.pruning_loss <= 0.4 * (1 + 1e-9)
+    # 0.9·(r − 0.3)/0.3 = 0.4.
+    assert made.plan.pruning == pytest.approx([0.3 + 0.4 / 3] * 2, abs=2e-3)
+    assert lower <= made.plan.objective_s
+    with pytest.raises(InputError):
+        better_at_common_rate(replace(window, max_pruning_loss=0.3), None)
+
+
+def test_where_nobody_has_a_mode_that_fits_it_is_refused() -> None:
+    problem = replace(kinked(), absent_cost=np.full(2, 0.5))
+    assert problem.modes is not None
+    none = tuple(
+        tuple(replace(mode, min_pruning=0.9) for mode in own or ()) for own in problem.modes
+    )
+    with pytest.raises(InputError, match="no mode of anyone fits"):
+        better_at_common_rate(replace(problem, modes=none), None)
+
+
+def test_a_client_that_learns_nothing_at_a_rate_may_be_pruned_by_it() -> None:
+    # One of two loses all of its round from 0.5 on, the other one little.
+    dear, cheap = np.array([[0, 0], [0.5, 1.0], [MOST, 1.3]]), np.array([[0, 0], [MOST, 0.01]])
+    problem = replace(kinked(), pruning_cost=(dear, cheap), kappa=0.1)
+    made, lower = better_at_common_rate(problem, None)
+    at_most = plan(at_common_rate(problem, MOST))
+    assert at_most.losses == pytest.approx([1.0, 0.01])
+    assert made is not None
+    assert lower <= made.plan.objective_s <= at_most.objective_s * (1 + 1e-9)
+
+
+def test_where_nothing_may_be_pruned_the_bound_is_a_bound() -> None:
+    whole = kinked()
+    assert whole.modes is not None
+    modes = tuple(
+        tuple(replace(mode, max_pruning=0.0) for mode in own or ()) for own in whole.modes
+    )
+    made, lower = better_at_common_rate(replace(whole, modes=modes), None)
+    assert made is not None
+    assert made.plan.objective_s * (1 - LEAST_TOLERANCE) <= lower <= made.plan.objective_s
+
+
+def test_a_bound_is_never_above_a_known_plan() -> None:
+    known = replace(plan(at_common_rate(kinked(), 0.35)), objective_s=1.0)
+    made, lower = better_at_common_rate(replace(kinked(), equal_bands=True), known)
+    assert made is None
+    assert lower <= 1.0
+
+
 def test_where_no_rate_fits_the_reason_is_given() -> None:
     problem = problem_of(np.random.default_rng(3400))
     assert problem.modes is not None

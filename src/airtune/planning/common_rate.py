@@ -9,10 +9,12 @@ wide enough for what is drawn at a. For each rate r in [a, b]
 
     J(r) ≥ J(a)·φ(r)·μ(r).
 
-φ is the least ratio, over all modes, of their times and bits at r to those at a: with the same
-decisions no client is faster by more. μ is the least ratio, over all modes and absence, of what is
-left of a round at a, 1 − κℓ, to what is left at r. Intervals that this refutes are no better than
-the best plan so far; of the others, what is refuted is cut off, and the rest looked at again.
+φ ≤ 1 is the least ratio, over all modes, of their times and bits at r to those at a: with the same
+decisions no client is faster by more. μ ≥ 1 is the least ratio, over all modes and absence, of what
+is left of a round at a, 1 − κℓ, to what is left at r, if anything is; a weighted sum of what is
+left keeps the least ratio. Where the round's time alone is planned (Q_max), and where more than
+everything is lost at a, μ is 1. Intervals that this refutes are no better than the best plan so
+far; of the others, what is refuted is cut off, and the rest looked at again.
 """
 
 from __future__ import annotations
@@ -31,11 +33,14 @@ from airtune.planning.methods import better_than
 from airtune.planning.mode_plans import chosen_of, keeps_budgets
 from airtune.planning.problem import Plan, PlanningProblem, priced
 
-# Some ten rates are solved at this gap; where the bound is loose, hundreds at a smaller one.
+# Mostly some ten rates are solved at this gap; where absence, memory or budgets make the bound
+# loose, hundreds. After `_MOST_SOLVED` the gap that was reached is reported.
 LEAST_TOLERANCE = 1e-4
 _FIRST_RATES = 4
 _MOST_FIRST_KINKS = 6
 _MOST_SOLVED = 400
+# As long as no rate is known at which all who must take part can.
+_MOST_WITHOUT_PLAN = 60
 # Of the tolerance, for the plan at each rate.
 _SHARE = 0.1
 # An interval of which less than this share is cut off is halved as well.
@@ -84,8 +89,9 @@ def at_common_rate(
         tuple(
             replace(
                 mode,
-                cost=1.0 - (1.0 - mode.cost) * (1.0 - float(cost)),
-                # A rate that pruning cannot reach stays so.
+                # A pilot's last slope may pass 1, and a sum of slopes by rounding.
+                cost=min(1.0, 1.0 - (1.0 - mode.cost) * (1.0 - float(cost))),
+                # A mode that memory does not hold even at `reach` stays out.
                 min_pruning=rate if _least(mode.min_pruning) <= reach else mode.min_pruning,
                 max_pruning=rate,
             )
@@ -130,18 +136,20 @@ def better_at_common_rate(
     """
     tolerance = max(tolerance, LEAST_TOLERANCE)
     search = _Search(problem, known, tolerance, out_cost)
-    most = problem.table.max_pruning
-    assert np.ptp(most) == 0, "the scenario's max_pruning is that of all modes"
-    rates = _first_rates(problem, float(most[0]))
+    assert problem.modes is not None
+    tops = {mode.max_pruning for own in problem.modes for mode in own or ()}
+    assert len(tops) == 1, "all modes must have one max_pruning"
+    if not len(problem.table.owner):
+        raise InputError("clients: no mode of anyone fits its memory, energy budget and channel")
+    rates = _first_rates(problem, float(problem.table.max_pruning[0]))
     for rate in rates[::-1]:
         search.solve(rate)
-    if search.incumbent is None:
-        assert search.refusal is not None
-        raise search.refusal
-    for low, high in pairwise(rates):
+    for low, high in list(pairwise(rates)) or [(rates[0], rates[0])]:
         search.put(low, high, 0.0)
     search.close()
-    return search.best, search.lower()
+    if search.incumbent is None:
+        raise search.refusal or InputError("clients: no common pruning rate is possible")
+    return search.best, min(search.lower(), search.incumbent.objective_s)
 
 
 def _first_rates(problem: PlanningProblem, most: float) -> list[float]:
@@ -197,11 +205,11 @@ class Ratios:
     def _left(self, rate: float) -> Array:
         """Return 1 − κℓ of each mode, and of absence where someone may sit out."""
         table, kappa = self.problem.table, self.problem.kappa
-        progress = (1.0 - table.cost) * self._kept(rate)
+        progress = (1.0 - table.cost) * np.maximum(0.0, self._kept(rate))
         absent = self.problem.absent_costs
         absent = absent[np.isfinite(absent)]
         if self.out_cost is not None and absent.size:
-            absent = np.array([1.0 - (1.0 - self.out_cost) * max(0.0, progress[self.least])])
+            absent = np.array([1.0 - (1.0 - self.out_cost) * progress[self.least]])
         return np.concatenate([1.0 - kappa * (1.0 - progress), 1.0 - kappa * absent])
 
     def _kept(self, rate: float) -> Array:
@@ -211,8 +219,8 @@ class Ratios:
     def refuted_to(self, high: float, least: float) -> float:
         """Return up to which rate φ·μ is known to be at least `least` throughout; at most `high`.
 
-        Between two kinks of the curves each ratio that φ·μ is the least of is monotone, so the
-        least one is at one of the ends.
+        φ·μ is the least of many quotients of two functions of the rate that are affine between two
+        kinks of the curves. Each is monotone there, so the least one is at one of the ends.
         """
         if least > 1.0:
             return self.low
@@ -265,8 +273,13 @@ class _Search:
     def target_s(self) -> float:
         """What no interval is to beat."""
         incumbent = self.incumbent
-        assert incumbent is not None
+        if incumbent is None:
+            return np.inf
         return incumbent.objective_s * (1.0 - (1.0 - _SHARE) * self.tolerance)
+
+    @property
+    def most_solved(self) -> int:
+        return _MOST_WITHOUT_PLAN if self.incumbent is None else _MOST_SOLVED
 
     def lower(self) -> float:
         return min(self.refuted_s, min((entry[0] for entry in self.heap), default=np.inf))
@@ -292,15 +305,15 @@ class _Search:
         """
         budgets, least = self.problem.energy_budget_j, ratios.lowest(high)
         if budgets is not None:  # at `low` devices draw more than at the rates above it
-            budgets = budgets / max(ratios.times(high), 1e-12)
+            share = ratios.times(high)
+            budgets = budgets / share if share > 1e-9 else np.full_like(budgets, np.inf)
         needed = self.target_s / least if least > 0 else np.inf
-        incumbent = self.incumbent
-        assert incumbent is not None
+        known = self.incumbent
+        if known is not None:
+            known = replace(known, objective_s=needed)
         try:
             problem = self.at(self.problem, low, held=high, energy_budget_j=budgets)
-            made, bound_s = better_than(
-                problem, replace(incumbent, objective_s=needed), tolerance=_SHARE * self.tolerance
-            )
+            made, bound_s = better_than(problem, known, tolerance=_SHARE * self.tolerance)
         except InputError:  # with all that is allowed up to `high` not possible
             return np.inf, None
         return bound_s, made
@@ -318,14 +331,14 @@ class _Search:
         pruning = np.full(problem.clients, rate)
         plan = priced(problem, "exact", pruning, made.bandwidth_hz, chosen=chosen_of(problem, made))
         incumbent, limit = self.incumbent, problem.max_pruning_loss
-        assert incumbent is not None
         keeps = limit is None or plan.pruning_loss <= limit
-        if keeps and keeps_budgets(problem, plan) and plan.objective_s < incumbent.objective_s:
+        better = incumbent is None or plan.objective_s < incumbent.objective_s
+        if keeps and better and keeps_budgets(problem, plan):
             self.best = Solved(plan, problem)
 
     def close(self) -> None:
         """Refute, shorten or halve intervals, the least bound first."""
-        while self.heap and self.solved < _MOST_SOLVED:
+        while self.heap and self.solved < self.most_solved:
             before_s, _, low, high = heapq.heappop(self.heap)
             if before_s >= self.target_s:
                 self.refuted_s = min(self.refuted_s, before_s)
@@ -345,8 +358,8 @@ class _Search:
                 continue
             rest_s = max(before_s, bound_s * ratios.lowest(high))
             middle = 0.5 * (sure + high)
-            if self.problem.energy_budget_j is not None:  # wider ones gave no plan to take over
-                self.solve(middle)
+            if self.problem.energy_budget_j is not None or self.incumbent is None:
+                self.solve(middle)  # the bound's plan may not be allowed at any rate
             if sure - low < _LEAST_CUT * (high - low):
                 self.put(sure, middle, rest_s)
                 self.put(middle, high, rest_s)
