@@ -122,7 +122,7 @@ def test_a_rounds_plan_has_the_weights() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["participation.fairness=2"], "participation.fairness = 2.0 has no effect without"),
+        (["participation.fairness=2"], "participation.fairness = 2 has no effect without"),
         (
             ["participation.fairness=2", "participation.floor=0.2", "planning.knobs=all"],
             "floor = 0.2 cannot be combined with fairness = 2",
