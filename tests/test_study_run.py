@@ -255,7 +255,7 @@ def test_a_real_run_in_a_process_of_its_own_leaves_record_and_page(tmp_path: Pat
     from airtune.rounds.apart import perform
     from airtune.study.pools import ProcessPool
 
-    study = load_study("tiny", ["rounds=1"])
+    study = load_study("tiny")
     one = study.model_copy(
         update={
             "methods": {"fedit": study.methods["fedit"]},
