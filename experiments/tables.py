@@ -158,12 +158,7 @@ def final_loss(pairs: Pairs) -> Measured:
 
 def below_lowest(pairs: Pairs) -> Measured:
     """Compare the final loss with the lowest one that the other had at any time."""
-    found = [
-        (own.seed, own.final_loss, min(loss for loss in other.loss[1:] if loss is not None))
-        for own, other in pairs.usable
-    ]
-    estimate = difference([(mine, lowest) for _, mine, lowest in found], pairs.lost)
-    return Measured(estimate, tuple(seed for seed, *_ in found))
+    return _differences(pairs, lambda one: one.final_loss, _lowest_loss)
 
 
 def worst_client(pairs: Pairs) -> Measured:
@@ -171,8 +166,17 @@ def worst_client(pairs: Pairs) -> Measured:
     return _differences(pairs, lambda one: one.metrics.get("worst_client_loss"))
 
 
-def _differences(pairs: Pairs, value: Callable[[Result], float | None]) -> Measured:
-    found = [(own.seed, value(own), value(other)) for own, other in pairs.usable]
+def _lowest_loss(one: Result) -> float:
+    return min(loss for loss in one.loss[1:] if loss is not None)
+
+
+def _differences(
+    pairs: Pairs,
+    value: Callable[[Result], float | None],
+    others: Callable[[Result], float | None] | None = None,
+) -> Measured:
+    others = others or value
+    found = [(own.seed, value(own), others(other)) for own, other in pairs.usable]
     known = {seed: (a, b) for seed, a, b in found if a is not None and b is not None}
     return Measured(difference(list(known.values()), pairs.lost), tuple(known))
 

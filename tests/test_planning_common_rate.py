@@ -19,7 +19,7 @@ from airtune.planning.common_rate import (
 )
 from airtune.planning.inputs import situation_of_scenario
 from airtune.planning.mode_plans import chosen_of, keeps_budgets
-from airtune.planning.problem import priced
+from airtune.planning.problem import Plan, priced
 from airtune.planning.round_plan import RoundPlan, plan_round
 from airtune.scenario import Scenario, load_scenario
 from common_rate_problems import MOST, kinked, pinned, problem_of
@@ -100,6 +100,20 @@ def test_a_mode_that_memory_holds_from_some_rate_on_is_not_used_below(cost: floa
     assert best * (1 - 1.1 * LEAST_TOLERANCE) <= lower <= best * (1 + 1e-9)
 
 
+def checked_on_grid(problem: PlanningProblem) -> Plan:
+    """The plan with the best rate; no rate of the grid is better, and the bound is below all."""
+    best = np.inf
+    for rate in GRID:
+        with contextlib.suppress(InputError):
+            best = min(best, plan(at_common_rate(problem, float(rate))).objective_s)
+    made, lower = better_at_common_rate(problem, None)
+    assert made is not None
+    assert made.plan.objective_s <= best * (1 + LEAST_TOLERANCE)
+    assert lower <= best * (1 + 1e-9)
+    assert lower >= made.plan.objective_s * (1 - 1.1 * LEAST_TOLERANCE)
+    return made.plan
+
+
 @pytest.mark.parametrize("seed", [0, 3])
 def test_no_more_is_lost_than_is_allowed(seed: int) -> None:
     base = replace(problem_of(np.random.default_rng(3700 + seed)), absent_cost=None)
@@ -109,16 +123,8 @@ def test_no_more_is_lost_than_is_allowed(seed: int) -> None:
     # Between what the whole work loses at 0.24 and what the free plan does.
     least = float(whole.weight @ whole.least_losses())
     problem = replace(base, max_pruning_loss=0.5 * (least + free.plan.pruning_loss))
-    best = np.inf
-    for rate in GRID:
-        with contextlib.suppress(InputError):
-            best = min(best, plan(at_common_rate(problem, float(rate))).objective_s)
-    made, lower = better_at_common_rate(problem, None)
-    assert made is not None
-    assert made.plan.pruning_loss <= 0.5 * (least + free.plan.pruning_loss) * (1 + 1e-9)
-    assert made.plan.objective_s <= best * (1 + LEAST_TOLERANCE)
-    assert lower <= best * (1 + 1e-9)
-    assert lower >= made.plan.objective_s * (1 - 1.1 * LEAST_TOLERANCE)
+    made = checked_on_grid(problem)
+    assert made.pruning_loss <= 0.5 * (least + free.plan.pruning_loss) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("seed", [0, 2])
@@ -132,24 +138,16 @@ def test_budgets_of_energy_hold_at_the_planned_rate_and_in_the_bound(seed: int) 
             break
     # As much as the free plan's modes and bands draw at a higher rate.
     power = {"compute_power_w": np.full(3, 4.0), "transmit_power_w": np.full(3, 1.0)}
-    dearer = at_common_rate(base, 0.5)
-    wide = replace(dearer, energy_budget_j=np.full(3, np.inf), **power)
+    unlimited = replace(at_common_rate(base, 0.5), energy_budget_j=np.full(3, np.inf), **power)
+    chosen = chosen_of(unlimited, free.plan)
     drawn = priced(
-        wide, "exact", np.full(3, 0.5), free.plan.bandwidth_hz, chosen=chosen_of(wide, free.plan)
+        unlimited, "exact", np.full(3, 0.5), free.plan.bandwidth_hz, chosen=chosen
     ).energy_j
     assert drawn is not None
     problem = replace(base, energy_budget_j=1.001 * drawn, **power)
-    best = np.inf
-    for rate in GRID:
-        with contextlib.suppress(InputError):
-            best = min(best, plan(at_common_rate(problem, float(rate))).objective_s)
-    made, lower = better_at_common_rate(problem, None)
-    assert made is not None
-    assert keeps_budgets(problem, made.plan)
-    assert made.plan.objective_s > free.plan.objective_s
-    assert made.plan.objective_s <= best * (1 + LEAST_TOLERANCE)
-    assert lower <= best * (1 + 1e-9)
-    assert lower >= made.plan.objective_s * (1 - 1.1 * LEAST_TOLERANCE)
+    made = checked_on_grid(problem)
+    assert keeps_budgets(problem, made)
+    assert made.objective_s > free.plan.objective_s
 
 
 def test_a_known_plan_that_is_better_is_not_beaten() -> None:

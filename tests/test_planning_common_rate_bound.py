@@ -68,7 +68,7 @@ def test_the_mode_that_gains_most_decides(owner: int, change: dict[str, float]) 
     assert problem.modes is not None
     assert Ratios(problem, 0.2, None).times(0.5) == 1.0
     modes = list(problem.modes)
-    modes[owner] = tuple(replace(mode, **change) for mode in modes[owner] or ())  # type: ignore[arg-type]
+    modes[owner] = tuple(replace(mode, **change) for mode in modes[owner] or ())
     ratios = Ratios(replace(problem, modes=tuple(modes)), 0.2, None)
     assert ratios.times(0.5) == pytest.approx((0.1 + 0.9 * 0.5) / (0.1 + 0.9 * 0.8))
 

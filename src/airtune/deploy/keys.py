@@ -80,12 +80,7 @@ def make_server_keys(
     keys = ServerKeys(folder / "ca.crt", folder / "server.crt", folder / "server.key")
     if not renew:
         _refuse_existing(keys.certificate, keys.private_key)
-    elif not any((folder / name).exists() for name in ("ca.crt", "ca.key")):
-        raise InputError(
-            f"--renew: '{folder}' has no authority, and devices trust no other than theirs; give "
-            "its folder to --dir, or leave --renew out to make a new one"
-        )
-    authority, authority_key = _authority(folder)
+    authority, authority_key = _authority(folder, may_make=not renew)
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = (
         _builder(_name(addresses[0]), authority.subject, key, days)
@@ -190,7 +185,9 @@ def public_pem(public_key_file: Path) -> bytes:
     )
 
 
-def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def _authority(
+    folder: Path, *, may_make: bool
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     certificate_file, key_file = folder / "ca.crt", folder / "ca.key"
     here = [file for file in (certificate_file, key_file) if file.exists()]
     if len(here) == 2:
@@ -204,6 +201,11 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
         raise InputError(
             f"'{missing}' is missing, and '{here[0]}' is there: put it back for as long as this "
             "command runs, which signs with both"
+        )
+    if not may_make:
+        raise InputError(
+            f"--renew: '{folder}' has no authority, and devices trust no other than theirs; give "
+            "its folder to --dir, or leave --renew out to make a new one"
         )
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name("airtune deployment authority")

@@ -224,9 +224,8 @@ class Ratios:
         """
         if least > 1.0:
             return self.low
-        inside = self.kinks[(self.kinks > self.low) & (self.kinks < high)]
         sure = self.low
-        for end in (*inside.tolist(), high):
+        for end in self._ends(high):
             if self.of(end) >= least:
                 sure = end
                 continue
@@ -239,10 +238,14 @@ class Ratios:
             break
         return sure
 
+    def _ends(self, high: float) -> list[float]:
+        """Return the kinks between `low` and `high`, and `high`."""
+        inside = self.kinks[(self.kinks > self.low) & (self.kinks < high)]
+        return [*inside.tolist(), high]
+
     def lowest(self, high: float) -> float:
         """Return the least φ·μ of the rates from `low` to `high`."""
-        inside = self.kinks[(self.kinks > self.low) & (self.kinks < high)]
-        return min(1.0, *(self.of(end) for end in (*inside.tolist(), high)))
+        return min(1.0, *(self.of(end) for end in self._ends(high)))
 
 
 class _Search:
@@ -298,13 +301,13 @@ class _Search:
         if made is not None:
             self.best = Solved(made, problem)
 
-    def relaxed(self, low: float, high: float, ratios: Ratios) -> tuple[float, Plan | None]:
-        """Return what no plan at `low` is below, with what is allowed up to `high`, and the plan.
+    def relaxed(self, high: float, ratios: Ratios, least: float) -> tuple[float, Plan | None]:
+        """Return what no plan at `ratios.low` is below, with all that is allowed up to `high`.
 
-        None where the interval is refuted by it.
+        And the plan, or None where the interval, whose ratios are at least `least`, is refuted.
         """
-        budgets, least = self.problem.energy_budget_j, ratios.lowest(high)
-        if budgets is not None:  # at `low` devices draw more than at the rates above it
+        budgets = self.problem.energy_budget_j
+        if budgets is not None:  # at the low rate devices draw more than at the rates above it
             share = ratios.times(high)
             budgets = budgets / share if share > 1e-9 else np.full_like(budgets, np.inf)
         needed = self.target_s / least if least > 0 else np.inf
@@ -312,7 +315,7 @@ class _Search:
         if known is not None:
             known = replace(known, objective_s=needed)
         try:
-            problem = self.at(self.problem, low, held=high, energy_budget_j=budgets)
+            problem = self.at(self.problem, ratios.low, held=high, energy_budget_j=budgets)
             made, bound_s = better_than(problem, known, tolerance=_SHARE * self.tolerance)
         except InputError:  # with all that is allowed up to `high` not possible
             return np.inf, None
@@ -345,9 +348,10 @@ class _Search:
                 continue
             self.solved += 1
             ratios = Ratios(self.problem, low, self.out_cost)
-            bound_s, made = self.relaxed(low, high, ratios)
+            least = ratios.lowest(high)
+            bound_s, made = self.relaxed(high, ratios, least)
             if made is None:
-                self.refuted_s = min(self.refuted_s, bound_s * ratios.lowest(high))
+                self.refuted_s = min(self.refuted_s, bound_s * least)
                 continue
             for rate in (low, high):
                 self.take(made, rate)
@@ -356,7 +360,7 @@ class _Search:
                 self.refuted_s = min(self.refuted_s, bound_s * ratios.lowest(sure))
             if sure >= high:  # the plan itself made the target lower
                 continue
-            rest_s = max(before_s, bound_s * ratios.lowest(high))
+            rest_s = max(before_s, bound_s * least)
             middle = 0.5 * (sure + high)
             if self.problem.energy_budget_j is not None or self.incumbent is None:
                 self.solve(middle)  # the bound's plan may not be allowed at any rate
