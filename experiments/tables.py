@@ -7,39 +7,33 @@ Statistics are those of `airtune study`: paired over seeds, means with Student's
 
 from __future__ import annotations
 
-import math
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from aims import AIMS, measured, verdict
+from pairs import Pairs, final_loss, pairs_of, to_target, totals, worst_client
 from rows import ROWS, read_rows, result_of
 
 from airtune.study import load_study
-from airtune.study.comparison import compare, grouped, taken
-from airtune.study.console import DASH, estimate_text, point_text
-from airtune.study.jobs import Point
+from airtune.study.comparison import compare, grouped
+from airtune.study.console import DASH, point_text
 from airtune.study.prints import write_figures
 from airtune.study.results import Result
-from airtune.study.statistics import Estimate, difference, ratio
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent / "docs" / "figures"
 DOCUMENTS = (HERE / "README.md", HERE.parent / "README.md")
 REFERENCE = "fedit"
 STUDIES = ("clinc150", "few-texts", "cells", "memory", "gsm8k", "yahoo", "gemma")
-SHORT = {"clinc150": True, "memory": False}
-"""Studies with a short table, marked `short-NAME`; whether worst client, time and uplink are in it.
-
-Not where memory binds: there the worst client is one of four or one of eight, by the method.
-"""
+FRONT = {"memory": "memory binds", "clinc150": "links bind"}
+"""What the project's README shows of these studies, in one table, marked `front`."""
 DRAWN = ("clinc150", "few-texts", "memory")
 """Studies with a figure, docs/figures/NAME-loss.svg, once they have rows."""
 SHORT_METHODS = {
@@ -52,155 +46,12 @@ SHORT_METHODS = {
     "unpruned-floor": "bands, steps, ranks, bits and absence",
     "all-floor": "**the same and pruning**",
 }
-
-Measure = Literal["time", "uplink", "loss", "loss against the lowest", "worst client"]
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What a method should reach against another one, at most `limit`.
-
-    `time` and `uplink`: to the loss at which the other one ends, as a ratio. `loss` and
-    `worst client`: at the end, as a difference. `loss against the lowest`: the loss at the end less
-    the lowest one that the other had at any time.
-    """
-
-    study: str
-    method: str
-    against: str
-    measure: Measure
-    limit: float
-    point: Point = ()
-
-
-AIMS = (
-    Aim("clinc150", "heard", "heard-unpruned", "time", 0.6),
-    Aim("clinc150", "heard", "heard-unpruned", "loss", 0.0),
-    Aim("clinc150", "heard", "heard-unpruned", "worst client", 0.0),
-    Aim("clinc150", "all-floor", "unpruned-floor", "time", 0.6),
-    Aim("clinc150", "all-floor", "unpruned-floor", "loss", 0.0),
-    Aim("clinc150", "all-floor", "unpruned-floor", "worst client", 0.0),
-    Aim("clinc150", "heard", "fedit", "time", 0.15),
-    Aim("clinc150", "heard", "fedit", "uplink", 0.15),
-    Aim("clinc150", "all-floor", "fedit", "time", 0.15),
-    Aim("clinc150", "all-floor", "fedit", "uplink", 0.15),
-    Aim("clinc150", "bcd", "fedit", "time", 0.6),
-    Aim("clinc150", "bcd", "fedit", "uplink", 0.54),
-    Aim("clinc150", "bcd-longer", "fedit", "time", 0.6),
-    Aim("clinc150", "bcd-longer", "fedit", "uplink", 0.54),
-    Aim("memory", "heard", "fedit", "loss against the lowest", 0.0),
-    Aim("memory", "heard", "heard-unpruned", "loss against the lowest", 0.0),
-    Aim("memory", "heard", "unpruned-floor", "loss against the lowest", 0.0),
-    Aim("memory", "all-floor", "unpruned-floor", "loss against the lowest", 0.0),
-)
+SHORT_HEADS = ("method", "what it plans", "seeds", "test loss", "against FedIT's")
 
 
 def results_of(study: str) -> list[Result]:
     """Return the committed runs of a study, seed by seed."""
     return [result_of(row) for row in read_rows(ROWS / f"{study}.jsonl")]
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Two methods on the seeds that both have.
-
-    Attributes:
-        usable: own run and the other one's, seed by seed, where both ended with a finite loss.
-        lost: pairs that are missing because one of the two diverged.
-    """
-
-    usable: tuple[tuple[Result, Result], ...]
-    lost: int
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A comparison over seeds and, where it is of ratios to a target, what it is made of.
-
-    Attributes:
-        estimate: mean or median, with its interval.
-        seeds: those of its pairs.
-        values: ratios on the seeds on which the target was reached.
-        bounds: on the others, the ratio up to which the run was followed: its own is larger.
-    """
-
-    estimate: Estimate
-    seeds: tuple[int, ...]
-    values: tuple[float, ...] = ()
-    bounds: tuple[float, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """Value and interval; on how many seeds the target was reached, where not on all."""
-        count = self.estimate.seeds
-        if not self.bounds:
-            return estimate_text(self.estimate)
-        if count == 1:
-            return "not reached"
-        reached = f"reached on {len(self.values)} of {count}"
-        if math.isinf(self.estimate.value):
-            return reached
-        return f"{reached}; {estimate_text(self.estimate)}"
-
-
-def pairs_of(results: Sequence[Result], method: str, reference: str) -> Pairs:
-    """Return a method's runs beside another one's on the same seeds."""
-    own, theirs = (grouped(results).get(name, {}) for name in (method, reference))
-    pairs = [(own[seed], theirs[seed]) for seed in sorted(own.keys() & theirs.keys())]
-    usable = tuple(pair for pair in pairs if all(one.usable for one in pair))
-    return Pairs(usable, len(pairs) - len(usable))
-
-
-def final_loss(pairs: Pairs) -> Measured:
-    """Compare the final losses, a difference a seed."""
-    return _differences(pairs, lambda one: one.final_loss)
-
-
-def below_lowest(pairs: Pairs) -> Measured:
-    """Compare the final loss with the lowest one that the other had at any time."""
-    return _differences(pairs, lambda one: one.final_loss, _lowest_loss)
-
-
-def worst_client(pairs: Pairs) -> Measured:
-    """Compare the final loss of the client that has the highest, a difference a seed."""
-    return _differences(pairs, lambda one: one.metrics.get("worst_client_loss"))
-
-
-def _lowest_loss(one: Result) -> float:
-    return min(loss for loss in one.loss[1:] if loss is not None)
-
-
-def _differences(
-    pairs: Pairs,
-    value: Callable[[Result], float | None],
-    others: Callable[[Result], float | None] | None = None,
-) -> Measured:
-    others = others or value
-    found = [(own.seed, value(own), others(other)) for own, other in pairs.usable]
-    known = {seed: (a, b) for seed, a, b in found if a is not None and b is not None}
-    return Measured(difference(list(known.values()), pairs.lost), tuple(known))
-
-
-def totals(pairs: Pairs, key: str) -> Measured:
-    """Compare what all rounds took, a ratio a seed."""
-    ends = [(getattr(own, key)[-1], getattr(other, key)[-1]) for own, other in pairs.usable]
-    return Measured(ratio(ends, lost=pairs.lost), tuple(own.seed for own, _ in pairs.usable))
-
-
-def to_target(pairs: Pairs, key: str) -> Measured:
-    """Compare what the other one's final loss took, a ratio a seed; runs may end above it."""
-    values, bounds = [], []
-    for own, other in pairs.usable:
-        theirs = taken(other, key, other.final_loss)
-        assert theirs is not None  # its own final loss
-        mine = taken(own, key, other.final_loss)
-        if mine is None:
-            bounds.append(getattr(own, key)[-1] / theirs)
-        else:
-            values.append(mine / theirs)
-    estimate = ratio([(value, 1.0) for value in values], bounds, pairs.lost)
-    seeds = tuple(own.seed for own, _ in pairs.usable)
-    return Measured(estimate, seeds, tuple(values), tuple(bounds))
 
 
 def table(results: Sequence[Result]) -> str:
@@ -223,35 +74,40 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def short_table(results: Sequence[Result], more: bool = True) -> str:
-    """Return the main methods, each against FedIT on the same seeds.
-
-    Args:
-        results: of one point.
-        more: whether the worst client, time and uplink are in it.
-    """
-    heads = ["method", "what it plans", "seeds", "test loss", "against FedIT's"]
-    others = ["worst client's", "time to FedIT's loss", "uplink to it"] if more else ["accuracy"]
-    lines = _heads([*heads, *others])
-    for name, meaning in SHORT_METHODS.items():
-        own = grouped(results).get(name)
-        if own is None:
-            continue
-        pairs = pairs_of(results, name, REFERENCE)
-        cells = [f"`{name}`", meaning, _seeds(own)]
-        cells += [_mean([one.final_loss for one in own.values()], 3)]
-        cells += [final_loss(pairs).text]
-        if more:
-            cells += [worst_client(pairs).text]
-            cells += [to_target(pairs, key).text for key in ("elapsed_s", "uplink_bits")]
-        else:
-            cells += [_accuracy(own)]
+def short_table(results: Sequence[Result]) -> str:
+    """Return the main methods of one cell, each against FedIT on the same seeds."""
+    lines = _heads([*SHORT_HEADS, "worst client's", "time to FedIT's loss", "uplink to it"])
+    for cells, _, pairs in _main_methods(results):
+        cells += [worst_client(pairs).text]
+        cells += [to_target(pairs, key).text for key in ("elapsed_s", "uplink_bits")]
         lines.append(_line(cells))
-    return "\n".join(lines) if results else "Not run yet."
+    return "\n".join(lines)
 
 
-def _short_table_of(study: str) -> str:
-    return short_table(results_of(study), SHORT[study])
+def front_table(of: Mapping[str, Sequence[Result]]) -> str:
+    """Return the main methods of several cells, each against FedIT on the same seeds.
+
+    The time to FedIT's loss is left out where memory binds: that loss has risen by its end.
+    """
+    lines = _heads(["cell", *SHORT_HEADS, "accuracy", "time to FedIT's loss"])
+    for study, results in of.items():
+        for cells, own, pairs in _main_methods(results):
+            time = DASH if study == "memory" else to_target(pairs, "elapsed_s").text
+            lines.append(_line([FRONT[study], *cells, _accuracy(own), time]))
+    return "\n".join(lines)
+
+
+def _main_methods(
+    results: Sequence[Result],
+) -> Iterator[tuple[list[str], Mapping[int, Result], Pairs]]:
+    """Yield each one's cells under `SHORT_HEADS`, its runs, and they beside FedIT's."""
+    runs = grouped(results)
+    for name in SHORT_METHODS:
+        if own := runs.get(name):
+            pairs = pairs_of(results, name, REFERENCE)
+            loss = _mean([one.final_loss for one in own.values()], 3)
+            cells = [f"`{name}`", SHORT_METHODS[name], _seeds(own), loss, final_loss(pairs).text]
+            yield cells, own, pairs
 
 
 def aims_table() -> str:
@@ -266,53 +122,6 @@ def aims_table() -> str:
         cells += [_ranges(found.seeds) if found else DASH, verdict(found, aim.limit)]
         lines.append(_line(cells))
     return "\n".join(lines)
-
-
-def measured(results: Sequence[Result], aim: Aim) -> Measured | None:
-    """Return what was measured for an aim; None where no seed has both methods."""
-    pairs = pairs_of(results, aim.method, aim.against)
-    if not pairs.usable and not pairs.lost:
-        return None
-    of: dict[Measure, Callable[[], Measured]] = {
-        "time": lambda: to_target(pairs, "elapsed_s"),
-        "uplink": lambda: to_target(pairs, "uplink_bits"),
-        "loss": lambda: final_loss(pairs),
-        "loss against the lowest": lambda: below_lowest(pairs),
-        "worst client": lambda: worst_client(pairs),
-    }
-    return of[aim.measure]()
-
-
-def verdict(found: Measured | None, limit: float) -> str:
-    """Say whether an aim was reached.
-
-    Yes and no are said by the whole interval alone. The interval of a mean needs two seeds. Where a
-    run ended above the target it is that of a median, which needs six.
-    """
-    if found is None:
-        return DASH
-    estimate, bounds = found.estimate, found.bounds
-    if estimate.lost:
-        return f"not judged: {estimate.lost} of the pairs diverged"
-    if not estimate.seeds:
-        return DASH
-    if estimate.seeds == 1:
-        reached = not bounds and estimate.value <= limit
-        followed = not bounds or min(bounds) >= limit
-        return f"one seed: {'within it' if reached else 'missed' if followed else 'open'}"
-    if estimate.high <= limit:
-        return "yes"
-    if estimate.low > limit:
-        return "no"
-    if bounds and min(bounds) < limit:
-        return "not followed far enough"
-    if bounds and estimate.low == 0.0:
-        within = sum(value <= limit for value in found.values)
-        return f"within the aim on {within} of {estimate.seeds}, no interval"
-    middle = "median" if bounds else "mean"
-    if estimate.value <= limit:
-        return f"in {middle}, not by the interval"
-    return f"not in {middle}; the interval holds it"
 
 
 def _heads(names: Sequence[str]) -> list[str]:
@@ -371,7 +180,8 @@ def with_tables(document: str) -> str:
     """Return a document with the tables for which it has marks, `<!-- NAME -->`."""
     made: dict[str, Callable[[], str]] = {
         "aims": aims_table,
-        **{f"short-{name}": partial(_short_table_of, name) for name in SHORT},
+        "front": lambda: front_table({study: results_of(study) for study in FRONT}),
+        "short-clinc150": lambda: short_table(results_of("clinc150")),
         **{name: partial(tables_of, name) for name in STUDIES},
     }
     for name, text in made.items():
