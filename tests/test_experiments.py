@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from airtune.data import load_task
+from airtune.models.loading import load_model
 from airtune.models.workload import (
     SHAPES,
     StepTokens,
@@ -23,7 +25,8 @@ from airtune.models.workload import (
     uniform_sizes,
 )
 from airtune.planning.cohorts import availability_of
-from airtune.scenario import Scenario
+from airtune.scenario import Scenario, load_scenario
+from airtune.scenario.schema import ModelSection, TaskSection
 from airtune.study import load_study
 from airtune.study.comparison import compare
 from airtune.study.conduct import Part
@@ -309,6 +312,37 @@ def test_every_study_file_is_valid() -> None:
     assert counts["memory"] == 8 * 5
     for name in ("smoke", "search-clinc150", "search-gsm8k"):
         assert search_jobs(load_study(EXPERIMENTS / f"{name}.toml"))
+
+
+SOURCES = {"classification": "clinc150", "gsm8k": "gsm8k"}
+
+
+def asked_for() -> dict[str, list[str]]:
+    """What the files want to be drawn, and the files; not of Yahoo Answers, which is not here."""
+    wanted: dict[str, list[str]] = {}
+    for path in [*EXPERIMENTS.glob("*.toml"), *EXPERIMENTS.glob("gpu/*.toml")]:
+        if path.stem in ("yahoo", "smoke", "knobs"):  # the last two generate their texts
+            continue
+        if path.stem.startswith("pilot"):
+            jobs = [load_scenario(str(path)).model_dump(mode="json")]
+        else:
+            study = load_study(path)
+            jobs = [job.values for job in (search_jobs(study) or jobs_of(study))]
+        for task in {json.dumps(values["task"]) for values in jobs}:
+            wanted.setdefault(task, []).append(f"{path.parent.name}/{path.name}")
+    return wanted
+
+
+def test_there_are_as_many_texts_as_the_studies_ask_for(shared_dir: Path) -> None:
+    tokenizer = load_model(ModelSection(id="smollm2-135m-instruct"), seed=0).tokenizer
+    for task, files in asked_for().items():
+        section = TaskSection.model_validate_json(task)
+        source = str(shared_dir / "data" / SOURCES[section.name])
+        drawn = load_task(
+            section.model_copy(update={"source": source}), seed=12, tokenizer=tokenizer
+        )
+        counts = (len(drawn.train), len(drawn.test))
+        assert counts == (section.train_examples, section.eval_examples), files
 
 
 @pytest.mark.parametrize("study", ["memory.toml", "gpu/memory.toml"])
