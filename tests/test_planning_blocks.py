@@ -67,6 +67,7 @@ def test_as_many_blocks_as_fit_by_default() -> None:
         (float("nan"), None, "block_hz: nan is not allowed"),
         (360e3, 56, "blocks: 56 blocks of 360000 Hz are not allowed; allowed: 1 to 55"),
         (360e3, 0, "blocks: 0 blocks"),
+        (1e9, None, r"block_hz: 1e\+09 Hz is wider than bandwidth_hz, 2e\+07"),
         (1e7, 2, "blocks: 2 blocks are fewer than the 6 clients that"),
     ],
 )

@@ -153,7 +153,8 @@ def test_the_headline_says_what_the_record_says(runs: Path) -> None:
     assert headline(record) == (
         f"6 rounds in {record.rounds[-1].elapsed_s:.0f} s of virtual time, test loss 1.660 → "
         f"{record.rounds[-1].eval_loss:.3f}; without pruning and with equal bandwidth the same "
-        f"rounds would have taken {none:.0f} s, {none / total.virtual_time_s:.1f} times as long"
+        f"rounds would have taken {none:.0f} s, {none / total.virtual_time_s:.1f} times as long; "
+        "the loss they would have ended at is not known"
     )
     assert "would have taken" not in headline(read_record(runs / "none"))
     unfinished = replace(record, rounds=record.rounds[:2], status="running")

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
+from rich.console import Console
 
 from airtune.study import load_study
 from airtune.study.comparison import compare
 from airtune.study.console import claims, estimate_text, ranking_table
-from airtune.study.curves import MOST_LINES, PALETTE, loss_rows, panels, spans_orders
+from airtune.study.curves import (
+    MOST_LINES,
+    PALETTE,
+    loss_rows,
+    panels,
+    spans_orders,
+    times_far_apart,
+)
 from airtune.study.page import PAGE, write_page
 from airtune.study.prints import write_figures
 from airtune.study.results import Result
@@ -80,13 +90,13 @@ def test_energy_to_the_target_is_shown_wherever_it_is_known(tmp_path: Path) -> N
     assert "<td>20.0</td><td>2.0</td>" in rows["exact"][1]
     assert "<td>&gt; 19.4</td><td>&gt; 5.0</td>" in rows["flexlora"][1]
     table = ranking_table(comparisons[0])
-    energy = next(column for column in table.columns if column.header == "energy ratio")
+    energy = next(column for column in table.columns if column.label == "energy ratio")
     cells = dict(zip(table.columns[0].cells, energy.cells, strict=True))
     assert cells["exact"] == "0.667 [0.667, 0.667]"
     assert any("energy to the target lower, 0.667" in text for text in claims(comparisons[0]))
     _, without = several()
     assert all(
-        column.header != "energy ratio" for column in ranking_table(compare(without)[0]).columns
+        column.label != "energy ratio" for column in ranking_table(compare(without)[0]).columns
     )
     assert "energy ratio" not in write_page(study, without, compare(without), tmp_path).read_text()
 
@@ -151,6 +161,49 @@ def test_losses_far_apart_have_a_logarithmic_axis(
     assert ("<!-- 0.05 -->" in (tmp_path / "loss.svg").read_text()) is wide
     write_page(study, changed, compare(changed), tmp_path)
     assert ('"type": "log"' in (tmp_path / PAGE).read_text()) is wide
+
+
+def test_no_figure_of_the_ranking_is_cut_in_80_columns() -> None:
+    table = ranking_table(compare(several(5, energy=True)[1])[0])
+    console = Console(width=80, file=io.StringIO())
+    console.print(table)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert "not shown in 80 columns: uplink ratio, energy ratio" in text
+    for column in table.columns[:4]:
+        assert all(cell in text for cell in column.cells)
+
+
+def test_a_curve_goes_on_to_the_end_of_the_longest_run() -> None:
+    # Seeds of 20 s and 60 s, which is three times FedIT's: the first keeps its last loss, 1.0.
+    runs = [made("fedit", "baseline", [3.0, 2.0, 1.5], 10.0, seed) for seed in (0, 1)]
+    runs += [made("exact", "joint", [3.0, 2.0, 1.0], 10.0, 0)]
+    runs += [made("exact", "joint", [3.0, 2.0, 1.4, 1.2], 20.0, 1)]
+    rows, unit = loss_rows(runs, "fedit")
+    own = [row for row in rows if row["method"] == "exact"]
+    assert unit == "share of fedit's"
+    assert [row["time"] for row in own if row["part"] == 0][-1] == pytest.approx(1.0)
+    later = [row for row in own if row["part"] == 1]
+    assert (later[0]["time"], later[-1]["time"]) == pytest.approx((1.0, 3.0))
+    assert later[-1]["loss"] == pytest.approx(np.mean([1.0, 1.2]))
+    assert (later[-1]["low"], later[-1]["high"]) == pytest.approx((1.0, 1.2))
+    assert {row["running"] for row in later[1:]} == {1}
+    assert {row["part"] for row in rows if row["method"] == "fedit"} == {0}
+    assert not times_far_apart(rows)
+
+
+def test_times_that_are_far_apart_have_a_logarithmic_axis(tmp_path: Path) -> None:
+    study, results = several(2)
+    results = [one for one in results if not one.point]
+    slow = [replace(one, elapsed_s=tuple(11 * t for t in one.elapsed_s)) for one in results[3:]]
+    rows, _ = loss_rows([*results[:3], *slow], results[0].method)
+    assert times_far_apart(rows)
+    assert min(row["time"] for row in rows) == pytest.approx(0.5)  # the first of two rounds
+    changed = [*results[:3], *slow]
+    write_page(study, changed, compare(changed), tmp_path)
+    assert '"title": "virtual time, share of' in (tmp_path / PAGE).read_text()
+    assert '"type": "log"' in (tmp_path / PAGE).read_text()
+    write_figures(study, changed, compare(changed), tmp_path)
 
 
 @pytest.mark.parametrize("altair", [True, False])

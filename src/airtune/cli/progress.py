@@ -108,7 +108,7 @@ def _line(record: RoundRecord, rounds: int) -> str:
     return (
         f"round {record.round:>{len(str(rounds))}}/{rounds}  virtual clock "
         f"{record.elapsed_s:9.1f} s (+{record.round_latency_s:.1f} s, last: {last})  "
-        f"test loss {loss}" + (f"  {refused} client(s) left out" if refused else "") + waited + read
+        f"test loss {loss}" + (f"  left out: {refused}" if refused else "") + waited + read
     )
 
 

@@ -53,7 +53,10 @@ class TablePart:
         """Return the different values of a label column that are not null, as text."""
         if column not in self.table.column_names:
             there = ", ".join(self.table.column_names)
-            raise InputError(f"{self.name}: no column '{column}'; columns there: {there}")
+            raise InputError(
+                f"{self.name}: no column '{column}'; columns there: {there} (task.label_column "
+                "names the one to read)"
+            )
         feature = self.table.features[column]
         if hasattr(feature, "names"):
             return list(feature.names)
@@ -118,15 +121,22 @@ def read_tables(paths: tuple[Path, ...]) -> Any:
     return datasets.Dataset(pa.concat_tables(tables))
 
 
-def text_of(row: Mapping[str, Any], column: str, place: str) -> str:
+def text_of(row: Mapping[str, Any], column: str, place: str, *, key: str = "") -> str:
     """Return a column's value as text.
+
+    Args:
+        row: its values by column.
+        column: which one.
+        place: of the row, for messages.
+        key: what names the column in a scenario, e.g. `task.label_column`; none where it is fixed.
 
     Raises:
         InputError: the column is missing, empty, or neither text nor a number.
     """
     if column not in row:
         there = ", ".join(map(str, row)) or "none"
-        raise InputError(f"{place}: no column '{column}'; columns there: {there}")
+        hint = f" ({key} names the one to read)" if key else ""
+        raise InputError(f"{place}: no column '{column}'; columns there: {there}{hint}")
     value = row[column]
     finite = not isinstance(value, float) or math.isfinite(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not finite:
@@ -139,9 +149,12 @@ def text_of(row: Mapping[str, Any], column: str, place: str) -> str:
 
 
 def label_text(row: Mapping[str, Any], column: str, place: str) -> str:
-    """Return a label as text: as `text_of`, and true and false as JSON spells them."""
+    """Return the label column's text: as `text_of`, and true and false as JSON spells them."""
     value = row.get(column)
-    text = json.dumps(value) if isinstance(value, bool) else text_of(row, column, place)
+    if isinstance(value, bool):
+        text = json.dumps(value)
+    else:
+        text = text_of(row, column, place, key="task.label_column")
     if len(text.splitlines()) > 1:
         raise InputError(f"{place}: '{column}' goes over several lines; a label is one line")
     return text

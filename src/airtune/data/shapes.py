@@ -52,20 +52,20 @@ def turns_of(section: TaskSection, row: Mapping[str, Any], place: str) -> Turns:
             if column in row:
                 return _chat(row[column], column, place)
     prompt = prompt_of(section, row, place)
-    return ("user", prompt), ("assistant", text_of(row, answer, place))
+    return ("user", prompt), ("assistant", text_of(row, answer, place, key="task.answer_column"))
 
 
 def prompt_of(section: TaskSection, row: Mapping[str, Any], place: str) -> str:
     """Return the prompt column, or the columns of `task.prompt_template` in their places."""
     if section.prompt_template is None:
-        return text_of(row, section.prompt_column, place)
+        return text_of(row, section.prompt_column, place, key="task.prompt_column")
     parts = []
     for literal, column, _, _ in string.Formatter().parse(section.prompt_template):
         parts.append(literal)
         if column is not None:
             # A column may be empty in some rows, as Alpaca's `input` is in most.
             empty = column in row and not str("" if row[column] is None else row[column]).strip()
-            parts.append("" if empty else text_of(row, column, place))
+            parts.append("" if empty else text_of(row, column, place, key="task.prompt_template"))
     prompt = "".join(parts).strip()
     if not prompt:
         raise InputError(f"{place}: all columns of task.prompt_template are empty")

@@ -259,7 +259,8 @@ def _check_each_fits(
     more = f"; and {len(why) - 3} more" if len(why) > 3 else ""
     raise InputError(
         f"client {problem.names[k]!r}: modes: none fits ({'; '.join(why[:3])}{more}); "
-        "allowed: at least one that fits, or an absent_cost"
+        "allowed: at least one that fits, or an absent_cost (of a scenario: participation.rule, or "
+        "'absence' among planning.knobs)"
     )
 
 

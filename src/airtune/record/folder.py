@@ -52,7 +52,7 @@ def require_unused(path: Path) -> None:
         what = f"{info['scenario'].get('name')}, {info['method']}, {info['status']}"
         raise InputError(
             f"'{path}' already holds a run ({what}): go on with --resume, throw it away with "
-            "--replace, or give another --out"
+            "--replace, or give another --out (from Python: resume=True, replace=True, out=…)"
         )
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -75,9 +75,10 @@ def _headline(records: Mapping[str, Record]) -> str:
     last = max(rows, key=lambda row: row["time_to_target_s"])
     times = numbers.digits(last["time_to_target_s"] / first["time_to_target_s"], 2)
     return (
-        f"To a test loss of {numbers.loss(first['target_loss'])}, {first['name']} needs "
-        f"{numbers.seconds(first['time_to_target_s'])} of virtual time and {last['name']} "
-        f"{numbers.seconds(last['time_to_target_s'])}, {times} times as long"
+        f"To a test loss of {numbers.loss(first['target_loss'])}, by whole rounds, "
+        f"{first['name']} needs {numbers.seconds(first['time_to_target_s'])} of virtual time and "
+        f"{last['name']} {numbers.seconds(last['time_to_target_s'])}, {times} times as long; "
+        f"they end at {numbers.loss(first['final_loss'])} and {numbers.loss(last['final_loss'])}"
     )
 
 

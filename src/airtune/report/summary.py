@@ -222,7 +222,8 @@ def headline(record: Record) -> str:
         them = "it" if total.rounds == 1 else "the same rounds"
         text += (
             f"; without pruning and with equal bandwidth {them} would have taken "
-            f"{seconds(total.none_time_s)}, {digits(times, 2)} times as long"
+            f"{seconds(total.none_time_s)}, {digits(times, 2)} times as long; the loss they would "
+            "have ended at is not known"
         )
     return text
 

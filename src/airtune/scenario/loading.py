@@ -47,6 +47,8 @@ def load_scenario(
     values = parsed_toml(text, str(source))
     for override in overrides:
         apply_override(values, override)
+    if "base" in values and "devices" not in values:
+        raise InputError(f"{source} is a study, not a scenario: airtune study run {source}")
     check_paths(values, str(source))
     if folder is not None:
         resolve_paths(values, folder)

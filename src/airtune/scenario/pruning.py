@@ -102,8 +102,10 @@ def check_common_rate(scenario: Scenario) -> None:
     for asked, given, allowed in (
         (
             "pruning" in planning.turned,
-            f"planning.knobs = {planning.knobs!r}",
-            "knobs with 'pruning' among them",
+            "planning.knobs left out"
+            if planning.knobs is None
+            else f"planning.knobs = {list(planning.knobs)}",
+            "planning.knobs = 'all', or a list with 'pruning'",
         ),
         (
             planning.method == "exact",

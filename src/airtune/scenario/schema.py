@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from airtune.scenario import bounds
 from airtune.scenario.aggregation import AggregationSection, check_steps, check_training
 from airtune.scenario.cell import CellSection, DeviceSection
+from airtune.scenario.knobs import KNOWN, NAMES, Knob
 from airtune.scenario.participation import ParticipationSection
 from airtune.scenario.pruning import PruningSection, check_common_rate, check_refits
 from airtune.scenario.schedule import ScheduleSection, check_schedule
@@ -158,9 +159,6 @@ class TrainingSection(Section):
         return self.model_copy(update={"learning_rate": self.learning_rate * left})
 
 
-Knob = Literal["bandwidth", "pruning", "steps", "rank", "bits", "absence"]
-
-
 class PlanningSection(Section):
     """How pruning and bandwidth, and where asked the other knobs, are planned each round."""
 
@@ -176,7 +174,9 @@ class PlanningSection(Section):
     """Given: minimise the round's latency subject to Q <= this, instead of N(Q) T."""
     tolerance: Annotated[float, Field(gt=0, lt=1), bounds.TOLERANCE] = 1e-6
     """Relative gap at which `exact` stops; least improvement with which `bcd` continues."""
-    knobs: Literal["all"] | Annotated[tuple[Knob, ...], Field(strict=False)] | None = None
+    knobs: Annotated[
+        Literal["all"] | Annotated[tuple[Knob, ...], Field(strict=False)] | None, KNOWN
+    ] = None
     """What the plan may turn, each client by itself: any of bandwidth, pruning, steps, rank, bits
     and absence, or `all`. Left out, the method's own: bandwidth and pruning."""
     rank_values: Annotated[tuple[PositiveInt, ...], Field(strict=False), bounds.RANKS] | None = None
@@ -205,7 +205,7 @@ class PlanningSection(Section):
     @property
     def turned(self) -> frozenset[str]:
         """The knobs that are turned, where `knobs` is given."""
-        return frozenset(get_args(Knob) if self.knobs == "all" else self.knobs or ())
+        return frozenset(NAMES if self.knobs == "all" else self.knobs or ())
 
 
 class EvaluationSection(Section):

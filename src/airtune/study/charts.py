@@ -12,6 +12,15 @@ from airtune.study.schema import Study
 
 Chart = dict[str, Any]
 TOLD = {"better": curves.PALETTE[2], "worse": curves.PALETTE[1], "no difference shown": "#8a8f98"}
+LOSS_NOTE = (
+    "Mean over seeds; the band reaches from the lowest to the highest seed. Dashed: some of the "
+    "method's runs have ended and keep their last loss."
+)
+LOSS_KEYS = (
+    "Click a name below to see that method alone (shift-click: several); with shift, scroll to "
+    "zoom and drag to move."
+)
+NO_ALTAIR = "With Altair (pip install 'airtune[study]') the charts are interactive."
 
 
 def charts_of(
@@ -66,21 +75,24 @@ def _loss(results: Sequence[Result], comparison: Comparison) -> list[Chart]:
                 scale=alt.Scale(domain=panel, range=list(curves.PALETTE[: len(panel)])),
                 legend=alt.Legend(orient="bottom", columns=2, title=None, symbolOpacity=1),
             )
+            wide = alt.Scale(type="log") if curves.times_far_apart(rows) else alt.Scale()
             chart = alt.Chart(alt.Data(values=own)).encode(
-                x=alt.X("time:Q", title=f"virtual time, {unit}"), color=colour
+                x=alt.X("time:Q", title=f"virtual time, {unit}", scale=wide), color=colour
             )
             seen = alt.condition(chosen, alt.value(1.0), alt.value(0.05))
             faint = alt.condition(chosen, alt.value(0.12), alt.value(0.0))
             scale = alt.Scale(type="log") if far_apart else alt.Scale(zero=False)
             band = chart.mark_area().encode(
                 y=alt.Y("low:Q", title="test loss", scale=scale), y2="high:Q",
-                opacity=faint,
+                opacity=faint, detail="part:N",
             )  # fmt: skip
+            dash = alt.Scale(domain=[0, 1], range=[[1, 0], [5, 3]])
             line = chart.mark_line().encode(
                 y=alt.Y("loss:Q", title="test loss", scale=scale),
                 opacity=seen,
-                tooltip=["method:N", *(alt.Tooltip(f"{key}:Q", format=".3f")
-                                       for key in ("time", "loss", "low", "high"))],
+                strokeDash=alt.StrokeDash("part:N", scale=dash, legend=None),
+                tooltip=["method:N", "running:Q", *(alt.Tooltip(f"{key}:Q", format=".3f")
+                                                    for key in ("time", "loss", "low", "high"))],
             )  # fmt: skip
             # With shift alone: a page that is scrolled past must not zoom its charts.
             zoom = alt.selection_interval(
@@ -92,9 +104,7 @@ def _loss(results: Sequence[Result], comparison: Comparison) -> list[Chart]:
         charts.append(
             _chart(
                 f"loss-{number}", "loss", "Loss against virtual time",
-                "Mean over seeds; the band reaches from the lowest to the highest seed. Click a "
-                "name below to see that method alone (shift-click: several); with shift, "
-                "scroll to zoom and drag to move.",
+                f"{LOSS_NOTE} {LOSS_KEYS}" if alt is not None else f"{LOSS_NOTE} {NO_ALTAIR}",
                 drawn, 340,
             )
         )  # fmt: skip

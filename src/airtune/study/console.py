@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from airtune.report.tables import Column, Fitted
 from airtune.study.comparison import RULE, Comparison, Standing
 from airtune.study.jobs import Job, Point
 from airtune.study.results import Result
@@ -40,28 +41,25 @@ def status_table(
     return table
 
 
-def ranking_table(comparison: Comparison) -> Table:
+def ranking_table(comparison: Comparison) -> Fitted:
     """Return the methods at one point, the lowest mean loss first."""
-    from rich.table import Table
-
+    standings = comparison.standings
+    columns = [
+        Column("method", [one.method for one in standings], "name"),
+        Column("seeds", [f"{o.seeds}" + (f" (−{o.broken})" if o.broken else "") for o in standings],
+               rank=2),
+        Column("final\nloss", [number(one.final_loss) for one in standings]),
+        Column("loss\ndifference", [estimate_text(one.loss) for one in standings]),
+        Column("time\nratio", [estimate_text(one.time) for one in standings], rank=1),
+        Column("uplink\nratio", [estimate_text(one.uplink) for one in standings], rank=4),
+    ]  # fmt: skip
+    if any(one.energy is not None for one in standings):
+        energy = [DASH if one.energy is None else estimate_text(one.energy) for one in standings]
+        columns.append(Column("energy\nratio", energy, rank=5))
+    reached = [f"{one.reached} of {one.seeds}" for one in standings]
+    columns.append(Column("target\nreached", reached, rank=3))
     title = f"{point_text(comparison.point)}, against {comparison.reference or DASH}"
-    table = Table(title=title, title_justify="left")
-    energy = any(one.energy is not None for one in comparison.standings)
-    for name in ("method", "seeds", "final loss", "loss difference", "time ratio",
-                 "uplink ratio", *["energy ratio"] * energy, "target reached"):  # fmt: skip
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for one in comparison.standings:
-        table.add_row(
-            one.method,
-            str(one.seeds) + (f" (−{one.broken})" if one.broken else ""),
-            number(one.final_loss),
-            estimate_text(one.loss),
-            estimate_text(one.time),
-            estimate_text(one.uplink),
-            *[DASH if one.energy is None else estimate_text(one.energy)] * energy,
-            f"{one.reached} of {one.seeds}",
-        )
-    return table
+    return Fitted(columns, title=title, rows="methods", all_in="the page")
 
 
 def sentences(

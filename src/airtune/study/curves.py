@@ -18,6 +18,8 @@ darkened so that a line in it can be seen on white."""
 MOST_LINES = 8
 """In one panel."""
 STEPS = 60
+FAR_APART = 10.0
+"""Largest over smallest value from which on an axis is logarithmic."""
 
 Row = dict[str, Any]
 
@@ -45,30 +47,57 @@ def units(results: Sequence[Result], reference: str | None) -> tuple[dict[int, f
 
 
 def loss_rows(results: Sequence[Result], reference: str | None) -> tuple[list[Row], str]:
-    """Return each method's mean loss over its seeds on the virtual clock, lowest and highest."""
+    """Return each method's mean loss over its seeds on the virtual clock, lowest and highest.
+
+    A run that has ended keeps its last loss, so that a curve ends at the mean final loss, when its
+    last run ends. `part` is 0 where all of the method's runs go on, and 1 from the first end on.
+    Where the methods' ends are far apart, times are evenly spaced on a logarithmic axis.
+    """
     unit, name = units(results, reference)
+    runs = {
+        method: [
+            (np.array(seconds) / unit[one.seed], loss)
+            for one in own.values()
+            if one.usable
+            for seconds, loss in [loss_curve(one)]
+        ]
+        for method, own in grouped(results).items()
+    }
+    ends = [float(times[-1]) for curves in runs.values() for times, _ in curves]
+    apart = bool(ends) and max(ends) > FAR_APART * min(ends) > 0
     rows = []
-    for method, own in grouped(results).items():
-        usable = [one for one in own.values() if one.usable]
-        if not usable:
-            continue
-        end = min(one.elapsed_s[-1] / unit[one.seed] for one in usable)
-        times = np.linspace(0.0, end, STEPS)
-        losses = []
-        for one in usable:
-            seconds, loss = loss_curve(one)
-            losses.append(np.interp(times, np.array(seconds) / unit[one.seed], loss))
-        series = (np.mean(losses, axis=0), np.min(losses, axis=0), np.max(losses, axis=0))
-        for time, mean, low, high in zip(times, *series, strict=True):
-            rows.append(_row(method=method, time=time, loss=mean, low=low, high=high,
-                             seeds=len(usable)))  # fmt: skip
+    for method, curves in runs.items():
+        own_ends = [times[-1] for times, _ in curves]
+        for part, times in enumerate(_times(curves, apart) if curves else ()):
+            losses = [np.interp(times, *curve) for curve in curves]
+            series = (np.mean(losses, axis=0), np.min(losses, axis=0), np.max(losses, axis=0))
+            for time, mean, low, high in zip(times, *series, strict=True):
+                running = sum(end >= time for end in own_ends)
+                rows.append(_row(method=method, part=part, time=time, loss=mean, low=low,
+                                 high=high, seeds=len(curves), running=running))  # fmt: skip
     return rows, name
+
+
+def _times(curves: Sequence[tuple[Any, Any]], apart: bool) -> list[Any]:
+    """Return the times up to the first end of a method's runs, and those from there to the last."""
+    first, last = (float(pick(times[-1] for times, _ in curves)) for pick in (min, max))
+    begin = min((float(times[1]) for times, _ in curves if len(times) > 1), default=first)
+    spaced, begin = (np.geomspace, begin) if apart and begin > 0 else (np.linspace, 0.0)
+    parts = [spaced(begin, first, STEPS)]
+    if last > first > 0:
+        parts.append(spaced(first, last, STEPS))
+    return parts
+
+
+def times_far_apart(rows: Sequence[Row]) -> bool:
+    """Return whether `loss_rows` spaced the times for a logarithmic axis."""
+    return bool(rows) and min(row["time"] for row in rows) > 0
 
 
 def spans_orders(rows: Sequence[Row]) -> bool:
     """Return whether losses are so far apart that a linear axis would hide the low ones."""
     lows, highs = [row["low"] for row in rows], [row["high"] for row in rows]
-    return bool(rows) and min(lows) > 0 and max(highs) > 10 * min(lows)
+    return bool(rows) and min(lows) > 0 and max(highs) > FAR_APART * min(lows)
 
 
 def ranking_rows(comparison: Comparison) -> list[Row]:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from airtune.encoding import read_text
 from airtune.errors import InputError
 from airtune.planning import METHODS
-from airtune.scenario import builtin_scenarios, scenario_from_dict
+from airtune.scenario import Scenario, builtin_scenarios, scenario_from_dict
 from airtune.scenario.overrides import add_plugins, resolve_paths
 from airtune.study.methods import shipped_sets
 from airtune.study.schema import Study, StudyMethod
@@ -59,6 +59,11 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
             raise InputError(f"{source}: the method '{twice[1]}' is given twice") from None
         raise InputError(f"{source}: not valid TOML: {error}") from None
     unknown = [key for key in values if key not in KEYS]
+    if "base" not in values and any(key in Scenario.model_fields for key in unknown):
+        raise InputError(
+            f"{source} is a scenario, not a study: write a study file with base = "
+            f'"{source}", seeds = "0-4" and include = ["fedit", "exact"], say (docs/study.md)'
+        )
     if unknown:
         close = difflib.get_close_matches(unknown[0], KEYS, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""
@@ -66,7 +71,10 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     if not isinstance(values.get("base"), str):
         raise InputError(f"{source}: 'base' is missing: a scenario file, or one of "
                          f"{', '.join(builtin_scenarios())}")  # fmt: skip
-    values["base_values"] = scenario_values(values["base"], folder)
+    try:
+        values["base_values"] = scenario_values(values["base"], folder)
+    except InputError as error:
+        raise InputError(f"{source}: base: {error}") from None
     included = values.pop("include", [])
     values["methods"] = _methods(values.get("methods", {}), included, str(source))
     values["seeds"] = seeds_of(values.get("seeds", []), f"{source}: seeds")

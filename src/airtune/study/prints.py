@@ -98,11 +98,16 @@ def _loss(
     groups, far_apart = curves.panels(names, known), curves.spans_orders(rows)
     for axes, panel in zip(_grid(figure, len(groups)), groups, strict=True):
         for name, colour in _panel_colours(panel, colours).items():
-            own = [row for row in rows if row["method"] == name]
-            times = [row["time"] for row in own]
-            axes.plot(times, [row["loss"] for row in own], color=colour, label=name, linewidth=1.4)
-            low, high = [row["low"] for row in own], [row["high"] for row in own]
-            axes.fill_between(times, low, high, color=colour, alpha=0.12, linewidth=0)
+            for part, style in enumerate(("-", "--")):
+                own = [row for row in rows if (row["method"], row["part"]) == (name, part)]
+                times, losses = [row["time"] for row in own], [row["loss"] for row in own]
+                label = None if part else name
+                axes.plot(times, losses, style, color=colour, label=label, linewidth=1.4)
+                low, high = [row["low"] for row in own], [row["high"] for row in own]
+                axes.fill_between(times, low, high, color=colour, alpha=0.12, linewidth=0)
+        if curves.times_far_apart(rows):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.set_xlabel(f"virtual time, {unit}")
         axes.set_ylabel("test loss per answer token")
         if far_apart:

@@ -58,6 +58,10 @@ def check_blocks(problem: PlanningProblem, block_hz: float, blocks: int | None) 
     if not (np.isfinite(block_hz) and block_hz > 0):
         raise InputError(f"block_hz: {block_hz!r} is not allowed; allowed: a number above 0")
     fits = int(np.floor(problem.bandwidth_hz / block_hz * (1.0 + 1e-12)))
+    if not fits:
+        raise InputError(
+            f"block_hz: {block_hz:g} Hz is wider than bandwidth_hz, {problem.bandwidth_hz:g}"
+        )
     if blocks is None:
         blocks = fits
     if blocks < 1 or blocks > fits:
