@@ -43,7 +43,8 @@ def methods(
             Column("memory\nGB", [f"{each.memory_bytes / 1e9:.0f}" for each in profiles], rank=1),
             Column("source", [each.source for each in profiles], kind="text", rank=3),
         ]
-        screen.print(Fitted(columns, all_in="a wider window"))
+        marks = "[V] read in the maker's or a benchmark's figures, [D] derived from them, [R] unchecked"
+        screen.print(Fitted(columns, caption=marks, all_in="a wider window"))
         return
 
     from airtune.channel import CHANNEL_MODELS
