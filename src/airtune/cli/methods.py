@@ -43,7 +43,7 @@ def methods(
             Column("memory\nGB", [f"{each.memory_bytes / 1e9:.0f}" for each in profiles], rank=1),
             Column("source", [each.source for each in profiles], kind="text", rank=3),
         ]
-        marks = "[V] read in the maker's or a benchmark's figures, [D] derived from them, [R] unchecked"
+        marks = "[V] read at the maker's or in a benchmark, [D] derived from that, [R] unchecked"
         screen.print(Fitted(columns, caption=marks, all_in="a wider window"))
         return
 
