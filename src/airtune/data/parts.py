@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -52,11 +52,7 @@ class TablePart:
     def texts(self, column: str) -> list[str]:
         """Return the different values of a label column that are not null, as text."""
         if column not in self.table.column_names:
-            there = ", ".join(self.table.column_names)
-            raise InputError(
-                f"{self.name}: no column '{column}'; columns there: {there} (task.label_column "
-                "names the one to read)"
-            )
+            raise _no_column(self.name, column, self.table.column_names, "task.label_column")
         feature = self.table.features[column]
         if hasattr(feature, "names"):
             return list(feature.names)
@@ -134,9 +130,7 @@ def text_of(row: Mapping[str, Any], column: str, place: str, *, key: str = "") -
         InputError: the column is missing, empty, or neither text nor a number.
     """
     if column not in row:
-        there = ", ".join(map(str, row)) or "none"
-        hint = f" ({key} names the one to read)" if key else ""
-        raise InputError(f"{place}: no column '{column}'; columns there: {there}{hint}")
+        raise _no_column(place, column, row, key)
     value = row[column]
     finite = not isinstance(value, float) or math.isfinite(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not finite:
@@ -146,6 +140,12 @@ def text_of(row: Mapping[str, Any], column: str, place: str, *, key: str = "") -
     if not text:
         raise InputError(f"{place}: '{column}' is empty")
     return text
+
+
+def _no_column(place: str, column: str, columns: Iterable[object], key: str) -> InputError:
+    there = ", ".join(map(str, columns)) or "none"
+    hint = f" ({key} names the one to read)" if key else ""
+    return InputError(f"{place}: no column '{column}'; columns there: {there}{hint}")
 
 
 def label_text(row: Mapping[str, Any], column: str, place: str) -> str:
