@@ -105,7 +105,7 @@ def check_common_rate(scenario: Scenario) -> None:
             "planning.knobs left out"
             if planning.knobs is None
             else f"planning.knobs = {list(planning.knobs)}",
-            "planning.knobs = 'all', or a list with 'pruning'",
+            "knobs with 'pruning' among them",
         ),
         (
             planning.method == "exact",
