@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shlex
+import tomllib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from airtune.study.comparison import compare
 from airtune.study.conduct import Part
 from airtune.study.jobs import jobs_of, search_jobs
 from airtune.study.loading import seeds_of
+from airtune.study.results import FINISHED, Result, best_candidate
 from assigned import mode
 from scripts import script
 from test_experiments_tables import made
@@ -268,3 +270,38 @@ def test_committed_numbers_name_no_folder_of_a_machine() -> None:
         text = (EXPERIMENTS / "rows" / f"{name}.jsonl").read_text(encoding="utf-8")
         assert '"/' not in text
         assert not re.search(r"[= ]/", text)
+
+
+@pytest.mark.parametrize("method", ["fedit", "hetlora", "flexlora", "ffa-lora"])
+def test_tuned_values_are_those_that_the_search_chose(method: str) -> None:
+    records = json.loads((EXPERIMENTS / "search-clinc150.json").read_text())
+    study = tomllib.loads((EXPERIMENTS / "clinc150.toml").read_text())
+    candidates = [one for one in records if one["method"] == method]
+    if method == "flexlora":  # rank 1 was as good, and leaves little of it: README.md beside them
+        candidates = [one for one in candidates if one["training.lora_rank"] > 1]
+    results = [
+        Result(
+            method=method,
+            kind="baseline",
+            seed=1000,
+            point=(),
+            key="",
+            status=FINISHED,
+            loss=(None, *one["held_out_loss"]),
+            elapsed_s=(0.0, *one["elapsed_s"]),
+        )
+        for one in candidates
+    ]
+    chosen = candidates[best_candidate(results)]
+    tuned = study["tuned"][method]["training"]
+    for key in ("learning_rate", "lora_rank"):
+        assert chosen[f"training.{key}"] == tuned[key]
+
+
+def test_searched_values_are_of_the_study_files_grid() -> None:
+    records = json.loads((EXPERIMENTS / "search-clinc150.json").read_text())
+    study = tomllib.loads((EXPERIMENTS / "search-clinc150.toml").read_text())
+    grid = study["search"]["keys"]["training"]
+    assert {one["training.learning_rate"] for one in records} == set(grid["learning_rate"])
+    assert {one["training.lora_rank"] for one in records} == set(grid["lora_rank"])
+    assert len({tuple(one.values())[:3] for one in records}) == len(records) == 34
