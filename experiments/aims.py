@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from pairs import Measured, below_lowest, final_loss, pairs_of, to_target, worst_client
+from pairs import MEASURES, Measured, pairs_of
 
 from airtune.study.console import DASH
 from airtune.study.jobs import Point
 from airtune.study.results import Result
 
-Measure = Literal["time", "uplink", "loss", "loss against the lowest", "worst client"]
-
 
 @dataclass(frozen=True)
 class Aim:
-    """What a method should reach against another one, at most `limit`.
+    """What a method should reach against another one, at most `limit`; `measure`: of `MEASURES`.
 
     `time` and `uplink`: to the loss at which the other one ends, as a ratio. `loss` and
     `worst client`: at the end, as a difference. `loss against the lowest`: the loss at the end less
@@ -31,7 +28,7 @@ class Aim:
     study: str
     method: str
     against: str
-    measure: Measure
+    measure: str
     limit: float
     point: Point = ()
 
@@ -63,14 +60,7 @@ def measured(results: Sequence[Result], aim: Aim) -> Measured | None:
     pairs = pairs_of(results, aim.method, aim.against)
     if not pairs.usable and not pairs.lost:
         return None
-    of: dict[Measure, Callable[[], Measured]] = {
-        "time": lambda: to_target(pairs, "elapsed_s"),
-        "uplink": lambda: to_target(pairs, "uplink_bits"),
-        "loss": lambda: final_loss(pairs),
-        "loss against the lowest": lambda: below_lowest(pairs),
-        "worst client": lambda: worst_client(pairs),
-    }
-    return of[aim.measure]()
+    return MEASURES[aim.measure](pairs)
 
 
 def verdict(found: Measured | None, limit: float) -> str:

@@ -1,13 +1,25 @@
-"""Two methods of a study on the same seeds: times, bits and losses, with intervals."""
+"""Two methods of a study on the same seeds: times, bits, losses and accuracy, with intervals.
+
+    python experiments/pairs.py memory heard fedit      # what `heard` has against FedIT
+
+Ratios are to the other one's, differences from it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from rows import ROWS, read_rows, result_of
 
 from airtune.study.comparison import grouped, taken
-from airtune.study.console import estimate_text
+from airtune.study.console import DASH, estimate_text, point_text
 from airtune.study.results import Result
 from airtune.study.statistics import Estimate, difference, ratio
 
@@ -55,6 +67,23 @@ class Measured:
         return f"{reached}; {estimate_text(self.estimate)}"
 
 
+def results_of(study: str) -> list[Result]:
+    """Return the committed runs of a study, seed by seed."""
+    return [result_of(row) for row in read_rows(ROWS / f"{study}.jsonl")]
+
+
+def ranges(seeds: Sequence[int]) -> str:
+    """Return numbers as ranges, e.g. 12–14, 16; a dash where there are none."""
+    runs: list[list[int]] = []
+    for seed in sorted(seeds):
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    parts = [f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return ", ".join(parts) or DASH
+
+
 def pairs_of(results: Sequence[Result], method: str, reference: str) -> Pairs:
     """Return a method's runs beside another one's on the same seeds."""
     own, theirs = (grouped(results).get(name, {}) for name in (method, reference))
@@ -76,6 +105,11 @@ def below_lowest(pairs: Pairs) -> Measured:
 def worst_client(pairs: Pairs) -> Measured:
     """Compare the final loss of the client that has the highest, a difference a seed."""
     return _differences(pairs, lambda one: one.metrics.get("worst_client_loss"))
+
+
+def accuracy(pairs: Pairs) -> Measured:
+    """Compare the accuracy at the end, a difference a seed."""
+    return _differences(pairs, lambda one: one.metrics.get("accuracy"))
 
 
 def _lowest_loss(one: Result) -> float:
@@ -113,3 +147,46 @@ def to_target(pairs: Pairs, key: str) -> Measured:
     estimate = ratio([(value, 1.0) for value in values], bounds, pairs.lost)
     seeds = tuple(own.seed for own, _ in pairs.usable)
     return Measured(estimate, seeds, tuple(values), tuple(bounds))
+
+
+MEASURES: Mapping[str, Callable[[Pairs], Measured]] = {
+    "loss": final_loss,
+    "loss against the lowest": below_lowest,
+    "worst client": worst_client,
+    "accuracy": accuracy,
+    "time": lambda pairs: to_target(pairs, "elapsed_s"),
+    "uplink": lambda pairs: to_target(pairs, "uplink_bits"),
+    "time of all rounds": lambda pairs: totals(pairs, "elapsed_s"),
+    "uplink of all rounds": lambda pairs: totals(pairs, "uplink_bits"),
+}
+"""What two methods are compared by; time and uplink: to the other one's final loss."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print what one method has against another one, at each point of the study's axes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    studies = sorted(path.stem for path in ROWS.glob("*.jsonl"))
+    parser.add_argument("study", choices=studies)
+    parser.add_argument("method")
+    parser.add_argument("against", metavar="other")
+    given = parser.parse_args(arguments)
+    results = results_of(given.study)
+    known = list(dict.fromkeys(one.method for one in results))
+    for name in (given.method, given.against):
+        if name not in known:
+            parser.error(f"'{given.study}' has no rows of '{name}'; it has {', '.join(known)}")
+    for point in dict.fromkeys(one.point for one in results):
+        pairs = pairs_of([o for o in results if o.point == point], given.method, given.against)
+        if point:
+            print(f"{point_text(point)}:")
+        for name, measure in MEASURES.items():
+            found = measure(pairs)
+            print(f"{name:24} {found.text}   seeds {ranges(found.seeds)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,8 +18,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from aims import AIMS, measured, verdict
-from pairs import Pairs, final_loss, pairs_of, to_target, totals, worst_client
-from rows import ROWS, read_rows, result_of
+from pairs import (
+    Pairs,
+    final_loss,
+    pairs_of,
+    ranges,
+    results_of,
+    to_target,
+    totals,
+    worst_client,
+)
 
 from airtune.study import load_study
 from airtune.study.comparison import compare, grouped
@@ -47,11 +55,6 @@ SHORT_METHODS = {
     "all-floor": "**the same and pruning**",
 }
 SHORT_HEADS = ("method", "what it plans", "seeds", "test loss", "against FedIT's")
-
-
-def results_of(study: str) -> list[Result]:
-    """Return the committed runs of a study, seed by seed."""
-    return [result_of(row) for row in read_rows(ROWS / f"{study}.jsonl")]
 
 
 def table(results: Sequence[Result]) -> str:
@@ -119,7 +122,7 @@ def aims_table() -> str:
         found = measured(results, aim)
         cells = [aim.study, f"`{aim.method}`", f"`{aim.against}`", aim.measure, f"≤ {aim.limit:g}"]
         cells += ["not run" if found is None else found.text]
-        cells += [_ranges(found.seeds) if found else DASH, verdict(found, aim.limit)]
+        cells += [ranges(found.seeds) if found else DASH, verdict(found, aim.limit)]
         lines.append(_line(cells))
     return "\n".join(lines)
 
@@ -147,20 +150,9 @@ def _between(values: Sequence[int]) -> str:
 
 def _seeds(own: Mapping[int, Result]) -> str:
     """Return the seeds of the runs that count, and those that diverged."""
-    usable = _ranges([seed for seed, one in own.items() if one.usable])
-    diverged = _ranges([seed for seed, one in own.items() if not one.usable])
+    usable = ranges([seed for seed, one in own.items() if one.usable])
+    diverged = ranges([seed for seed, one in own.items() if not one.usable])
     return usable if diverged == DASH else f"{usable} (diverged: {diverged})"
-
-
-def _ranges(seeds: Sequence[int]) -> str:
-    """Return numbers as ranges, e.g. 12–14, 16."""
-    runs: list[list[int]] = []
-    for seed in sorted(seeds):
-        if runs and seed == runs[-1][-1] + 1:
-            runs[-1].append(seed)
-        else:
-            runs.append([seed])
-    return ", ".join(_between([run[0], run[-1]]) for run in runs) or DASH
 
 
 def tables_of(study: str) -> str:

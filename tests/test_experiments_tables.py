@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
+
+import pytest
 
 from airtune.study.results import Result
 from scripts import script
@@ -169,3 +173,45 @@ def test_runs_that_diverged_are_shown_and_no_aim_is_judged_without_them() -> Non
 def test_a_table_names_its_seeds() -> None:
     results = [made("fedit", [3.0, 1.0], seed=seed) for seed in (12, 13, 14, 16)]
     assert by_name(tables.table(results))["fedit"][1] == "12–14, 16"
+
+
+@pytest.mark.parametrize("document", tables.DOCUMENTS, ids=lambda path: path.parent.name)
+def test_intervals_in_the_text_are_those_of_the_rows(document: Path) -> None:
+    prose = re.sub(r"^\|.*\n", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    number = r"([-+]?\d+\.\d+)"
+    said = re.findall(rf"{number}\s\[{number},\s{number}\]", prose)
+    assert len(said) > 3
+    known = [
+        (made.estimate.value, made.estimate.low, made.estimate.high)
+        for study in ("clinc150", "memory", "few-texts")
+        for made in compared(pairs.results_of(study))
+    ]
+    known += [(-value, -high, -low) for value, low, high in known]  # "lower by"
+    for texts in said:
+        half = [0.501 * 10.0 ** -len(text.partition(".")[2]) for text in texts]
+        assert any(
+            all(
+                abs(float(text) - value) <= h
+                for text, value, h in zip(texts, of, half, strict=True)
+            )
+            for of in known
+        ), texts
+
+
+def compared(results: Sequence[Result]) -> list[pairs.Measured]:
+    """Every method of a study against every other one, by all measures."""
+    methods = dict.fromkeys(one.method for one in results)
+    both = [pairs.pairs_of(results, *names) for names in permutations(methods, 2)]
+    return [measure(one) for one in both if one.usable for measure in pairs.MEASURES.values()]
+
+
+def test_pairs_are_printed_for_each_point(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs.main(["memory", "heard", "fedit"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == list(pairs.MEASURES)
+    assert lines[1] == f"{'loss against the lowest':24} -1.098 [-1.817, -0.379]   seeds 12–16"
+    pairs.main(["gemma", "fedit", "fedit"])
+    assert capsys.readouterr().out.startswith("cell = links bind:\nloss  ")
+    with pytest.raises(SystemExit):
+        pairs.main(["memory", "fedavg", "fedit"])
+    assert "'memory' has no rows of 'fedavg'; it has fedit, " in capsys.readouterr().err
