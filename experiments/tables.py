@@ -65,8 +65,9 @@ def table(results: Sequence[Result]) -> str:
     heads = ["method", "seeds", "rounds", "test loss", "against FedIT's", "worst client's",
              "accuracy", "time of all rounds", "time to FedIT's loss", "uplink to it"]  # fmt: skip
     lines = _heads(heads)
-    for name, own in grouped(results).items():
-        pairs = pairs_of(results, name, REFERENCE)
+    runs = grouped(results)
+    for name in sorted(runs, key=lambda name: name != REFERENCE):  # it first, the rest as they are
+        own, pairs = runs[name], pairs_of(results, name, REFERENCE)
         cells = [f"`{name}`", _seeds(own), _between([len(o.loss) - 1 for o in own.values()])]
         cells += [_mean([one.final_loss for one in own.values()], 3)]
         cells += [final_loss(pairs).text, worst_client(pairs).text]
