@@ -7,6 +7,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 EXTRAS := dev,ray,flower,quantize,docs
 
+# Test processes. Each has one thread: more of them would only wait for each other.
+JOBS   ?= 2
+
 .PHONY: demo test check docs mutants clean
 
 demo: $(VENV)/.demo
@@ -14,7 +17,7 @@ demo: $(VENV)/.demo
 
 test: check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
 
 check: $(VENV)/.test
 	$(BIN)/ruff check

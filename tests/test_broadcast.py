@@ -15,7 +15,8 @@ import airtune as at
 from airtune.adapters.few_bits import nearest_change
 from airtune.adapters.names import Adapter
 from airtune.errors import InputError
-from airtune.models.workload import affine_coefficients, full_sizes, payload_bits
+from airtune.models.affine import affine_coefficients
+from airtune.models.workload import full_sizes, payload_bits
 from airtune.planning import plan
 from airtune.planning.assigning import assignments_of
 from airtune.planning.broadcast import needed_bits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from airtune.channel.outage import backed_off, scaled, success_probability
 from airtune.channel.rate import rate_of_band
 from airtune.planning.inputs import Situation, situation_of_scenario
 from airtune.record.schema import OK
+from airtune.rounds import run
 from airtune.rounds.losses import Air, Upload, air_of_uploads, upload
 from airtune.scenario import Scenario, load_scenario
 
@@ -199,6 +201,16 @@ def test_without_an_error_nothing_is_lost_and_the_margin_only_slows() -> None:
     air = Air(KNOWN, KNOWN, np.zeros(2, dtype=bool))
     one = upload(asked, air, 0, told(rate), BITS, 1.0, None)
     assert (one.status, one.success) == (OK, 1.0)
+
+
+def test_the_snr_of_the_record_is_that_of_the_air_whatever_the_margin(tmp_path: Path) -> None:
+    settings = ["rounds=1", "planning.method=none"]
+    plain, wary = (
+        run(load_scenario("tiny", [*settings, *more]), out=tmp_path / str(len(more))).rounds[0]
+        for more in ([], ["cell.csi_margin_db=3"])
+    )
+    assert [one.snr_db for one in wary.clients] == [one.snr_db for one in plain.clients]
+    assert wary.round_latency_s > plain.round_latency_s
 
 
 def test_the_margin_is_in_the_plan_and_the_error_is_the_clients_own() -> None:

@@ -127,7 +127,7 @@ def test_no_more_is_lost_than_is_allowed(seed: int) -> None:
     assert made.pruning_loss <= 0.5 * (least + free.plan.pruning_loss) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("seed", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_budgets_of_energy_hold_at_the_planned_rate_and_in_the_bound(seed: int) -> None:
     rng = np.random.default_rng(3600 + seed)
     while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from airtune.assignment import Mode
 from airtune.channel import ChannelState, numerology
 from airtune.channel.outage import backed_off
 from airtune.errors import InputError
+from airtune.models.affine import affine_coefficients
 from airtune.models.devices import DeviceProfile, profile_of
 from airtune.models.workload import (
     StepTokens,
-    affine_coefficients,
     full_sizes,
+    largest_step,
     memory_bytes,
     realised_pruning,
     uniform_sizes,
@@ -97,12 +99,13 @@ def test_every_field_of_the_problem_is_the_clients_own() -> None:
     np.testing.assert_allclose(problem.downlink_s, [(link.needed_bits[0] + change) / rate,
                                                     change / rate])  # fmt: skip
     speed = np.array([profile.effective_flops for profile in profiles])
+    up = largest_step(at.shape, scenario.pruning.units) / 2  # to whole units
     columns = {
         "compute_fixed_s": np.array([c.flops_fixed for c in counts]) / speed,
         "compute_full_s": np.array([c.flops_full for c in counts]) / speed,
         "payload_fixed_bits": [c.payload_fixed_bits for c in counts],
         "payload_full_bits": [c.payload_full_bits for c in counts],
-        "min_pruning": [counts[0].min_pruning(1.15e6), 0.0],
+        "min_pruning": [counts[0].min_pruning(1.15e6) + up, 0.0],
         "max_pruning": [0.6, 0.6],
         "energy_budget_j": [np.inf, 1e6],
         "compute_power_w": [profile.power_w for profile in profiles],
@@ -122,7 +125,7 @@ def test_every_field_of_the_problem_is_the_clients_own() -> None:
 
 
 def test_a_quantized_model_needs_less_memory() -> None:
-    """The rate that is planned is the one at which a step just fits."""
+    """The rate that is planned is the one at which a step just fits, and half a unit."""
     scenario = tiny("model.quantize=int8", "devices.2.memory_bytes=2.4e6")
     at = situation_of_scenario(scenario)
     least = uniform_sizes(at.shape, scenario.pruning.max_pruning)
@@ -132,7 +135,8 @@ def test_a_quantized_model_needs_less_memory() -> None:
     )
     rate = realised_pruning(at.shape, least) * (at_whole - 2.4e6) / (at_whole - at_least)
     assert 0.1 < rate < 0.7
-    np.testing.assert_allclose(at.problem.min_pruning, [0, 0, 0, rate])
+    up = largest_step(at.shape, scenario.pruning.units) / 2
+    np.testing.assert_allclose(at.problem.min_pruning, [0, 0, 0, rate + up])
     unquantized = situation_of_scenario(tiny("devices.2.memory_bytes=2.4e6"))
     assert unquantized.problem.min_pruning[3] > rate + 0.005
 
@@ -166,13 +170,14 @@ def test_who_may_sit_out_need_not_hold_the_model(settings: list[str], may: bool)
     )
     profiles = [replace(at.profiles[0], memory_bytes=b) for b in (fits, pruned, 1.0)]
     names = ["a", "b", "c"]
+    found = partial(least_pruning, scenario, at.shape)
+    up = 0.3 + largest_step(at.shape, "mixed") / 2
     if may:
-        assert least_pruning(scenario, costs, profiles, names) == pytest.approx([0.0, 0.3, 0.5])
+        assert found(costs, profiles, names) == pytest.approx([0.0, up, 0.5])
         return
-    assert least_pruning(scenario, costs[:2], profiles[:2], names[:2]) == pytest.approx([0.0, 0.3])
+    assert found(costs[:2], profiles[:2], names[:2]) == pytest.approx([0.0, up])
     with pytest.raises(InputError) as refused:
-        least_pruning(scenario, costs, [*profiles[:2], replace(profiles[2], memory_bytes=2e3)],
-                      names)  # fmt: skip
+        found(costs, [*profiles[:2], replace(profiles[2], memory_bytes=2e3)], names)
     assert str(refused.value) == (
         "client c: its memory of 2e-06 GB does not hold the model even at pruning.max_pruning = "
         "0.5; raise it, or give a device with more memory"
@@ -184,7 +189,7 @@ def test_a_rate_of_exactly_the_most_is_held() -> None:
     at = situation_of_scenario(scenario)
     cost = affine_coefficients(at.shape, at.loads[0].steps, at.modes[0], max_pruning=0.5)
     cost = replace(cost, memory_fixed_bytes=100.0, memory_full_bytes=100.0)
-    assert least_pruning(scenario, [cost], [replace(at.profiles[0], memory_bytes=150.0)],
+    assert least_pruning(scenario, at.shape, [cost], [replace(at.profiles[0], memory_bytes=150.0)],
                          ["a"]) == [0.5]  # fmt: skip
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import airtune as at
 from airtune.cli.plan_tables import print_plan
+from airtune.engines.local import LocalEngine
 from airtune.errors import InputError
-from airtune.models.workload import affine_coefficients
-from airtune.planning.inputs import least_rate, situation_of_scenario
+from airtune.models.affine import affine_coefficients
+from airtune.models.workload import largest_step, memory_bytes
+from airtune.planning.inputs import least_rate, modes_of, situation_of_scenario
 from airtune.planning.round_plan import plan_round
-from airtune.rounds.cohort import may_be_forced
+from airtune.rounds.cohort import may_be_cut
+from airtune.rounds.loop import begin, opening, step
 from airtune.rounds.running import run
+from airtune.rounds.situation import situation_of
+from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
 
 LEAST = "pruning.min_pruning=0.4"
 
@@ -26,7 +33,9 @@ def test_the_least_rate_is_the_scenarios_or_what_memory_holds_whichever_is_large
     for held, expected in ((1.0, 0.4), (0.7, 0.4), (0.5, 0.5)):
         memory = cost.memory_fixed_bytes + held * cost.memory_full_bytes
         profile = replace(found.profiles[0], memory_bytes=memory)
-        assert least_rate(scenario, cost, profile) == pytest.approx(expected)
+        step = largest_step(found.shape, scenario.pruning.units) / 2 if held < 0.6 else 0.0
+        least = least_rate(scenario, found.shape, cost, profile)
+        assert least == pytest.approx(expected + step)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +68,7 @@ def test_whoever_is_drawn_may_be_cut() -> None:
     drawn = ["planning.method=none", "participation.cohort=2"]
     for settings, expected in ((drawn, [False] * 4), ([*drawn, LEAST], [True] * 4)):
         with at.open_cell(at.load_scenario("tiny", settings)) as cell:
-            assert may_be_forced(cell) == expected
+            assert may_be_cut(cell) == expected
 
 
 def test_a_least_rate_above_the_most_is_refused() -> None:
@@ -87,10 +96,63 @@ def test_the_record_says_whether_scenario_or_memory_asked_for_the_cut(
 @pytest.mark.parametrize(("least", "word"), [("0.4", "least"), ("0", "memory")])
 def test_a_plan_says_so_too(least: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     scenario = at.load_scenario("tiny", ['planning.knobs=["steps"]', f"pruning.min_pruning={least}",
-                                         "devices.2.memory_bytes=2.5e6"])  # fmt: skip
+                                         "devices.2.memory_bytes=2.6e6"])  # fmt: skip
     found = situation_of_scenario(scenario)
     made = plan_round(scenario, found)
     print_plan(made.problem, made.plan, made.modes, None, scenario.pruning.min_pruning)
     shown = capsys.readouterr().out
     assert word in shown
     assert ("memory" in shown) == (word == "memory")
+
+
+@pytest.mark.parametrize("units", ["mixed", "mlp", "blocks"])
+def test_a_submodel_that_memory_forces_fits(units: str) -> None:
+    """It is rounded to whole units: up, where the nearest would not fit."""
+    held_bytes = 1.15e6
+    scenario = at.load_scenario(
+        "tiny",
+        ["planning.method=bandwidth-only", f"pruning.units={units}", "rounds=2",
+         "pruning.max_pruning=0.6", "pruning.calibration_examples=8",
+         *(f"devices.{k}.memory_bytes={held_bytes}" for k in range(3))],
+    )  # fmt: skip
+    updates: list[ClientUpdate] = []
+
+    class Noting(LocalEngine):
+        def train(self, jobs: Iterable[ClientJob]) -> Iterator[ClientUpdate | ClientFailure]:
+            for outcome in super().train(jobs):
+                assert isinstance(outcome, ClientUpdate)
+                updates.append(outcome)
+                yield outcome
+
+    with at.open_cell(scenario, engine=Noting) as cell:
+        _, record = step(cell, begin(cell))
+        cut = 0
+        for update, client, sizes in zip(
+            updates, record.clients, (one.structure.sizes for one in updates), strict=True
+        ):
+            tokens = cell.engine.step_tokens(1, update.client)
+            mode = modes_of(scenario, (update.client,))[0]
+            needed = [memory_bytes(cell.federation.shape, sizes, one, mode) for one in tokens]
+            assert max(needed) <= held_bytes
+            cut += client.pruning > 0
+    assert cut
+
+
+def test_a_cut_that_a_later_rounds_batches_force_is_in_the_setup() -> None:
+    """Longer answers than the nominal half, or longer batches than the first round's."""
+    scenario = at.load_scenario(
+        "tiny", ["planning.method=bandwidth-only", "rounds=8", "seed=1",
+                 "devices.2.memory_bytes=1.086e6"]
+    )  # fmt: skip
+    with at.open_cell(scenario) as cell:
+        may, (state, description) = may_be_cut(cell), opening(cell)
+        forced = [
+            situation_of(cell, replace(state, round=done), cell.profiles).problem.min_pruning > 0
+            for done in range(8)
+        ]
+    assert may == np.any(forced, axis=0).tolist() == [False, False, False, True]
+    assert not np.any(forced[0])
+    assert description.setup_s > 0
+    shorter = scenario.model_copy(update={"rounds": 2})
+    with at.open_cell(shorter) as cell:
+        assert not any(may_be_cut(cell))  # no batch of its two rounds is too large

@@ -14,7 +14,8 @@ from airtune import planning
 from airtune.assignment import Mode
 from airtune.errors import InputError
 from airtune.merging.rules import MERGING, check_deployable
-from airtune.models.workload import affine_coefficients, full_sizes, payload_bits, training_flops
+from airtune.models.affine import affine_coefficients
+from airtune.models.workload import full_sizes, payload_bits, training_flops
 from airtune.planning.costs import KnobCosts
 from airtune.planning.inputs import Situation, plan_of_round, situation_of_scenario
 from airtune.planning.knobs import modes_offered, name_of

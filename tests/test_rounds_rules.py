@@ -77,6 +77,17 @@ def test_what_flora_merged_into_the_base_comes_back_as_a_plain_adapter(tmp_path:
     assert answer_loss(model, batches) == pytest.approx(record.rounds[-1].eval_loss, rel=1e-5)
 
 
+def test_flora_takes_a_rank_above_that_of_all_merges_before(tmp_path: Path) -> None:
+    scenario = tiny(
+        "aggregation.rule=flora", "devices.0.lora_rank=1", "participation.cohort=1",
+        "participation.cohort_by=round-robin", "rounds=4",
+    )  # fmt: skip
+    record = run(scenario, out=tmp_path / "run")
+    clients = [client for entry in record.rounds for client in entry.clients]
+    assert [client.status for client in clients] == ["ok"] * 4
+    assert [client.rank for client in clients].index(4) > 0  # one of rank 1 was first
+
+
 def test_flora_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     settings = ["aggregation.rule=flora", "planning.method=exact", "rounds=3"]
     whole = run(tiny(*settings), out=tmp_path / "whole")

@@ -15,15 +15,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from airtune.data import Batch
 from airtune.errors import InputError
+from airtune.models.affine import affine_coefficients
 from airtune.models.loading import label_logits, lora_targets, shape_of
 from airtune.models.workload import (
     SHAPES,
+    KeptSizes,
     ModelShape,
     StepTokens,
     adapter_size,
-    affine_coefficients,
     calibration_flops,
     full_sizes,
+    largest_step,
     memory_bytes,
     payload_bits,
     realised_pruning,
@@ -279,6 +281,37 @@ def test_the_cost_line_of_equal_steps_is_that_of_one_times_their_number() -> Non
     many = affine_coefficients(shape, (step,) * 1_000_000, mode(4, steps=1_000_000))
     assert many.flops(0.3) == pytest.approx(1_000_000 * one.flops(0.3))
     assert many.payload_bits(0.3) == one.payload_bits(0.3)
+
+
+def test_attention_that_costs_more_than_the_rest_leaves_no_negative_part() -> None:
+    shape, long = SHAPES["tiny"], StepTokens(4, 400, 20)
+    whole = full_sizes(shape)
+    least = KeptSizes(whole.mlp_channels, (1,) * shape.blocks)  # what `attention` units leave
+    cost = affine_coefficients(shape, (long,), mode(4), max_pruning=0.2, sizes_at=lambda _: least)
+    at_whole, at_least = (training_flops(shape, one, long, mode(4)) for one in (whole, least))
+    rate = realised_pruning(shape, least)
+    assert (at_whole - at_least) / rate > at_whole  # the line would cross 0 before rate 1
+    assert cost.flops(0.0) == at_whole
+    assert cost.flops_fixed == 0.0
+    assert at_least < cost.flops(rate) < at_whole
+
+
+def test_memory_is_that_of_the_step_that_needs_most() -> None:
+    """Fewer tokens with more answers can need more."""
+    shape = SHAPES["tiny"]
+    answers, tokens = StepTokens(4, 60, 200), StepTokens(4, 61, 1)
+    needed = [memory_bytes(shape, full_sizes(shape), one, mode(4)) for one in (answers, tokens)]
+    assert needed[0] > needed[1]
+    cost = affine_coefficients(shape, (answers, tokens), mode(4))
+    assert cost.memory_fixed_bytes + cost.memory_full_bytes == pytest.approx(needed[0])
+
+
+def test_the_largest_step_is_a_channel_group_an_attention_group_or_a_block() -> None:
+    mlp = SMOL.unit_parameters["mlp"] * SMOL.channel_multiple / SMOL.block_parameters
+    group = SMOL.unit_parameters["group"] / SMOL.block_parameters
+    assert 0 < mlp != group > 0
+    found = [largest_step(SMOL, units) for units in ("mlp", "attention", "mixed", "blocks")]
+    assert found == pytest.approx([mlp, group, max(mlp, group), 1 / SMOL.blocks])
 
 
 def test_a_largest_rate_below_one_unit_still_has_a_cost_line() -> None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from airtune.deploy.protocol import Introduction, Privacy, ProtocolError, Step
 from airtune.errors import InputError
+from airtune.models.affine import affine_coefficients
 from airtune.models.devices import profile_of
 from airtune.models.workload import (
     KeptSizes,
     ModelShape,
     StepTokens,
-    affine_coefficients,
     realised_pruning,
     training_flops,
     uniform_sizes,

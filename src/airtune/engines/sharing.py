@@ -47,8 +47,8 @@ NOT_READ_OF_A_DEVICE = frozenset({
 NOT_READ_IN_TRAINING = frozenset({
     "min_pruning", "max_pruning", "cost", "cache_statistics", "refit_every_rounds",
 })  # fmt: skip
-"""Of the pruning section: the fourth chooses where the same statistics are read from, and of the
-last a job says in which round the text was read."""
+"""Of the pruning section: whether statistics are mapped counts where something is left out, and of
+the last a job says in which round the text was read."""
 FOR_A_CUT = frozenset({"units", "selection", "refit", "refit_examples"})
 """Of the pruning section: read only where something is left out."""
 THE_AIR = frozenset({
@@ -198,10 +198,16 @@ def _parts(scenario: Scenario) -> tuple[dict[str, Any], dict[str, Any], dict[str
         "instructions": torch.backends.cpu.get_cpu_capability(),
     }
     pruning = _without(values["pruning"], NOT_READ_IN_TRAINING)
-    cutting = {**kept, "pruning": pruning, "restarts": rule_of(scenario).restarts}
+    training = {
+        **kept,
+        "pruning": _without(pruning, FOR_A_CUT),
+        "restarts": rule_of(scenario).restarts,
+    }
     if values["training"]["learning_rate_schedule"] != "constant":
-        cutting["rounds"] = values["rounds"]
-    training = {**cutting, "pruning": _without(pruning, FOR_A_CUT)}
+        training["rounds"] = values["rounds"]
+    # Mapped statistics are the same bits at other addresses, and are summed in another order.
+    mapped = scenario.pruning.cache_statistics or scenario.participation.draws
+    cutting = {**training, "pruning": pruning, "mapped": mapped}
     evaluation = {
         **kept,
         "pruning": _without(pruning, FOR_A_CUT),

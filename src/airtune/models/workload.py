@@ -8,9 +8,7 @@ gradient flows at all. One multiply-add is two FLOPs; element-wise work is not c
 from __future__ import annotations
 
 import itertools
-import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,18 +18,17 @@ from airtune.models.shapes import SHAPES, Axis, Matrix, ModelShape
 
 __all__ = [
     "SHAPES",
-    "AffineCosts",
     "Axis",
     "KeptSizes",
     "Matrix",
     "ModelShape",
     "StepTokens",
     "adapter_size",
-    "affine_coefficients",
     "calibration_flops",
     "check_rate",
     "full_sizes",
     "kept_parameters",
+    "largest_step",
     "memory_bytes",
     "payload_bits",
     "realised_pruning",
@@ -127,6 +124,19 @@ def kept_parameters(shape: ModelShape, sizes: KeptSizes) -> int:
 def realised_pruning(shape: ModelShape, sizes: KeptSizes) -> float:
     """Return the share of the blocks' weight-matrix entries that the submodel leaves out."""
     return 1 - kept_parameters(shape, sizes) / shape.block_parameters
+
+
+def largest_step(shape: ModelShape, units: str) -> float:
+    """Return the share of the blocks' entries that goes at once, where most goes.
+
+    Args:
+        shape: the model.
+        units: as `pruning.units`: `mlp`, `attention`, `mixed` or `blocks`.
+    """
+    unit = shape.unit_parameters
+    mlp, attention = unit["mlp"] * shape.channel_multiple, unit["group"]
+    steps = {"mlp": mlp, "attention": attention, "mixed": max(mlp, attention)}
+    return steps.get(units, shape.block_parameters / shape.blocks) / shape.block_parameters
 
 
 def training_flops(
@@ -319,80 +329,3 @@ def memory_bytes(
         + ACTIVATION_FACTOR * bytes_per_weight * tokens * activations
         + 12 * step.label_tokens * shape.vocab
     )
-
-
-@dataclass(frozen=True)
-class AffineCosts:
-    """Costs as `fixed + full x (1 - pruning)`, fitted to counts."""
-
-    flops_fixed: float
-    flops_full: float
-    payload_fixed_bits: float
-    payload_full_bits: float
-    memory_fixed_bytes: float
-    memory_full_bytes: float
-
-    def flops(self, pruning: float) -> float:
-        """Return the FLOPs of the steps at a pruning rate."""
-        return self.flops_fixed + self.flops_full * (1 - pruning)
-
-    def payload_bits(self, pruning: float) -> float:
-        """Return the bits of the uplink message at a pruning rate."""
-        return self.payload_fixed_bits + self.payload_full_bits * (1 - pruning)
-
-    def min_pruning(self, available_bytes: float) -> float:
-        """Return the smallest pruning rate that fits into memory; above 1 where none does."""
-        if self.memory_fixed_bytes >= available_bytes:
-            return math.inf
-        return max(0.0, 1 - (available_bytes - self.memory_fixed_bytes) / self.memory_full_bytes)
-
-
-def affine_coefficients(
-    shape: ModelShape,
-    steps: tuple[StepTokens, ...],
-    mode: Mode,
-    *,
-    bytes_per_weight: int = 4,
-    quantize: str | None = None,
-    max_pruning: float = 0.8,
-    sizes_at: Callable[[float], KeptSizes] | None = None,
-) -> AffineCosts:
-    """Return the planner's cost model of one round: the line through two counted submodels.
-
-    Args:
-        shape: the model.
-        steps: the sizes of the round's steps, of which the mode's first ones are done; FLOPs
-            are summed, memory is the largest.
-        mode: steps, rank, precision on the air, trained factors.
-        bytes_per_weight: of the base model's dtype.
-        quantize: the blocks' weights are in 8 (`int8`) or 4 bits (`nf4`).
-        max_pruning: the line meets the counts at no pruning and at this rate.
-        sizes_at: the submodel at a rate; default: cut to the same share everywhere.
-    """
-    sizes_at = sizes_at or (lambda rate: uniform_sizes(shape, rate))
-    steps = steps[: mode.local_steps]
-    largest = max(steps, key=lambda step: (step.rows * step.length, step.label_tokens))
-    anchor = max_pruning if max_pruning > 0 else 0.5
-
-    def counts(sizes: KeptSizes) -> tuple[float, float, float, float]:
-        return (
-            realised_pruning(shape, sizes),
-            sum(
-                times * training_flops(shape, sizes, step, mode)
-                for step, times in Counter(steps).items()
-            ),
-            payload_bits(shape, sizes, mode),
-            memory_bytes(
-                shape, sizes, largest, mode, bytes_per_weight=bytes_per_weight, quantize=quantize
-            ),
-        )
-
-    _, *whole = counts(full_sizes(shape))
-    rate, *least = counts(sizes_at(anchor))
-    if rate == 0:  # the largest rate is less than one unit of this model
-        rate, *least = counts(uniform_sizes(shape, 0.5))
-    lines = []
-    for at_zero, at_rate in zip(whole, least, strict=True):
-        full = (at_zero - at_rate) / rate
-        lines += [at_zero - full, full]
-    return AffineCosts(*lines)

@@ -19,15 +19,10 @@ from airtune.channel import ChannelState, numerology
 from airtune.channel.outage import backed_off
 from airtune.errors import InputError
 from airtune.merging.rules import rule_of
+from airtune.models.affine import AffineCosts, affine_coefficients
 from airtune.models.devices import DeviceProfile, profile_of
 from airtune.models.energy import budgets_of
-from airtune.models.workload import (
-    AffineCosts,
-    KeptSizes,
-    ModelShape,
-    StepTokens,
-    affine_coefficients,
-)
+from airtune.models.workload import KeptSizes, ModelShape, StepTokens, largest_step
 from airtune.planning import Plan, PlanningProblem
 from airtune.planning.broadcast import Link, link_of
 from airtune.planning.cohorts import Cohort, cohort_before_run
@@ -153,7 +148,7 @@ def problem_of_round(
     ]
     speed = np.array([profile.effective_flops for profile in profiles])
     names = tuple(_those(scenario.client_names, cohort))
-    least = least_pruning(scenario, coefficients, profiles, names)
+    least = least_pruning(scenario, shape, coefficients, profiles, names)
     costs = [load.pruning_cost for load in loads]
     return PlanningProblem(
         bandwidth_hz=scenario.cell.uplink_bandwidth_hz,
@@ -188,13 +183,23 @@ def may_sit_out(scenario: Scenario) -> bool:
     return "absence" in scenario.planning.turned and every_round
 
 
-def least_rate(scenario: Scenario, cost: AffineCosts, profile: DeviceProfile) -> float:
-    """Return a client's smallest pruning rate; above 1 where its memory holds no submodel."""
-    return max(scenario.pruning.min_pruning, cost.min_pruning(profile.memory_bytes))
+def least_rate(
+    scenario: Scenario, shape: ModelShape, cost: AffineCosts, profile: DeviceProfile
+) -> float:
+    """Return a client's smallest pruning rate; above 1 where its memory holds no submodel.
+
+    A submodel has whole units and comes to the rate that is nearest. So that it is not one below
+    what memory holds, half of the largest unit is added, up to `max_pruning`.
+    """
+    forced, most = cost.min_pruning(profile.memory_bytes), scenario.pruning.max_pruning
+    if 0 < forced < most:
+        forced = min(most, forced + largest_step(shape, scenario.pruning.units) / 2)
+    return max(scenario.pruning.min_pruning, forced)
 
 
 def least_pruning(
     scenario: Scenario,
+    shape: ModelShape,
     costs: Sequence[AffineCosts],
     profiles: Sequence[DeviceProfile],
     names: Sequence[str],
@@ -209,7 +214,8 @@ def least_pruning(
     """
     most = scenario.pruning.max_pruning
     rates = [
-        least_rate(scenario, cost, profile) for cost, profile in zip(costs, profiles, strict=True)
+        least_rate(scenario, shape, cost, profile)
+        for cost, profile in zip(costs, profiles, strict=True)
     ]
     if may_sit_out(scenario):
         return [min(rate, most) for rate in rates]
@@ -223,14 +229,19 @@ def least_pruning(
     return rates
 
 
-def nominal_load(scenario: Scenario) -> ClientLoad:
-    """Return a client's work before any data is read: full batches, half of them answers."""
+def nominal_load(scenario: Scenario, label_share: float = NOMINAL_LABEL_SHARE) -> ClientLoad:
+    """Return a client's work before any data is read: full batches, half of them answers.
+
+    Args:
+        scenario: of the run.
+        label_share: another share of answers.
+    """
     section = scenario.training
     length = scenario.task.max_tokens
     size = StepTokens(
         rows=section.batch_size,
         length=length,
-        label_tokens=int(section.batch_size * length * NOMINAL_LABEL_SHARE),
+        label_tokens=int(section.batch_size * length * label_share),
     )
     return ClientLoad(steps=(size,) * section.local_steps, examples=1)
 

@@ -17,13 +17,9 @@ from numpy.typing import NDArray
 
 from airtune.assignment import Mode
 from airtune.errors import InputError
+from airtune.models.affine import affine_coefficients
 from airtune.models.devices import DeviceProfile
-from airtune.models.workload import (
-    ModelShape,
-    affine_coefficients,
-    full_sizes,
-    training_flops,
-)
+from airtune.models.workload import ModelShape, full_sizes, training_flops
 from airtune.planning.broadcast import (
     Broadcast,
     Link,
@@ -257,7 +253,7 @@ def _costed(
             max_pruning=most,
             sizes_at=sizes_ending_at(load.most_pruned),
         )
-        least = least_rate(scenario, count, profile)
+        least = least_rate(scenario, shape, count, profile)
         costed.append(
             ClientMode(
                 name=name_of(mode),

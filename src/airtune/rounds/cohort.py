@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from airtune.channel import ChannelState
-from airtune.models.workload import AffineCosts, affine_coefficients
+from airtune.models.affine import AffineCosts, affine_coefficients
 from airtune.planning.cohorts import Cohort, DrawMemory, draw_cohort, whole_band_rate_bps
 from airtune.planning.inputs import (
     BYTES_PER_WEIGHT,
     ClientLoad,
     Situation,
-    least_rate,
     modes_of,
     nominal_load,
+    sizes_ending_at,
 )
+from airtune.planning.round_plan import may_prune
 from airtune.rounds.cell import Cell
 from airtune.scenario import DeviceSection
 from airtune.training.client import ClientUpdate
@@ -97,30 +98,52 @@ def inclusion_of(situation: Situation, place: int) -> float | None:
     return None if drawn is None or drawn.inclusion is None else float(drawn.inclusion[place])
 
 
-def may_be_forced(cell: Cell) -> list[bool]:
-    """Return for each client of the population whether scenario or memory may force a cut.
+def may_be_cut(cell: Cell) -> list[bool]:
+    """Return for each client whether a plan may prune it, or memory force a cut in some round.
 
-    Counted once a kind of device, on full batches.
+    Memory is asked with the batches of all rounds; where it is not known who does which of them, or
+    how many there are, with the largest that there can be: none is cut that was not counted.
     """
-    known: dict[DeviceSection, bool] = {}
-    devices = cell.scenario.client_devices
-    for client, device in enumerate(devices):
-        if device not in known:
-            nominal = _nominal_costs(cell, client)
-            known[device] = least_rate(cell.scenario, nominal, cell.profiles[client]) > 0
-    return [known[device] for device in devices]
+    scenario = cell.scenario
+    everyone = range(len(cell.profiles))
+    if may_prune(scenario) or scenario.pruning.min_pruning > 0:
+        return [True for _ in everyone]
+    doubtful = _by_largest_batches(cell)
+    if scenario.participation.draws or not scenario.schedule.is_synchronous:
+        return doubtful
+    rounds = range(1, scenario.rounds + 1)
+    return [
+        doubt and any(_is_forced(cell, client, load_of(cell, n, client)) for n in rounds)
+        for client, doubt in zip(everyone, doubtful, strict=True)
+    ]
 
 
-def _nominal_costs(cell: Cell, client: int) -> AffineCosts:
+def costs_of(cell: Cell, client: int, load: ClientLoad) -> AffineCosts:
+    """Return what a client's steps cost in its own mode, by its pruning rate."""
     scenario = cell.scenario
     return affine_coefficients(
         cell.federation.shape,
-        nominal_load(scenario).steps,
+        load.steps,
         modes_of(scenario, (client,))[0],
         bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
         quantize=scenario.model.quantize,
         max_pruning=scenario.pruning.max_pruning,
+        sizes_at=sizes_ending_at(load.most_pruned),
     )
+
+
+def _by_largest_batches(cell: Cell) -> list[bool]:
+    largest = nominal_load(cell.scenario, label_share=1.0)
+    known: dict[DeviceSection, bool] = {}  # once a kind of device
+    devices = cell.scenario.client_devices
+    for client, device in enumerate(devices):
+        if device not in known:
+            known[device] = _is_forced(cell, client, largest)
+    return [known[device] for device in devices]
+
+
+def _is_forced(cell: Cell, client: int, load: ClientLoad) -> bool:
+    return costs_of(cell, client, load).min_pruning(cell.profiles[client].memory_bytes) > 0
 
 
 def queues_with(

@@ -45,6 +45,7 @@ from airtune.rounds.broadcast import Sent, broadcast_of, held_ranks_after, misse
 from airtune.rounds.cell import Cell, Decision, profiles_now
 from airtune.rounds.cohort import (
     inclusion_of,
+    may_be_cut,
     queues_with,
     weight_of,
 )
@@ -53,7 +54,7 @@ from airtune.rounds.description import description_of
 from airtune.rounds.losses import Upload, as_sent, uploads_of
 from airtune.rounds.moments import moments_after
 from airtune.rounds.refits import reading_of, refit_of
-from airtune.rounds.situation import may_be_cut, situation_of
+from airtune.rounds.situation import situation_of
 from airtune.rounds.state import State, no_moments
 from airtune.training.client import ClientJob, ClientUpdate, Refit
 from airtune.units import FloatArray
@@ -74,7 +75,7 @@ def opening(cell: Cell) -> tuple[State, RunDescription]:
     adapter = cell.engine.initial_adapter()
     cell.observer.preparing("measuring the untrained model")
     untrained = measured(cell, adapter, (), final=False)
-    description = description_of(cell, untrained, may_be_cut(cell, adapter))
+    description = description_of(cell, untrained, may_be_cut(cell))
     start = State(0, description.setup_s, adapter, no_moments(cell), (finite(untrained.loss),))
     floor = cell.scenario.participation.floor
     if floor > 0:
@@ -360,7 +361,7 @@ def _bills(
 ) -> tuple[ClientRecord, ...]:
     """Bill the cohort, in its order."""
     answered = {answer.assignment.client: answer for answer in answers}
-    names, link = cell.scenario.client_names, situation.link
+    names, air = cell.scenario.client_names, situation.air or situation.link.air
     bills = (
         idle(names[client], situation.loads[k])
         if client not in answered
@@ -377,7 +378,7 @@ def _bills(
                 float(situation.queues[k]),
                 cell.scenario.pruning.min_pruning,
             ),
-            snr_hz=link.air.received_snr_hz(k),
+            snr_hz=air.received_snr_hz(k),
         )
         for k, client in enumerate(situation.cohort)
     )

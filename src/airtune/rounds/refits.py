@@ -12,7 +12,7 @@ from airtune.models.devices import DeviceProfile, compute_s
 from airtune.planning.broadcast import needed_bits
 from airtune.rounds.bills import ClientReading
 from airtune.rounds.cell import Cell, Situation
-from airtune.rounds.situation import may_be_cut
+from airtune.rounds.cohort import may_be_cut
 from airtune.scenario import Scenario
 from airtune.training.client import Refit
 
@@ -75,7 +75,7 @@ def reading_of(
     """
     if refit is None or refit.round != situation.round:
         return Reading()
-    reads = np.array(may_be_cut(cell, refit.adapter))
+    reads = np.array(may_be_cut(cell))
     if not reads.any():
         return Reading()
     whole = replace(situation.modes[0], rank=rank_of(refit.adapter))

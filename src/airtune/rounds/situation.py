@@ -7,15 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from airtune.adapters.names import Adapter
 from airtune.channel.outage import backed_off
 from airtune.models.devices import DeviceProfile
 from airtune.planning import PlanningProblem, fitted_kappa
 from airtune.planning.broadcast import link_of
 from airtune.planning.inputs import Situation, modes_of, problem_of_round
-from airtune.planning.round_plan import may_prune
 from airtune.rounds.cell import Cell
-from airtune.rounds.cohort import cohort_of_round, load_of, may_be_forced
+from airtune.rounds.cohort import cohort_of_round, load_of
 from airtune.rounds.state import State
 from airtune.scenario import Scenario
 
@@ -51,20 +49,6 @@ def situation_of(cell: Cell, state: State, profiles: Sequence[DeviceProfile]) ->
     return Situation(
         round, shape, cohort, own, loads, modes, link, problem, owed, so_far, drawn, air
     )
-
-
-def may_be_cut(cell: Cell, adapter: Adapter) -> list[bool]:
-    """Whether a plan may prune a client, or its memory forces a cut.
-
-    That is seen from the first round's batches; where clients are drawn, or read text again in
-    later rounds, from full ones, so that none is cut that was not counted.
-    """
-    scenario = cell.scenario
-    prunes = may_prune(scenario)
-    if scenario.participation.draws or scenario.pruning.refit_every_rounds is not None:
-        return [prunes or forced for forced in may_be_forced(cell)]
-    first = situation_of(cell, State(0, 0.0, adapter, {}), cell.profiles)
-    return [prunes or bool(least > 0) for least in first.problem.min_pruning]
 
 
 def _with_fitted_kappa(

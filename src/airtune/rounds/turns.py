@@ -10,15 +10,13 @@ import numpy as np
 from airtune.assignment import Assignment, Mode, PlannedTimes
 from airtune.channel import ChannelState
 from airtune.errors import InputError
+from airtune.models.affine import AffineCosts
 from airtune.models.devices import compute_s
-from airtune.models.workload import AffineCosts, affine_coefficients
 from airtune.planning.broadcast import needed_bits
 from airtune.planning.inputs import (
-    BYTES_PER_WEIGHT,
     ClientLoad,
     least_rate,
     modes_of,
-    sizes_ending_at,
 )
 from airtune.record import ClientRecord, TurnRecord
 from airtune.record.schema import OK
@@ -26,7 +24,7 @@ from airtune.rounds.answers import status_of
 from airtune.rounds.bills import Outcome, bill, energy_together, finite, what_binds, with_energy
 from airtune.rounds.cell import Cell
 from airtune.rounds.clock import Turn
-from airtune.rounds.cohort import load_of
+from airtune.rounds.cohort import costs_of, load_of
 from airtune.rounds.flight import Flight, Key
 from airtune.training.client import ClientJob, ClientUpdate
 
@@ -83,16 +81,8 @@ def task_of(cell: Cell, client: int, number: int, air: ChannelState | None = Non
     air = cell.draw(cell, number) if air is None else air
     mode = modes_of(scenario, (client,))[0]
     load = load_of(cell, number, client)
-    costs = affine_coefficients(
-        shape,
-        load.steps,
-        mode,
-        bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
-        quantize=scenario.model.quantize,
-        max_pruning=scenario.pruning.max_pruning,
-        sizes_at=sizes_ending_at(load.most_pruned),
-    )
-    pruning = least_rate(scenario, costs, cell.profiles[client])
+    costs = costs_of(cell, client, load)
+    pruning = least_rate(scenario, shape, costs, cell.profiles[client])
     if pruning > scenario.pruning.max_pruning:
         raise InputError(
             f"client {scenario.client_names[client]}: its memory does not hold the model even at "
