@@ -46,6 +46,7 @@ DRAWN = ("clinc150", "few-texts", "memory")
 """Studies with a figure, docs/figures/NAME-loss.svg, once they have rows."""
 SHORT_METHODS = {
     "fedit": "whole models, equal bands",
+    "heterofl": "pruning, equal bands (HeteroFL)",
     "bcd": "pruning and bands, by descent (JCPBA)",
     "bcd-longer": "the same, twice as many rounds",
     "heard-unpruned": "bands, steps, ranks and bits",
