@@ -14,7 +14,7 @@ from airtune.cli.plan_tables import print_plan
 from airtune.engines.local import LocalEngine
 from airtune.errors import InputError
 from airtune.models.affine import affine_coefficients
-from airtune.models.workload import largest_step, memory_bytes
+from airtune.models.workload import full_sizes, largest_step, memory_bytes
 from airtune.planning.inputs import least_rate, modes_of, situation_of_scenario
 from airtune.planning.round_plan import plan_round
 from airtune.rounds.cohort import may_be_cut
@@ -156,3 +156,19 @@ def test_a_cut_that_a_later_rounds_batches_force_is_in_the_setup() -> None:
     shorter = scenario.model_copy(update={"rounds": 2})
     with at.open_cell(shorter) as cell:
         assert not any(may_be_cut(cell))  # no batch of its two rounds is too large
+
+
+def test_who_may_be_drawn_is_counted_with_batches_that_are_all_answers() -> None:
+    settings = ["planning.method=none", "participation.cohort=2"]
+    found = situation_of_scenario(at.load_scenario("tiny", settings))
+    whole = full_sizes(found.shape)
+    half = found.loads[0].steps[0]
+    all_answers = replace(half, label_tokens=half.rows * half.length)
+    some, most = (
+        memory_bytes(found.shape, whole, one, found.modes[0]) for one in (half, all_answers)
+    )
+    assert most > 1.05 * some
+    for held_bytes, expected in ((0.5 * (some + most), True), (1.01 * most, False)):
+        device = f"devices.2.memory_bytes={held_bytes}"
+        with at.open_cell(at.load_scenario("tiny", [*settings, device])) as cell:
+            assert may_be_cut(cell) == [False, False, False, expected]
