@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -303,7 +302,7 @@ def test_memory_is_that_of_the_step_that_needs_most() -> None:
     answers, tokens = StepTokens(4, 60, 200), StepTokens(4, 61, 1)
     needed = [memory_bytes(shape, full_sizes(shape), one, mode(4)) for one in (answers, tokens)]
     assert needed[0] > needed[1]
-    cost = affine_coefficients(shape, (answers, tokens), replace(mode(4), local_steps=2))
+    cost = affine_coefficients(shape, (answers, tokens), mode(4, steps=2))
     assert cost.memory_fixed_bytes + cost.memory_full_bytes == pytest.approx(needed[0])
 
 
