@@ -61,8 +61,8 @@ def test_a_plan_with_odd_units_is_doubted_once() -> None:
     [
         (["planning.method=none"], [False] * 4),
         (["planning.method=none", "devices.1.memory_bytes=1.1e6"], [False, False, True, False]),
-        # It holds the first round's batches, and not the longer ones of the second.
-        (["planning.method=none", "devices.1.memory_bytes=1.36e6"], [False] * 4),
+        # It holds the first round's batches, and not the longer ones of the second: cut there.
+        (["planning.method=none", "devices.1.memory_bytes=1.36e6"], [False, False, True, False]),
         (["planning.method=exact"], [True] * 4),
         (["planning.method=exact", "pruning.max_pruning=0"], [False] * 4),
         (["planning.method=exact", "participation.cohort=2"], [True] * 4),

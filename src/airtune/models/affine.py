@@ -72,7 +72,7 @@ def affine_coefficients(
     sizes_at = sizes_at or (lambda rate: uniform_sizes(shape, rate))
     steps = steps[: mode.local_steps]
     largest = max(
-        steps,
+        dict.fromkeys(steps),
         key=lambda step: memory_bytes(
             shape,
             full_sizes(shape),
