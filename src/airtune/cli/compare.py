@@ -83,6 +83,7 @@ def compare(
         return
     names = _methods(methods)
     folder = out or Path("runs") / f"compare-{base.name}"
+    _check_folder(folder)
     planned = {
         name: base.model_copy(
             update={"planning": base.planning.model_copy(update={"method": name})}
@@ -135,6 +136,23 @@ def compare(
         screen.print(f"report: {page}", markup=False, soft_wrap=True)
 
 
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds what no comparison made: a run, a study, somebody's files."""
+    from airtune.errors import InputError
+
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out '{folder}' is a file: give a folder")
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    runs = [path for path in found if path.is_dir() and (path / "run.json").exists()]
+    ours = [*runs, *([folder / "report.html"] if runs else [])]
+    others = [path.name for path in found if path not in ours and path.name[0] != "."]
+    if others:
+        raise InputError(
+            f"'{folder}' holds '{others[0]}', which is not of a comparison: give a new folder "
+            "with --out"
+        )
+
+
 def _study(
     scenario: str,
     names: list[str],
@@ -161,6 +179,6 @@ def _methods(text: str) -> list[str]:
         wrong = unknown[0] if unknown else text
         raise InputError(
             f"--methods '{wrong}': give two or more different names of: "
-            f"{', '.join(sorted(METHODS))}"
+            f"{', '.join(sorted(METHODS))}; a study's methods, e.g. published, need --seeds"
         )
     return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -73,7 +74,18 @@ def costs(
         seeds=chosen,
         engine=engine_maker("local", threads=threads),
         say=say,
-        command=f"airtune costs {scenario} --rounds {rounds} --seeds {seeds}",
+        command=shlex.join(
+            [
+                "airtune",
+                "costs",
+                scenario,
+                "--rounds",
+                str(rounds),
+                "--seeds",
+                seeds,
+                *(part for text in overrides or [] for part in ("--set", text)),
+            ]
+        ),
     )
     for knob, values in (("rank", made.rank), ("bits", made.bits), ("steps", made.steps),
                          ("pruning", made.pruning)):  # fmt: skip

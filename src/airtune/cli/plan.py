@@ -32,7 +32,7 @@ def plan(
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change one key, e.g. clients.c0.snr_hz=1e9."
+            "--set", metavar="KEY=VALUE", help="Change one key, e.g. clients.laptop.snr_hz=1e9."
         ),
     ] = None,
     plugins: Annotated[
@@ -262,8 +262,12 @@ def _override(document: Any, override: str) -> None:
         if isinstance(client, dict) and name in ("*", client.get("name"))
     ]
     if not found:
+        rows = clients if isinstance(clients, list) else []
+        known = [str(one["name"]) for one in rows if isinstance(one, dict) and "name" in one]
+        more = ", …" if len(known) > 8 else ""
         raise InputError(
-            f"--set {override!r}: no client {name!r}; allowed: clients.NAME.FIELD, or * for all"
+            f"--set {override!r}: no client {name!r}; allowed: clients.NAME.FIELD, NAME one of "
+            f"{', '.join(known[:8])}{more}, or * for all"
         )
     for client in found:
         client[field] = value
@@ -304,6 +308,8 @@ def _sweep(
     if len(texts) > 2:
         raise InputError(f"--sweep was given {len(texts)} times; allowed: once, or twice (a grid)")
     axes = [axis_from_text(text) for text in texts]
+    if len({axis.key for axis in axes}) < len(axes):
+        raise InputError(f"--sweep {axes[0].key} was given twice; a grid has two different keys")
     points = sweep(problem, axes, method, tolerance)
     if out is not None:
         draw(axes, points, out)

@@ -93,7 +93,7 @@ def _read(
 ) -> Streams:
     """Open the task's source; files are read whole, tables as far as rows are drawn."""
     hub_id, config = HUB_IDS.get(section.name, (None, None))
-    if section.source is None and hub_id is None:
+    if section.source == "" or (section.source is None and hub_id is None):
         raise InputError(
             f"task.source is missing: the task '{section.name}' needs a file, a folder or a hub id"
         )

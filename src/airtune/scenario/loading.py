@@ -43,6 +43,8 @@ def load_scenario(
         InputError: a plugin cannot be loaded, the file is missing or not TOML, a key is unknown,
             a value impossible.
     """
+    if isinstance(overrides, str):
+        raise InputError(f"overrides = '{overrides}': give a list, e.g. ['{overrides}']")
     text, folder = _read(source)
     values = parsed_toml(text, str(source))
     for override in overrides:
@@ -105,6 +107,9 @@ def _explain(error: ErrorDetails) -> str:
             return f"{key}: {message}" if key else message
         case "too_short":
             return f"'{key}' is empty: at least one is needed"
+        case "tuple_type":
+            how = f"write [[{key}]], with two brackets" if key == "devices" else "must be a list"
+            return f"{key} = {shown(written)}: {how}"
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
             message = message.replace("input should be", "must be")
