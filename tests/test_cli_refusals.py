@@ -97,10 +97,10 @@ def test_a_costs_file_names_the_command_that_makes_it_again(
     monkeypatch.setattr("airtune.rounds.pilot.run_pilot", noted)
     made = CliRunner().invoke(
         app,
-        ["costs", "tiny", "--set", "training.lora_rank=2", "--set", 'description="a b"', "--rounds", "1",
+        ["costs", "tiny", "--set", "seed=3", "--set", 'description="a b"', "--rounds", "1",
          "--seeds", "0", "--out", str(tmp_path / "c.json")],
     )  # fmt: skip
     assert str(made.exception) == "enough"
     assert said["command"] == (
-        "airtune costs tiny --rounds 1 --seeds 0 --set training.lora_rank=2 --set 'description=\"a b\"'"
+        "airtune costs tiny --rounds 1 --seeds 0 --set seed=3 --set 'description=\"a b\"'"
     )
