@@ -139,7 +139,6 @@ def test_a_submodel_that_memory_forces_fits(units: str) -> None:
 
 
 def test_a_cut_that_a_later_rounds_batches_force_is_in_the_setup() -> None:
-    """Longer answers than the nominal half, or longer batches than the first round's."""
     scenario = at.load_scenario(
         "tiny", ["planning.method=bandwidth-only", "rounds=8", "seed=1",
                  "devices.2.memory_bytes=1.086e6"]
