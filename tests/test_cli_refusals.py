@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def test_a_budget_of_energy_needs_a_power() -> None:
     limited = problem_from_json(cell(energy_budget_j=5, transmit_power_w=0.2))
     assert limited.energy_budget_j is not None
     assert limited.energy_budget_j[0] == 5
+    for no_power in (None, 0.0 * limited.snr_hz):  # the same from Python
+        with pytest.raises(InputError, match="'jetson-agx': energy_budget_j needs"):
+            replace(limited, transmit_power_w=no_power)
+    mode = {
+        "name": "whole", "cost": 0, "compute_fixed_s": 1, "compute_full_s": 3,
+        "payload_fixed_bits": 1e5, "payload_full_bits": 7e7, "compute_power_w": 4,
+    }  # fmt: skip
+    by_mode = problem_from_json(cell(energy_budget_j=50, modes=[mode]))
+    assert by_mode.energy_budgets[0] == 50  # a mode's power does
 
 
 @pytest.mark.parametrize(

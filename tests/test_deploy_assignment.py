@@ -15,7 +15,7 @@ from airtune.adapters.few_bits import rounded_change
 from airtune.deploy.codec import layout_of, update_arrays, updated_adapter
 from airtune.deploy.device import Device
 from airtune.deploy.engine import Conditions, FlowerEngine
-from airtune.deploy.introductions import Known, check_introduction
+from airtune.deploy.introductions import Known, check_introduction, planned_steps
 from airtune.deploy.pacing import Unpaced
 from airtune.deploy.presence import deciding_among
 from airtune.deploy.protocol import (
@@ -28,6 +28,7 @@ from airtune.deploy.protocol import (
     unpack,
 )
 from airtune.models.devices import profile_of
+from airtune.planning.inputs import ClientLoad, cost_line, modes_of
 from airtune.record import Record
 from airtune.rounds import run
 from airtune.scenario import Scenario, load_scenario
@@ -188,6 +189,28 @@ def test_the_largest_cut_that_a_device_announces_is_one_of_the_model(tmp_path: P
     plain = own.model_copy(update={"pruning_cost": None})
     with pytest.raises(ProtocolError, match="most_pruned is given"):
         check_introduction(plain, linear, 1, waited_s=1e6)
+
+
+def test_a_devices_memory_is_held_against_the_model_as_it_is_quantised(tmp_path: Path) -> None:
+    scenario = load_scenario("tiny", [*SMALL, KINDS, "pruning.max_pruning=0.0"])
+    quantised = load_scenario(
+        "tiny", [*SMALL, KINDS, "pruning.max_pruning=0.0", 'model.quantize="int8"']
+    )
+    device = Device(scenario, scenario.client_names[1], Unpaced(), tmp_path)
+    hello = Hello(version="0", run="run-1", scenario=agreement(scenario))
+    own, _ = unpack(device.handle(pack(hello)), Introduction)
+    known = Known(scenario, device._worker.shape, frozenset(own.labels))
+    load = ClientLoad(planned_steps(own.next_steps, scenario), own.examples)
+    ends = [
+        cost_line(one, known.shape, load, modes_of(one)[1]).memory_fixed_bytes
+        + cost_line(one, known.shape, load, modes_of(one)[1]).memory_full_bytes
+        for one in (scenario, quantised)
+    ]
+    assert ends[1] < ends[0]
+    between = own.model_copy(update={"memory_bytes": sum(ends) / 2})
+    with pytest.raises(ProtocolError, match="does not hold the model"):
+        check_introduction(between, known, 1, waited_s=1e6)
+    check_introduction(between, replace(known, scenario=quantised), 1, waited_s=1e6)
 
 
 def changes(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -23,11 +23,13 @@ from airtune.models.workload import (
     largest_step,
     memory_bytes,
     realised_pruning,
+    training_flops,
     uniform_sizes,
 )
 from airtune.planning.floor import first_queues
 from airtune.planning.inputs import (
     ClientLoad,
+    cost_line,
     least_pruning,
     may_sit_out,
     modes_of,
@@ -36,7 +38,6 @@ from airtune.planning.inputs import (
     problem_of_round,
     problem_of_scenario,
     situation_of_scenario,
-    sizes_ending_at,
 )
 from airtune.randomness import generator
 from airtune.scenario import Scenario, load_scenario
@@ -84,10 +85,11 @@ def test_every_field_of_the_problem_is_the_clients_own() -> None:
     link = replace(at.link, air=at.link.air.of(cohort), needed_bits=at.link.needed_bits[:2] + 1.0,
                    needs_whole=np.array([True, False]))  # fmt: skip
     problem = problem_of_round(scenario, at.shape, profiles, loads, modes, link, cohort)
+    ends = (lambda rate: most_pruned, None)
     counts = [
         affine_coefficients(at.shape, load.steps, mode, bytes_per_weight=2, quantize="nf4",
-                            max_pruning=0.6, sizes_at=sizes_ending_at(load.most_pruned))
-        for load, mode in zip(loads, modes, strict=True)
+                            max_pruning=0.6, sizes_at=sizes_at)
+        for load, mode, sizes_at in zip(loads, modes, ends, strict=True)
     ]  # fmt: skip
     assert problem.names == ("raspberry-pi-5-1", "jetson-orin-nano-1")
     assert (problem.bandwidth_hz, problem.kappa, problem.max_pruning_loss) == (3e5, 0.7, 0.5)
@@ -141,12 +143,20 @@ def test_a_quantized_model_needs_less_memory() -> None:
     assert unquantized.problem.min_pruning[3] > rate + 0.005
 
 
-def test_a_known_submodel_ends_a_cost_line_at_every_rate() -> None:
-    assert sizes_ending_at(None) is None
-    sizes = uniform_sizes(situation_of_scenario(tiny()).shape, 0.5)
-    found = sizes_ending_at(sizes)
-    assert found is not None
-    assert found(0.1) is found(0.8) is sizes
+def test_a_cost_line_ends_at_the_clients_own_submodel_where_that_is_known() -> None:
+    scenario = tiny("pruning.max_pruning=0.5", "model.dtype=bfloat16")
+    at = situation_of_scenario(scenario)
+    (load, *_), (mode, *_) = at.loads, at.modes
+    sizes = uniform_sizes(at.shape, 0.7)
+    line = cost_line(scenario, at.shape, replace(load, most_pruned=sizes), mode)
+    rate = realised_pruning(at.shape, sizes)
+    counted = sum(training_flops(at.shape, sizes, step, mode) for step in load.steps)
+    assert line.flops(rate) == pytest.approx(counted)
+    unknown = cost_line(scenario, at.shape, load, mode)
+    assert unknown == affine_coefficients(
+        at.shape, load.steps, mode, bytes_per_weight=2, max_pruning=0.5
+    )
+    assert unknown.flops_full != line.flops_full
 
 
 @pytest.mark.parametrize(

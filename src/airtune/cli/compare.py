@@ -139,13 +139,14 @@ def compare(
 def _check_folder(folder: Path) -> None:
     """Refuse a folder that holds what no comparison made: a run, a study, somebody's files."""
     from airtune.errors import InputError
+    from airtune.record.folder import foreign
 
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out '{folder}' is a file: give a folder")
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    runs = [path for path in found if path.is_dir() and (path / "run.json").exists()]
-    ours = [*runs, *([folder / "report.html"] if runs else [])]
-    others = [path.name for path in found if path not in ours and path.name[0] != "."]
+    found = foreign(folder) if folder.is_dir() else []
+    runs = [name for name in found if (folder / name / "run.json").exists()]
+    ours = [*runs, *(["report.html"] if runs else [])]
+    others = [name for name in found if name not in ours]
     if others:
         raise InputError(
             f"'{folder}' holds '{others[0]}', which is not of a comparison: give a new folder "

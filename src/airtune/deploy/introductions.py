@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from airtune.deploy.protocol import Introduction, Privacy, ProtocolError, Step
 from airtune.errors import InputError
-from airtune.models.affine import affine_coefficients
 from airtune.models.devices import profile_of
 from airtune.models.workload import (
     KeptSizes,
@@ -23,12 +22,7 @@ from airtune.models.workload import (
     uniform_sizes,
 )
 from airtune.planning.curves import checked_curve
-from airtune.planning.inputs import (
-    BYTES_PER_WEIGHT,
-    NOMINAL_LABEL_SHARE,
-    modes_of,
-    sizes_ending_at,
-)
+from airtune.planning.inputs import NOMINAL_LABEL_SHARE, ClientLoad, cost_line, modes_of
 from airtune.scenario import Scenario, TrainingSection
 
 TOP_FLOPS = 1e16
@@ -226,14 +220,8 @@ def _check_memory(
 ) -> None:
     scenario = known.scenario
     most = scenario.pruning.max_pruning
-    costs = affine_coefficients(
-        known.shape,
-        steps,
-        modes_of(scenario)[client],
-        bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
-        max_pruning=most,
-        sizes_at=sizes_ending_at(most_pruned(own)),
-    )
+    load = ClientLoad(steps, own.examples, most_pruned=most_pruned(own))
+    costs = cost_line(scenario, known.shape, load, modes_of(scenario)[client])
     if costs.min_pruning(own.memory_bytes) > most:
         raise ProtocolError(
             f"its memory of {own.memory_bytes / 1e9:g} GB does not hold the model even at "

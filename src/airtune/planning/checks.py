@@ -82,7 +82,7 @@ def option_array(names: tuple[str, ...], field: str, values: object) -> Array:
 
 def efficiencies(names: tuple[str, ...], values: object) -> Array:
     """Return the largest spectral efficiencies, infinity where there is no cap."""
-    array = np.array(values, dtype=np.float64)
+    array = np.full(len(names), np.inf) if values is None else np.array(values, dtype=np.float64)
     if array.shape != (len(names),):
         raise InputError(
             f"max_spectral_efficiency: {array.shape} values for {len(names)} clients; "
@@ -133,6 +133,20 @@ def curves(problem: PlanningProblem) -> tuple[Array | None, ...] | None:
         None if curve is None else frozen(checked_curve(name, curve, float(top)))
         for name, curve, top in zip(problem.names, given, tops, strict=True)
     )
+
+
+def check_powers(problem: PlanningProblem) -> None:
+    """Refuse a budget of energy where nothing is known to draw any: it would bind nothing."""
+    bounded = np.isfinite(problem.energy_budgets)
+    for own in (problem.compute_power_w, problem.transmit_power_w):
+        bounded &= own is None or own <= 0
+    for k in np.flatnonzero(bounded):
+        rows = (problem.modes[k] if problem.modes else None) or ()
+        if not any(row.compute_power_w or row.transmit_power_w for row in rows):
+            raise InputError(
+                f"client {problem.names[k]!r}: energy_budget_j needs compute_power_w or "
+                "transmit_power_w above 0: without a power no energy is counted"
+            )
 
 
 def check_progress(problem: PlanningProblem) -> None:

@@ -70,11 +70,6 @@ def problem_from_json(source: str | Mapping[str, Any]) -> PlanningProblem:
         for field in _OPTIONAL_NUMBERS:
             value = client.get(field)
             options[field].append(None if value is None else _number(f"{where}: {field}", value))
-        if client.get("energy_budget_j") is not None and not _has_power(client):
-            raise InputError(
-                f"{where}: energy_budget_j needs compute_power_w or transmit_power_w: without a "
-                "power no energy is counted"
-            )
         curves.append(client.get("pruning_cost"))
         modes.append(_modes(where, client["modes"]) if "modes" in client else None)
     problem = PlanningProblem(
@@ -89,16 +84,6 @@ def problem_from_json(source: str | Mapping[str, Any]) -> PlanningProblem:
     )
     check_units(problem)
     return problem
-
-
-def _has_power(client: Mapping[str, Any]) -> bool:
-    rows = client.get("modes")
-    given = [client, *(rows if isinstance(rows, list | tuple) else ())]
-    return any(
-        isinstance(one, Mapping) and one.get(field) is not None
-        for one in given
-        for field in _LEFT_OUT
-    )
 
 
 def _filled(field: str, values: list[float | None]) -> Array | None:

@@ -6,7 +6,7 @@ loop with the sizes of the very batches that the clients will train on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -135,16 +135,7 @@ def problem_of_round(
         InputError: a device's memory does not hold even the most pruned submodel.
     """
     coefficients = [
-        affine_coefficients(
-            shape,
-            load.steps,
-            mode,
-            bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
-            quantize=scenario.model.quantize,
-            max_pruning=scenario.pruning.max_pruning,
-            sizes_at=sizes_ending_at(load.most_pruned),
-        )
-        for load, mode in zip(loads, modes, strict=True)
+        cost_line(scenario, shape, load, mode) for load, mode in zip(loads, modes, strict=True)
     ]
     speed = np.array([profile.effective_flops for profile in profiles])
     names = tuple(_those(scenario.client_names, cohort))
@@ -172,9 +163,28 @@ def problem_of_round(
     )
 
 
-def sizes_ending_at(sizes: KeptSizes | None) -> Callable[[float], KeptSizes] | None:
-    """Return the submodel that a cost line ends at, where it is known, whatever the rate."""
-    return None if sizes is None else lambda rate: sizes
+def cost_line(scenario: Scenario, shape: ModelShape, load: ClientLoad, mode: Mode) -> AffineCosts:
+    """Return what a client's steps cost in a mode, as a line over its pruning rate.
+
+    The line ends at the client's own submodel at `pruning.max_pruning` where that is known, else
+    at one that is cut to the same share everywhere.
+
+    Args:
+        scenario: the weights' precision, the largest pruning rate.
+        shape: the model's.
+        load: the client's steps.
+        mode: how much it works and sends.
+    """
+    most_pruned = load.most_pruned
+    return affine_coefficients(
+        shape,
+        load.steps,
+        mode,
+        bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
+        quantize=scenario.model.quantize,
+        max_pruning=scenario.pruning.max_pruning,
+        sizes_at=None if most_pruned is None else lambda rate: most_pruned,
+    )
 
 
 def may_sit_out(scenario: Scenario) -> bool:

@@ -20,6 +20,7 @@ from airtune.planning.checks import (
     check_length,
     check_names,
     check_number,
+    check_powers,
     check_progress,
     check_pruning,
     check_reach,
@@ -127,10 +128,8 @@ class PlanningProblem:
             check_number("max_pruning_loss", self.max_pruning_loss)
         for field in PER_CLIENT:
             _set(self, field, client_array(self.names, field, getattr(self, field)))
-        efficiency = self.max_spectral_efficiency
-        if efficiency is None:
-            efficiency = np.full(self.clients, np.inf)
-        _set(self, "max_spectral_efficiency", efficiencies(self.names, efficiency))
+        efficiency = efficiencies(self.names, self.max_spectral_efficiency)
+        _set(self, "max_spectral_efficiency", efficiency)
         total = float(self.weight.sum())
         if not 0 < total < np.inf:
             raise InputError(f"weight: the weights sum to {total!r}; allowed: a positive sum")
@@ -144,6 +143,7 @@ class PlanningProblem:
         else:
             check_length(self.names, "modes", len(self.modes))
             _set(self, "modes", filled(self))
+        check_powers(self)
         if self.chooses:
             for field, values in self._default_costs().items():
                 _set(self, field, frozen(values))

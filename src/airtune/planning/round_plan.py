@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from airtune.assignment import Mode
 from airtune.errors import InputError
-from airtune.models.affine import affine_coefficients
 from airtune.models.devices import DeviceProfile
 from airtune.models.workload import ModelShape, full_sizes, training_flops
 from airtune.planning.broadcast import (
@@ -34,12 +33,11 @@ from airtune.planning.costs import KnobCosts, absent_beside, costs_of
 from airtune.planning.fairness import fair
 from airtune.planning.floor import check_floor, required, weighed
 from airtune.planning.inputs import (
-    BYTES_PER_WEIGHT,
     ClientLoad,
     Situation,
+    cost_line,
     least_rate,
     plan_of_round,
-    sizes_ending_at,
 )
 from airtune.planning.knobs import modes_offered, name_of
 from airtune.planning.methods import METHODS, better_than, check_chooses
@@ -244,15 +242,7 @@ def _costed(
     done = _work_shares(shape, load, whole)
     costed = []
     for mode in offered:
-        count = affine_coefficients(
-            shape,
-            load.steps,
-            mode,
-            bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
-            quantize=scenario.model.quantize,
-            max_pruning=most,
-            sizes_at=sizes_ending_at(load.most_pruned),
-        )
+        count = cost_line(scenario, shape, load, mode)
         least = least_rate(scenario, shape, count, profile)
         costed.append(
             ClientMode(

@@ -7,16 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from airtune.channel import ChannelState
-from airtune.models.affine import AffineCosts, affine_coefficients
+from airtune.models.affine import AffineCosts
 from airtune.planning.cohorts import Cohort, DrawMemory, draw_cohort, whole_band_rate_bps
-from airtune.planning.inputs import (
-    BYTES_PER_WEIGHT,
-    ClientLoad,
-    Situation,
-    modes_of,
-    nominal_load,
-    sizes_ending_at,
-)
+from airtune.planning.inputs import ClientLoad, Situation, cost_line, modes_of, nominal_load
 from airtune.planning.round_plan import may_prune
 from airtune.rounds.cell import Cell
 from airtune.scenario import DeviceSection
@@ -120,16 +113,8 @@ def may_be_cut(cell: Cell) -> list[bool]:
 
 def costs_of(cell: Cell, client: int, load: ClientLoad) -> AffineCosts:
     """Return what a client's steps cost in its own mode, by its pruning rate."""
-    scenario = cell.scenario
-    return affine_coefficients(
-        cell.federation.shape,
-        load.steps,
-        modes_of(scenario, (client,))[0],
-        bytes_per_weight=BYTES_PER_WEIGHT[scenario.model.dtype],
-        quantize=scenario.model.quantize,
-        max_pruning=scenario.pruning.max_pruning,
-        sizes_at=sizes_ending_at(load.most_pruned),
-    )
+    (mode,) = modes_of(cell.scenario, (client,))
+    return cost_line(cell.scenario, cell.federation.shape, load, mode)
 
 
 def _by_largest_batches(cell: Cell) -> list[bool]:
