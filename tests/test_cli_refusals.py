@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from typer.testing import CliRunner
 import airtune as at
 from airtune.cli import app
 from airtune.cli.compare import _check_folder
+from airtune.deploy.keys import make_device_key
 from airtune.errors import InputError
 from airtune.planning.files import problem_from_json
+from airtune.scenario import load_scenario
+from airtune.study import load_study
 
 CELL = Path(__file__).resolve().parents[1] / "examples" / "cell.json"
 
@@ -114,3 +118,54 @@ def test_a_costs_file_names_the_command_that_makes_it_again(
     assert said["command"] == (
         "airtune costs tiny --rounds 1 --seeds 0 --set seed=3 --set 'description=\"a b\"'"
     )
+
+
+def test_a_budget_of_rounds_not_round(tmp_path: Path) -> None:
+    study = tmp_path / "mine.toml"
+    study.write_text(
+        'base = "tiny"\nname = "mine"\nseeds = "0-1"\ninclude = ["fedit"]\n[budget]\nround = 3\n'
+    )
+    with pytest.raises(
+        InputError, match=r"'budget.round': did you mean 'rounds'\? known here: rou"
+    ):
+        load_study(study)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"), [("0-", "--seeds '0-': give whole numbers"), ("1,1", "1 is given twice")]
+)
+def test_a_pilots_seeds_are_written_as_a_studys(seeds: str, said: str) -> None:
+    made = CliRunner().invoke(app, ["costs", "tiny", "--seeds", seeds])
+    assert isinstance(made.exception, InputError)
+    assert said in str(made.exception)
+
+
+@pytest.mark.parametrize("command", ["try", "run"])
+def test_what_devices_cannot_do_is_refused_before_any_is_started(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(app, ["deploy", command, "tiny", "--set", "aggregation.rule=flora"])
+    assert isinstance(made.exception, InputError)
+    assert "'flora' runs in simulation only" in str(made.exception)
+    assert "starting" not in made.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_devices_key_and_profile_are_looked_at_before_its_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = load_scenario("tiny").client_names[0]
+    make_device_key(Path("keys"), name)
+    common = ["deploy", "device", "--server", "127.0.0.1:1", "--client", name]
+    common += ["--scenario", "tiny"]
+    for more, said in (
+        (["--key", "none"], "--key '.*none': no such file"),
+        (["--key", f"keys/{name}.pub"], "is no private key of a device"),
+        (["--emulate", "abacus"], "'abacus'"),
+        ([], "127.0.0.1:1"),
+    ):
+        made = CliRunner().invoke(app, [*common, *more])
+        assert isinstance(made.exception, InputError)
+        assert re.search(said, str(made.exception)), made.exception

@@ -20,7 +20,7 @@ def costs(
     out: Annotated[Path, typer.Option("--out", "-o", help="The costs file.")] = Path("costs.json"),
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Of each trial.")] = 4,
     seeds: Annotated[
-        str, typer.Option("--seeds", help="Comma-separated; two or more give a spread.")
+        str, typer.Option("--seeds", help="E.g. 0,1 or 0-4; two or more give a spread.")
     ] = "0,1",
     overrides: Annotated[
         list[str] | None,
@@ -44,6 +44,7 @@ def costs(
     from airtune.engines.choice import engine_maker
     from airtune.rounds.pilot import run_pilot, trials_of
     from airtune.scenario import load_scenario
+    from airtune.study.loading import seeds_of
 
     asked = load_scenario(scenario, overrides or [])
     if asked.participation.draws:
@@ -51,10 +52,7 @@ def costs(
             "airtune costs measures with all clients in every round: leave out "
             "participation.cohort and participation.availability"
         )
-    try:
-        chosen = [int(part) for part in seeds.split(",")]
-    except ValueError:
-        raise InputError(f"--seeds '{seeds}': whole numbers, comma-separated, e.g. 0,1") from None
+    chosen = seeds_of(seeds, "--seeds")
     trials = trials_of(asked)
     work = len(trials) * len(chosen) * rounds * len(asked.client_devices)
     print(

@@ -181,11 +181,13 @@ def _settings(
     replace: bool = False,
 ) -> dict[str, str | int | float | bool]:
     from airtune.deploy import runs
+    from airtune.merging.rules import check_deployable
     from airtune.record.folder import make_folder, require_unused
     from airtune.scenario import load_scenario
     from airtune.scenario.overrides import absolute_override
 
     loaded = load_scenario(scenario, overrides or [])
+    check_deployable(loaded)
     is_file = Path(scenario).is_file()
     beside = Path(scenario).parent if is_file else None
     changes = [absolute_override(text, beside) for text in overrides or []]

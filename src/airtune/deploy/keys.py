@@ -126,6 +126,23 @@ def make_device_key(folder: Path, name: str, *, renew: bool = False) -> DeviceKe
     return files
 
 
+def check_device_key(path: Path) -> None:
+    """Refuse a file that holds no private key of a device.
+
+    Raises:
+        InputError: it is missing, cannot be read, or is none.
+    """
+    made_by = "`airtune deploy keys device` makes it"
+    try:
+        serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    except FileNotFoundError:
+        raise InputError(f"--key '{path}': no such file; {made_by}") from None
+    except OSError as error:
+        raise InputError(f"--key '{path}' cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise InputError(f"--key '{path}' is no private key of a device; {made_by}") from None
+
+
 def check_server_keys(folder: Path) -> None:
     """Check that a folder has what a server shows to devices.
 

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from airtune.deploy.emulation import Emulated, emulated_profile
 from airtune.deploy.forkserver import write_command
+from airtune.deploy.keys import check_device_key
 from airtune.deploy.pacing import Pacer, TcPacer, TokenBucket, Unpaced, relay
 from airtune.deploy.processes import (
     check_clock,
@@ -77,10 +78,11 @@ def run_device(
             uplink cannot be paced as `place` says.
         RunError: the device was turned away, or SuperNode ends again and again.
     """
-    if place.key is not None and not place.key.is_file():
-        raise InputError(
-            f"--key '{place.key}': no such file; `airtune deploy keys device` makes it"
-        )
+    if place.key is not None:
+        check_device_key(place.key)
+    emulated = None
+    if emulate is not None:
+        emulated = Emulated(emulated_profile(emulate, scenario, client))
     bucket = TokenBucket()
     pacer = _pacer(place.pace, bucket)
     _check(place)
@@ -88,9 +90,6 @@ def run_device(
 
     from airtune.deploy.device import Device
 
-    emulated = None
-    if emulate is not None:
-        emulated = Emulated(emulated_profile(emulate, scenario, client))
     device = Device(scenario, client, pacer, folder, privacy, emulated)
     with ExitStack() as stack:
         # A folder of its own, closed to others and with a short name: the path of a Unix socket

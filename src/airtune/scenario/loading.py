@@ -96,10 +96,7 @@ def _explain(error: ErrorDetails) -> str:
     written = error["input"]
     match error["type"]:
         case "extra_forbidden":
-            known = _fields_at(error["loc"][:-1])
-            close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-            hint = f"did you mean '{close[0]}'? " if close else ""
-            return f"unknown key '{key}': {hint}known here: {', '.join(known)}"
+            return unknown_key(key, _fields_at(error["loc"][:-1]))
         case "missing":
             return f"'{key}' is missing"
         case "value_error":
@@ -114,6 +111,13 @@ def _explain(error: ErrorDetails) -> str:
             message = error["msg"][0].lower() + error["msg"][1:]
             message = message.replace("input should be", "must be")
             return f"{key} = {shown(written)}: {message}"
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """Return the line for a dotted key whose last part is none of the known ones."""
+    close = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"unknown key '{key}': {hint}known here: {', '.join(known)}"
 
 
 def _fields_at(location: Sequence[str | int]) -> list[str]:

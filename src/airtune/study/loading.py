@@ -10,20 +10,27 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from airtune.encoding import read_text
 from airtune.errors import InputError
 from airtune.planning import METHODS
 from airtune.scenario import Scenario, builtin_scenarios, scenario_from_dict
+from airtune.scenario.loading import unknown_key
 from airtune.scenario.overrides import add_plugins, resolve_paths
 from airtune.study.methods import shipped_sets
-from airtune.study.schema import Study, StudyMethod
+from airtune.study.schema import Budget, Search, Study, StudyAxis, StudyMethod
 
 KEYS = (
     "name", "description", "base", "set", "include", "methods", "seeds", "axes", "crossed",
     "search", "tuned", "budget", "reference", "shared_bytes",
 )  # fmt: skip
+_TABLES: dict[str, type[BaseModel]] = {
+    "budget": Budget,
+    "methods": StudyMethod,
+    "axes": StudyAxis,
+    "search": Search,
+}
 
 
 def builtin_studies() -> dict[str, str]:
@@ -65,9 +72,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
             f'"{source}", seeds = "0-4" and include = ["fedit", "exact"], say (docs/study.md)'
         )
     if unknown:
-        close = difflib.get_close_matches(unknown[0], KEYS, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise InputError(f"{source}: unknown key '{unknown[0]}': {hint}known: {', '.join(KEYS)}")
+        raise InputError(f"{source}: {unknown_key(unknown[0], KEYS)}")
     if not isinstance(values.get("base"), str):
         raise InputError(f"{source}: 'base' is missing: a scenario file, or one of "
                          f"{', '.join(builtin_scenarios())}")  # fmt: skip
@@ -151,7 +156,8 @@ def study_of(values: Mapping[str, Any], *, where: str = "study") -> Study:
             message = first["msg"].removeprefix("Value error, ")
             text = f"{key}: {message}" if key else message
         elif first["type"] == "extra_forbidden":
-            text = f"unknown key '{key}'"
+            table: type[BaseModel] = _TABLES.get(str(first["loc"][0]), Study)
+            text = unknown_key(key, list(table.model_fields))
         elif first["type"] == "missing":
             text = f"'{key}' is missing"
         elif first["type"] == "too_short":
