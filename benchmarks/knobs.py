@@ -1,4 +1,4 @@
-"""What each knob is worth: the optimum over every set of knobs on the core experiment's cell.
+"""What each knob is worth: the optimum over every set of knobs in a cell of eight devices.
 
     python benchmarks/knobs.py --out benchmarks/results/knobs.json          # all parts
     python benchmarks/knobs.py --parts table --seeds 4
@@ -40,7 +40,7 @@ from airtune.planning.round_plan import plan_round
 from airtune.scenario import load_scenario
 from planner_cell import cell
 
-CORE = Path(__file__).resolve().parents[1] / "experiments" / "core" / "gsm8k.toml"
+CELL = Path(__file__).resolve().parents[1] / "experiments" / "scenarios" / "knobs-gsm8k.toml"
 STEPS = 4
 RANKS = {8: 0.0, 4: 0.005, 2: 0.02, 1: 0.05}
 BITS = {16: 0.0, 8: 0.0, 4: 0.005, 2: 0.08}
@@ -105,11 +105,11 @@ def with_broadcast(at: Situation, broadcast: str) -> Situation:
 
 
 def planned(seed: int, costs: Path, planning: list[str], broadcast: str, round: int = 1) -> Plan:
-    """The plan of a round of the core cell; in a later one all have heard the one before."""
+    """The plan of a round in this cell; in a later one all have heard the one before."""
     changes = [f"seed={seed}", f"training.local_steps={STEPS}", "planning.kappa=1.0", *planning]
     if planning[0].startswith("planning.knobs"):
         changes.append(f"planning.costs={costs}")
-    scenario = load_scenario(str(CORE), changes)
+    scenario = load_scenario(str(CELL), changes)
     situation = situation_of_scenario(scenario, round)
     return plan_round(scenario, with_broadcast(situation, broadcast)).plan
 
