@@ -37,6 +37,8 @@ from scripts import script
 from test_experiments_tables import made
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+SEARCHED = {"clinc150": ("fedit", "hetlora", "flexlora", "ffa-lora"), "gsm8k": ("fedit",)}
+"""Studies with a search of their own, and the methods that it was made for."""
 STUDIES = sorted(path.stem for path in (EXPERIMENTS / "rows").glob("*.jsonl"))
 
 
@@ -274,10 +276,13 @@ def test_committed_numbers_name_no_folder_of_a_machine() -> None:
         assert not re.search(r"[= ]/", text)
 
 
-@pytest.mark.parametrize("method", ["fedit", "hetlora", "flexlora", "ffa-lora"])
-def test_tuned_values_are_those_that_the_search_chose(method: str) -> None:
-    records = json.loads((EXPERIMENTS / "search-clinc150.json").read_text())
-    study = tomllib.loads((EXPERIMENTS / "clinc150.toml").read_text())
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(name, method) for name, methods in SEARCHED.items() for method in methods],
+)
+def test_tuned_values_are_those_that_the_search_chose(name: str, method: str) -> None:
+    records = json.loads((EXPERIMENTS / f"search-{name}.json").read_text())
+    study = tomllib.loads((EXPERIMENTS / f"{name}.toml").read_text())
     candidates = [one for one in records if one["method"] == method]
     if method == "flexlora":  # rank 1 was as good, and leaves little of it: README.md beside them
         candidates = [one for one in candidates if one["training.lora_rank"] > 1]
@@ -300,10 +305,12 @@ def test_tuned_values_are_those_that_the_search_chose(method: str) -> None:
         assert chosen[f"training.{key}"] == tuned[key]
 
 
-def test_searched_values_are_of_the_study_files_grid() -> None:
-    records = json.loads((EXPERIMENTS / "search-clinc150.json").read_text())
-    study = tomllib.loads((EXPERIMENTS / "search-clinc150.toml").read_text())
+@pytest.mark.parametrize(("name", "candidates"), [("clinc150", 34), ("gsm8k", 2)])
+def test_searched_values_are_of_the_study_files_grid(name: str, candidates: int) -> None:
+    records = json.loads((EXPERIMENTS / f"search-{name}.json").read_text())
+    study = tomllib.loads((EXPERIMENTS / f"search-{name}.toml").read_text())
     grid = study["search"]["keys"]["training"]
+    assert {one["method"] for one in records} == set(study["include"]) == set(SEARCHED[name])
     assert {one["training.learning_rate"] for one in records} == set(grid["learning_rate"])
     assert {one["training.lora_rank"] for one in records} == set(grid["lora_rank"])
-    assert len({tuple(one.values())[:3] for one in records}) == len(records) == 34
+    assert len({tuple(one.values())[:3] for one in records}) == len(records) == candidates
