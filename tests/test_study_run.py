@@ -20,9 +20,9 @@ from airtune.errors import InputError, RunError
 from airtune.record import read_record
 from airtune.study import load_study
 from airtune.study.comparison import compare
-from airtune.study.conduct import Part, conduct
+from airtune.study.conduct import Part, conduct, other_runs
 from airtune.study.folder import read_study
-from airtune.study.jobs import jobs_of
+from airtune.study.jobs import jobs_of, search_jobs
 from airtune.study.pools import Task
 from airtune.study.results import Result, results_of
 from airtune.study.running import carry_out, state_of
@@ -150,6 +150,22 @@ def test_a_part_of_a_study_is_run_by_itself_and_the_study_stays_whole(tmp_path: 
     rest = Recorder()
     conduct(study, tmp_path, lambda: rest, at_once=4, threads=1, part=Part(seeds=(4,)))
     assert {task["values"]["seed"] for task in rest.started} == {4}
+
+
+def test_runs_of_other_settings_are_counted_but_not_those_of_the_search(tmp_path: Path) -> None:
+    file = str(HERE.parent / "experiments" / "smoke.toml")
+    found: dict[str, list[Result]] = {}
+    for steps in ("3", "2"):
+        study = load_study(file, [f"training.local_steps={steps}"])
+        jobs = jobs_of(study, {name: {} for name in study.methods})
+        found[steps] = results_of(study, jobs, tmp_path)
+    own = load_study(file, ["training.local_steps=3"])
+    for key in {job.key for job in search_jobs(own)} | {one.key for one in found["3"]}:
+        (tmp_path / "runs" / key).mkdir(parents=True)
+        (tmp_path / "runs" / key / "run.json").write_text("{}")
+    assert other_runs(own, found["3"], tmp_path) == 0
+    changed = load_study(file, ["training.local_steps=2"])
+    assert other_runs(changed, found["2"], tmp_path) == len(list((tmp_path / "runs").iterdir())) > 2
 
 
 def test_the_command_does_the_part_that_it_is_given_and_fails_for_no_other(

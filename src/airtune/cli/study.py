@@ -166,7 +166,7 @@ def report(folder: Folder, quiet: Quiet = False) -> None:
     jobs = known_jobs(study, folder, plugins)
     if jobs is None:
         raise InputError(f"'{folder}': the search has not ended; go on with `airtune study run`")
-    write_all(study, results_of(study, jobs, folder), folder, quiet)
+    write_all(study, results_of(study, jobs, folder), folder, plugins, quiet)
 
 
 @app.command("add-seeds", cls=Command)
@@ -266,7 +266,7 @@ def carry_on(
         left = len(waiting) or "the search and all"
         print(f"out of time: {left} runs to go; the same command goes on", file=sys.stderr)
         return
-    write_all(study, results, folder, quiet)
+    write_all(study, results, folder, plugins, quiet)
     asked = [one for one in results if part.holds(one)]
     failed = [one for one in asked if one.status == "failed"]
     if failed:
@@ -277,9 +277,12 @@ def carry_on(
         )
 
 
-def write_all(study: Study, results: list[Result], folder: Path, quiet: bool) -> None:
+def write_all(
+    study: Study, results: list[Result], folder: Path, plugins: Sequence[str], quiet: bool
+) -> None:
     """Write page, tables and figures; print the ranking."""
     from airtune.study.comparison import compare
+    from airtune.study.conduct import other_runs
     from airtune.study.console import ranking_table, sentences
     from airtune.study.page import write_page
     from airtune.study.prints import write_figures
@@ -295,6 +298,12 @@ def write_all(study: Study, results: list[Result], folder: Path, quiet: bool) ->
             screen.print(ranking_table(comparison))
         for line in sentences(study, results, comparisons):
             screen.print(line, soft_wrap=True, highlight=False)
+        if others := other_runs(study, results, folder, plugins):
+            print(
+                f"{others} further runs in '{folder}' are of other settings: kept, but not on the "
+                "page",
+                file=sys.stderr,
+            )
         screen.print(f"report: {page}\ntables: {folder / 'tables'}", soft_wrap=True)
 
 

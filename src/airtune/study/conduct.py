@@ -12,7 +12,7 @@ from airtune.errors import InputError
 from airtune.record.files import lock_folder
 from airtune.study.folder import read_search, save_search, save_study
 from airtune.study.jobs import Job, jobs_of, placed, search_jobs
-from airtune.study.keys import files_by_content
+from airtune.study.keys import RUNS, files_by_content
 from airtune.study.pools import Pool
 from airtune.study.results import Result, best_candidate, results_of
 from airtune.study.running import SHARED, UNENDED, Progress, carry_out, state_of
@@ -107,6 +107,22 @@ def known_jobs(study: Study, folder: Path, plugins: Sequence[str] = ()) -> list[
         return placed(jobs_of(study, None, plugins), folder)
     tuned = read_search(folder)
     return None if tuned is None else placed(jobs_of(study, tuned, plugins), folder)
+
+
+def other_runs(
+    study: Study, results: Sequence[Result], folder: Path, plugins: Sequence[str] = ()
+) -> int:
+    """Count the runs in a study's folder that it does not ask for: made with other settings.
+
+    Args:
+        study: as it is asked for now.
+        results: all of its runs, done or not.
+        folder: the study's.
+        plugins: files with the user's own methods.
+    """
+    searched = placed(search_jobs(study, plugins), folder)
+    asked = {one.key for one in results} | {job.key for job in searched}
+    return sum(file.parent.name not in asked for file in (folder / RUNS).glob("*/run.json"))
 
 
 def choose(study: Study, candidates: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
