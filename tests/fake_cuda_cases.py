@@ -24,7 +24,7 @@ from airtune.training import client
 from airtune.training.evaluation import choice_scores
 from small_models import small_model
 
-SMOKE = Path(__file__).resolve().parents[1] / "experiments" / "core" / "smoke.toml"
+SMOKE = Path(__file__).resolve().parents[1] / "experiments" / "scenarios" / "smoke.toml"
 SMALL = (
     "rounds=1", "devices.0.count=1", "devices.1.count=1", "task.train_examples=32",
     "task.eval_examples=4", "training.local_steps=1", "training.batch_size=2",

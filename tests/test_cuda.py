@@ -23,7 +23,7 @@ from airtune.training.client import failure_of
 from airtune.training.worker import Worker
 from small_models import small_model, text_batch
 
-SMOKE = Path(__file__).resolve().parents[1] / "experiments" / "core" / "smoke.toml"
+SMOKE = Path(__file__).resolve().parents[1] / "experiments" / "scenarios" / "smoke.toml"
 RELATIVE = 2e-3
 """Of losses in float32 after a few AdamW steps, whose first ones follow the gradient's sign."""
 

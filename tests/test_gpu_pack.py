@@ -30,7 +30,7 @@ from airtune.study.schema import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK = ROOT / "experiments" / "gpu"
-SMOKE = ROOT / "experiments" / "core" / "smoke.toml"
+SMOKE = ROOT / "experiments" / "scenarios" / "smoke.toml"
 STUDIES = ("clinc150", "cells", "memory", "gsm8k", "yahoo", "gemma", "large")
 STUDY = f"""
 name = "try"
