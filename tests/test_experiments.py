@@ -94,7 +94,7 @@ def test_the_documents_hold_what_the_committed_rows_hold() -> None:
     whole, front = (path.read_text(encoding="utf-8") for path in tables.DOCUMENTS)
     assert tables.with_tables(whole) == whole
     assert tables.with_tables(front) == front
-    assert "old" not in tables.with_tables("<!-- aims -->\nold\n<!-- end -->\n")
+    assert "STALE" not in tables.with_tables("<!-- aims -->\nSTALE\n<!-- end -->\n")
     assert all(f"<!-- {name} -->" in whole for name in ("short-clinc150", "aims", *tables.STUDIES))
     assert "<!-- front -->" in front
 
