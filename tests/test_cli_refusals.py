@@ -43,6 +43,7 @@ def test_a_comparison_takes_no_folder_that_holds_something_else(tmp_path: Path) 
     (before / "exact").mkdir(parents=True)
     (before / "exact" / "run.json").write_text("{}")
     (before / "report.html").write_text("")
+    (before / ".DS_Store").write_text("")
     _check_folder(before)  # one of a comparison goes on
     _check_folder(tmp_path / "new")
 

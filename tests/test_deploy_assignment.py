@@ -201,11 +201,8 @@ def test_a_devices_memory_is_held_against_the_model_as_it_is_quantised(tmp_path:
     own, _ = unpack(device.handle(pack(hello)), Introduction)
     known = Known(scenario, device._worker.shape, frozenset(own.labels))
     load = ClientLoad(planned_steps(own.next_steps, scenario), own.examples)
-    ends = [
-        cost_line(one, known.shape, load, modes_of(one)[1]).memory_fixed_bytes
-        + cost_line(one, known.shape, load, modes_of(one)[1]).memory_full_bytes
-        for one in (scenario, quantised)
-    ]
+    lines = [cost_line(one, known.shape, load, modes_of(one)[1]) for one in (scenario, quantised)]
+    ends = [line.memory_fixed_bytes + line.memory_full_bytes for line in lines]
     assert ends[1] < ends[0]
     between = own.model_copy(update={"memory_bytes": sum(ends) / 2})
     with pytest.raises(ProtocolError, match="does not hold the model"):

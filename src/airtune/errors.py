@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 _LISTED = 4
 """Names that a message lists."""
@@ -26,3 +27,9 @@ class RunError(RuntimeError):
 def first_of(names: Sequence[str]) -> str:
     """List the first names, for a message of one line: all of them, or four and "…"."""
     return ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
+
+
+def did_you_mean(written: str, known: Iterable[str]) -> str:
+    """Return "did you mean 'NAME'? " for the known name closest to what was written, or nothing."""
+    close = difflib.get_close_matches(written, list(known), n=1)
+    return f"did you mean '{close[0]}'? " if close else ""

@@ -18,7 +18,6 @@ such a figure, [R] common knowledge not checked further. "GB" is 10^9 bytes.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from types import MappingProxyType
 from typing import Any
 
 from airtune.encoding import read_text
-from airtune.errors import InputError
+from airtune.errors import InputError, did_you_mean
 from airtune.scenario import DeviceSection
 
 GPU_UTILISATION = 0.25
@@ -131,8 +130,7 @@ def profile_of(section: DeviceSection) -> DeviceProfile:
     if named is None:
         path = Path(section.profile)
         if path.suffix != ".json" and not path.exists():
-            close = difflib.get_close_matches(section.profile, PROFILES, n=1)
-            hint = f"did you mean '{close[0]}'? " if close else ""
+            hint = did_you_mean(section.profile, PROFILES)
             raise InputError(
                 f"devices.profile = '{section.profile}' is neither a built-in profile nor a "
                 f"JSON file: {hint}built in are {', '.join(PROFILES)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from airtune.encoding import read_text
-from airtune.errors import InputError
+from airtune.errors import InputError, did_you_mean
 from airtune.plugins import load_plugins
 from airtune.scenario.overrides import add_plugins, apply_override, resolve_paths
 from airtune.scenario.schema import DeviceSection, Scenario
@@ -115,8 +114,7 @@ def _explain(error: ErrorDetails) -> str:
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
     """Return the line for a dotted key whose last part is none of the known ones."""
-    close = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    hint = did_you_mean(key.rpartition(".")[2], known)
     return f"unknown key '{key}': {hint}known here: {', '.join(known)}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from airtune.encoding import read_text
-from airtune.errors import InputError
+from airtune.errors import InputError, did_you_mean
 from airtune.planning import METHODS
 from airtune.scenario import Scenario, builtin_scenarios, scenario_from_dict
 from airtune.scenario.loading import unknown_key
@@ -156,7 +155,7 @@ def study_of(values: Mapping[str, Any], *, where: str = "study") -> Study:
             message = first["msg"].removeprefix("Value error, ")
             text = f"{key}: {message}" if key else message
         elif first["type"] == "extra_forbidden":
-            table: type[BaseModel] = _TABLES.get(str(first["loc"][0]), Study)
+            table = _TABLES.get(str(first["loc"][0]), Study)
             text = unknown_key(key, list(table.model_fields))
         elif first["type"] == "missing":
             text = f"'{key}' is missing"
@@ -220,8 +219,7 @@ def chosen_methods(names: Sequence[str], where: str) -> dict[str, StudyMethod]:
         if not isinstance(name, str):
             raise InputError(f"{where} {name!r}: give names of sets and methods")
         if name not in sets and name not in every:
-            close = difflib.get_close_matches(name, [*sets, *every], n=1)
-            hint = f"did you mean '{close[0]}'? " if close else ""
+            hint = did_you_mean(name, [*sets, *every])
             raise InputError(
                 f"{where} '{name}': {hint}allowed are the sets {', '.join(sets)} and the methods "
                 f"{', '.join(every)}"
