@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -28,20 +30,30 @@ def pack(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 
 def run_script(
-    python: str, *arguments: str, **environment: str
+    python: str, *arguments: str, pack: Path = PACK, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **environment}
-    command = [python, str(PACK / "run.py"), *arguments]
+    command = [python, str(pack / "run.py"), *arguments]
     return subprocess.run(command, env=own, capture_output=True, text=True, check=False)
 
 
 class Bare:
-    """An interpreter that has, besides its own library, some packages of this one."""
+    """An interpreter that has, besides its own library, some packages of this one; a checkout.
+
+    airtune is not installed there, also where its metadata lie beside this one's sources.
+    """
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         venv.create(folder / "python", symlinks=True)
         self.site = folder / "site"
         self.site.mkdir()
+        self.pack = folder / "checkout" / "experiments" / "gpu"
+        shutil.copytree(PACK.parent, self.pack.parent, ignore=shutil.ignore_patterns("rows"))
+        shutil.copytree(
+            ROOT / "src" / "airtune",
+            self.pack.parents[1] / "src" / "airtune",
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
         # PyTorch for CUDA has its libraries in packages of their own.
         beside = [d for d in metadata.distributions() if d.name.startswith(("nvidia", "triton"))]
         for package in (*map(metadata.distribution, names), *beside):
@@ -52,7 +64,7 @@ class Bare:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         python = self.site.parent / "python" / "bin" / "python"
-        return run_script(str(python), *arguments, PYTHONPATH=str(self.site))
+        return run_script(str(python), *arguments, pack=self.pack, PYTHONPATH=str(self.site))
 
 
 def test_the_packages_that_are_asked_for_are_enough(pack: SimpleNamespace, tmp_path: Path) -> None:
@@ -74,6 +86,8 @@ def test_runs_end_with_these_packages_alone(pack: SimpleNamespace, tmp_path: Pat
     done = bare.run("--cpu", "--studies", str(SMOKE), "--jobs", "1",
                     "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"))  # fmt: skip
     assert "2 of 2 runs have ended" in done.stdout, done.stderr
+    info = json.loads(next((tmp_path / "work").glob("studies/*/runs/*/run.json")).read_text())
+    assert info["versions"]["airtune"] is None
 
 
 def test_all_packages_that_are_missing_are_said_at_once(
@@ -134,3 +148,41 @@ def test_the_script_says_all_that_is_missing_at_once(
     for name in ("gsm8k: data: no folder", "SmolLM2-135M-Instruct.Q4_1.gguf",
                  "gemma-3-270m-q4_k_m.gguf"):  # fmt: skip
         assert sum(name in line for line in lines) == 1
+
+
+def test_data_and_models_that_cannot_be_used_are_said_before_any_run(tmp_path: Path) -> None:
+    work, large = tmp_path / "work", tmp_path / "large"
+    (work / "data" / "clinc150").mkdir(parents=True)
+    large.mkdir()
+    (large / "model.safetensors").write_bytes(b"")
+    done = run_script(sys.executable, "--cpu", "--studies", "large", "--large-model", str(large),
+                      "--work", str(work))  # fmt: skip
+    assert done.returncode == 2
+    folder, data = done.stderr.splitlines()
+    assert folder == f"missing: large: the model's folder {large}: no config.json there"
+    assert data.startswith("missing: large: data: task.source = ")
+    assert "no train.jsonl or train.csv there" in data
+
+
+def test_a_method_that_the_study_does_not_have_is_refused(tmp_path: Path) -> None:
+    for option, given in (("--methods", "nobody"), ("--seeds", "99")):
+        done = run_script(sys.executable, "--cpu", "--check", "--studies", str(SMOKE), option,
+                          given, "--work", str(tmp_path / "work"))  # fmt: skip
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2
+        assert line.startswith(f"{option}: the study has no ")
+
+
+def test_who_looks_for_a_gpu_is_forked_as_the_runs_are(
+    pack: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = pack.machine.look({}, "cuda", tmp_path)
+    assert {"torch", "cuda_build", "available"} <= found.keys()
+    assert (found["data"], found["lacking"]) == ({}, [])
+    what = "a process that looks for GPU and data: "
+    monkeypatch.setattr(pack.machine, "looked", os._exit)  # which takes no task
+    assert pack.machine.look({}, "cuda", tmp_path)["lacking"] == [f"{what}it failed as said above"]
+    monkeypatch.setattr("airtune.study.pools.ProcessPool.ended", lambda self, timeout_s: {})
+    monkeypatch.setattr(pack.machine, "LOOK_S", 0.0)
+    (line,) = pack.machine.look({}, "cuda", tmp_path)["lacking"]
+    assert line == f"{what}it did not answer within 0 s"

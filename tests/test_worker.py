@@ -278,6 +278,10 @@ def test_answers_are_generated_at_the_end_where_asked(
     assert named == {"batch_size": 4}
     Worker(tiny()).evaluate(adapter, final=True)
     assert len(matches) == 1
+    Worker(tiny("evaluation.generate=true", "evaluation.generate_batch_size=7")).evaluate(
+        adapter, final=True
+    )
+    assert matches[1][1] == {"batch_size": 7}
     for flexible, expected in ((0.5, {"exact_match": 0.25, "exact_match_flexible": 0.5}),
                                (None, {"exact_match": 0.25})):  # fmt: skip
         answer = ExactMatch(0.25, flexible)

@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -48,23 +49,20 @@ CONTEXT_BYTES = 0.7e9
 """Of CUDA and its libraries in each process."""
 LEAST_DISK_BYTES = 8e9
 """Converted models, statistics of calibration, checkpoints of the runs that go on."""
-PROBE = """
-import json, sys
-told = {}
-try:
-    import torch
-    told["torch"] = torch.__version__
-    told["cuda_build"] = torch.version.cuda
-    told["available"] = torch.cuda.is_available()
-    if told["available"]:
-        told["name"] = torch.cuda.get_device_name(0)
-        told["free_bytes"], told["total_bytes"] = torch.cuda.mem_get_info(0)
-        told["bfloat16"] = torch.cuda.is_bf16_supported()
-        (torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda")).sum().item()
-except Exception as error:  # whatever a driver or PyTorch raises is what is missing
-    told["error"] = (str(error).strip() or type(error).__name__).splitlines()[0]
-print(json.dumps(told))
-"""
+GGUF_FILES = {
+    "smollm2-135m-instruct": (
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "gemma-3-270m": (
+        "gemma-3-270m-q4_k_m.gguf",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
+PRELOAD = ["airtune.rounds.running"]
+"""What the server of the runs' processes has loaded before it forks them."""
+LOOK_S = 180.0
+"""A process that has not said by then what it found will not."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +93,113 @@ def gpu(probed: Mapping[str, Any]) -> tuple[Gpu | None, list[str]]:
     return Gpu(probed["name"], probed["free_bytes"], probed["total_bytes"]), []
 
 
-def probe() -> dict[str, Any]:
-    """Ask PyTorch of the GPU in a process of its own: this one must not open CUDA."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE], capture_output=True, text=True, check=False
-    )
+def look(
+    first: Mapping[str, Mapping[str, Any]], device: str | None, folder: Path
+) -> dict[str, Any]:
+    """Look for GPU and data where the runs will: in a process forked as theirs are.
+
+    Args:
+        first: of each study the scenario of its first run.
+        device: `cuda`, or None where no GPU is used.
+        folder: a file of what was found is written there.
+
+    Returns:
+        What `gpu` reads; in `data`, by study, what is missing; in `lacking` what was in the way
+        of looking.
+    """
+    from airtune.study.pools import ProcessPool
+
+    file = folder / "found.json"
+    file.unlink(missing_ok=True)
+    pool, end = ProcessPool(looked, preload=PRELOAD), time.monotonic() + LOOK_S
+    pool.start("look", {"file": str(file), "first": dict(first), "device": device})
+    ended = pool.ended(1.0)
+    while not ended and time.monotonic() < end:
+        ended = pool.ended(1.0)
+    pool.close()
     try:
-        return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-    except (ValueError, IndexError):
-        last = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
-        return {"error": last}
+        return {"lacking": [], **json.loads(file.read_text(encoding="utf-8"))}
+    except (OSError, ValueError):
+        late = f"it did not answer within {LOOK_S:.0f} s"
+        why = (ended["look"] or "it failed as said above") if ended else late
+        line = f"a process that looks for GPU and data: {why}"
+        return {"data": {}, "lacking": [line]}
+
+
+def looked(task: Mapping[str, Any]) -> None:
+    """Write what `look` asks for; runs in the forked process."""
+    told: dict[str, Any] = {"data": {name: _data(one) for name, one in task["first"].items()}}
+    if task["device"] is not None:
+        told |= _cuda()
+    Path(task["file"]).write_text(json.dumps(told), encoding="utf-8")
+
+
+def _cuda() -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    try:
+        import torch
+
+        told |= {"torch": torch.__version__, "cuda_build": torch.version.cuda}
+        told["available"] = torch.cuda.is_available()
+        if told["available"]:
+            told["name"] = torch.cuda.get_device_name(0)
+            told["free_bytes"], told["total_bytes"] = torch.cuda.mem_get_info(0)
+            told["bfloat16"] = torch.cuda.is_bf16_supported()
+            (torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda")).sum().item()
+    except Exception as error:  # whatever a driver or PyTorch raises is what is missing
+        told["error"] = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return told
+
+
+def _data(values: Mapping[str, Any]) -> list[str]:
+    """Return why a scenario's texts cannot be drawn; [] where they can."""
+    from airtune.data.tasks import load_task
+    from airtune.errors import InputError
+    from airtune.scenario import scenario_from_dict
+
+    scenario = scenario_from_dict(values)
+    source = scenario.task.source
+    if source is not None and not Path(source).exists():
+        return [f"data: no folder {source}: carry it as {Path(source).name} below --data"]
+    try:
+        load_task(scenario.task, seed=scenario.seed)
+    except InputError as error:
+        return [f"data: {error}"]
+    return []
+
+
+def model(id: str, work: Path) -> list[str]:
+    """Return what is missing of a model: its GGUF file and what unpacks it, or its folder."""
+    from airtune.models.assets import cache_dir
+
+    if id not in GGUF_FILES:
+        folder = Path(id)
+        needed = [] if id == "tiny" else ["config.json", "*.safetensors"]
+        absent = [name for name in needed if not any(folder.glob(name))]
+        return [f"the model's folder {id}: no {' and no '.join(absent)} there"] if absent else []
+    if (cache_dir() / "models" / f"{id}-float32" / "complete.json").is_file():
+        return []
+    lines, (name, digest) = packages([("gguf", GGUF)]), GGUF_FILES[id]
+    if not (work / "models" / name).is_file():
+        lines.append(
+            f"the model's file {name} (SHA-256 {digest[:12]}…): carry it, whole or in parts "
+            "(--split), below --models"
+        )
+    return lines
+
+
+def size(id: str) -> tuple[float, int]:
+    """Return a model's parameters, and its vocabulary."""
+    from airtune.models.shapes import SHAPES
+    from airtune.study.pools import parameters_of
+
+    parameters = parameters_of(id)
+    if parameters is not None:
+        return parameters, SHAPES[id].vocab
+    folder = Path(id)
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return weights / 2, int(config["vocab_size"])
 
 
 def wheels() -> list[str]:

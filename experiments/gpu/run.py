@@ -8,29 +8,21 @@ README.md beside this file has the exact calls.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airtune.study.conduct import Part
 
 HERE = Path(__file__).resolve().parent
 STUDIES = ("clinc150", "cells", "memory", "gsm8k", "yahoo", "gemma", "large")
 SOURCES = {"clinc150": "clinc150", "cells": "clinc150", "memory": "clinc150", "gsm8k": "gsm8k",
            "yahoo": "yahoo", "gemma": "clinc150", "large": "clinc150"}  # fmt: skip
 """The folder below --data that each study reads."""
-GGUF_FILES = {
-    "smollm2-135m-instruct": (
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    ),
-    "gemma-3-270m": (
-        "gemma-3-270m-q4_k_m.gguf",
-        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    ),
-}
 MARGIN_S = 20.0
 """Kept of the call's time to end processes and write the archives."""
 AT_ONCE = 4
@@ -72,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("gpu-out"), help="to be carried back")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call (default 9)")
     parser.add_argument("--studies", default="clinc150,gsm8k", help=f"of {', '.join(STUDIES)}")
+    parser.add_argument("--methods", help="only runs of these, e.g. fedit,heard")
+    parser.add_argument("--seeds", help="only runs of these, e.g. 21-22")
     parser.add_argument("--large-model", type=Path, help="its folder, for the study large")
     parser.add_argument("--jobs", type=int, help="runs at once (default: 4, or as many as fit)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
@@ -108,31 +102,40 @@ def _chunk(given: argparse.Namespace, until: float) -> int:
     work.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("AIRTUNE_CACHE", str(work / "cache"))
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    # Whoever asks for a GPU before a run's process is forked must not open CUDA.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if given.cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for source, name in ((given.models, "models"), (given.data, "data")):
         if source is not None:
             parts.take(source, work / name)
     lacking = parts.join(work / "models")
     studies = {name: _study(name, given, work) for name in given.studies.split(",")}
+    part = _part(given)
+    for study in studies.values():
+        part.check(study)
+    first = {name: _first_run(study) for name, study in studies.items()}
+    told = machine.look(first, None if given.cpu else "cuda", work)
+    lacking += told["lacking"]
     found: machine.Gpu | None = None
-    if given.cpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    else:
-        found, ways = machine.gpu(machine.probe())
+    if not given.cpu and not told["lacking"]:
+        found, ways = machine.gpu(told)
         lacking += ways
     lacking += machine.disk(work, 0 if given.cpu else machine.LEAST_DISK_BYTES)
-    for name, study in studies.items():
-        lacking += [f"{name}: {line}" for line in _inputs(study, given, work)]
+    for name, values in first.items():
+        missing = [*machine.model(values["model"]["id"], work), *told["data"].get(name, [])]
+        lacking += [f"{name}: {line}" for line in missing]
     if lacking:
         return _refused(lacking)
-    at_once = {name: _at_once(study, found, given) for name, study in studies.items()}
+    at_once = {name: _at_once(values, found, given) for name, values in first.items()}
     for name, count in at_once.items():
         print(f"{name}: {count} runs at once on {found.name if found else 'the CPU'}", flush=True)
     if 0 in at_once.values():
         return _refused(["room in the GPU's memory for one run: lower evaluation.batch_size"])
     if given.check:
         return 0
-    return _go(studies, at_once, given, work, until)
+    return _go(studies, at_once, part, given, work, until)
 
 
 def _study(name: str, given: argparse.Namespace, work: Path) -> Any:
@@ -152,68 +155,39 @@ def _study(name: str, given: argparse.Namespace, work: Path) -> Any:
     return load_study(HERE / f"{name}.toml", sets)
 
 
-def _model(study: Any) -> dict[str, Any]:
+def _part(given: argparse.Namespace) -> Part:
+    from airtune.study.conduct import Part
+    from airtune.study.loading import seeds_of
+
+    return Part(
+        None if given.methods is None else tuple(map(str.strip, given.methods.split(","))),
+        None if given.seeds is None else seeds_of(given.seeds, "--seeds"),
+    )
+
+
+def _first_run(study: Any) -> dict[str, Any]:
+    """Return the scenario of a study's first run: model, data and texts are those of all."""
     from airtune.study.jobs import jobs_of
 
-    return dict(jobs_of(study)[0].values["model"])
+    return dict(jobs_of(study)[0].values)
 
 
-def _inputs(study: Any, given: argparse.Namespace, work: Path) -> list[str]:
-    """Return what a study's runs would not find: the model's file, the data."""
+def _at_once(values: dict[str, Any], found: Any, given: argparse.Namespace) -> int:
     import machine
 
-    from airtune.models.assets import cache_dir
-
-    lines, model = [], _model(study)
-    source = study.set.get("task.source")
-    if source is not None and not Path(source).is_dir():
-        lines.append(f"data: no folder {source}: carry it as {Path(source).name} below --data")
-    if model["id"] in GGUF_FILES:
-        name, digest = GGUF_FILES[model["id"]]
-        done = cache_dir() / "models" / f"{model['id']}-float32" / "complete.json"
-        if not done.is_file():
-            lines += machine.packages([("gguf", machine.GGUF)])
-            if not (work / "models" / name).is_file():
-                lines.append(
-                    f"the model's file {name} (SHA-256 {digest[:12]}…): carry it, whole or in "
-                    "parts (--split), below --models"
-                )
-    elif model["id"] != "tiny" and not Path(model["id"]).is_dir():
-        lines.append(f"the model's folder {model['id']}")
-    return lines
-
-
-def _at_once(study: Any, found: Any, given: argparse.Namespace) -> int:
-    import machine
-
-    from airtune.study.jobs import jobs_of
     from airtune.study.pools import free_cores
 
     if given.jobs is not None or found is None:
         return given.jobs or max(1, free_cores() - 1)
-    values = jobs_of(study)[0].values
-    parameters, vocab = _size(values["model"])
+    parameters, vocab = machine.size(values["model"]["id"])
     each = machine.run_bytes(values, parameters, vocab)
     return min(AT_ONCE, machine.runs_at_once(found.free_bytes, each, free_cores()))
-
-
-def _size(model: dict[str, Any]) -> tuple[float, int]:
-    """Return a model's parameters, and its vocabulary."""
-    from airtune.models.shapes import SHAPES
-    from airtune.study.pools import parameters_of
-
-    parameters = parameters_of(model["id"])
-    if parameters is not None:
-        return parameters, SHAPES[model["id"]].vocab
-    folder = Path(model["id"])
-    weights = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return weights / 2, int(config["vocab_size"])
 
 
 def _go(
     studies: dict[str, Any],
     at_once: dict[str, int],
+    part: Part,
     given: argparse.Namespace,
     work: Path,
     until: float,
@@ -224,26 +198,32 @@ def _go(
     from airtune.study.running import UNENDED
 
     failed, gained, out_of_time = 0, 0, False
+    part_bytes = int(given.part_mib * 2**20)
     for name, study in studies.items():
-        _convert(_model(study)["id"], work)
+        _convert(_first_run(study)["model"]["id"], work)
         folder = work / "studies" / study.name
-        came = parts.unpack(given.out, study.name, folder)
-        if came:
-            print(f"{name}: {came} runs of earlier calls", flush=True)
+        came, begun = parts.unpack(given.out, study.name, folder)
+        if came or begun:
+            print(f"{name}: {came} runs of earlier calls, and {begun} begun ones", flush=True)
         before = _rounds(folder)
-        results = _conducted(study, folder, at_once[name], until)
+
+        def keep(study: Any = study, folder: Path = folder) -> list[Path]:
+            return parts.pack(folder, given.out, study.name, part_bytes)
+
+        results = _conducted(study, folder, at_once[name], until, part, keep)
         gains = {key: count - before.get(key, 0) for key, count in _rounds(folder).items()}
         gained += sum(gain > 0 for gain in gains.values())
         _tell_begun(study, folder, results, gains)
-        for path in parts.pack(folder, given.out, study.name, int(given.part_mib * 2**20)):
+        for path in (*keep(), *parts.pack_begun(folder, given.out, study.name, part_bytes)):
             print(f"{path}  {path.stat().st_size / 2**20:.2f} MiB", flush=True)
-        left = sum(one.status in UNENDED for one in results)
-        failed += sum(one.status == "failed" for one in results)
-        print(f"{name}: {len(results) - left} of {len(results)} runs have ended", flush=True)
+        asked = [one for one in results if part.holds(one)]
+        left = sum(one.status in UNENDED for one in asked)
+        failed += sum(one.status == "failed" for one in asked)
+        print(f"{name}: {len(asked) - left} of {len(asked)} runs have ended", flush=True)
         out_of_time = bool(left) or not results or time.time() >= until
         if out_of_time:
             break
-    if out_of_time and not gained:
+    if out_of_time and not gained and not failed:
         print(
             "no run got further in this call: with loading the model, a round takes longer than "
             f"{given.minutes:g} minutes: give more --minutes or fewer --jobs"
@@ -273,13 +253,14 @@ def _tell_begun(study: Any, folder: Path, results: Sequence[Any], gains: dict[st
 
 def _convert(model: str, work: Path) -> None:
     """Unpack a GGUF file once, for all runs."""
-    if model not in GGUF_FILES:
-        return
+    from machine import GGUF_FILES
     from parts import digest_of
 
     from airtune.errors import InputError
     from airtune.models.builtin import packed_folder
 
+    if model not in GGUF_FILES:
+        return
     name, wanted = GGUF_FILES[model]
     file = work / "models" / name
     if file.is_file() and digest_of(file) != wanted:
@@ -287,7 +268,12 @@ def _convert(model: str, work: Path) -> None:
     packed_folder(model, file if file.is_file() else None)
 
 
-def _conducted(study: Any, folder: Path, at_once: int, until: float) -> list[Any]:
+def _conducted(
+    study: Any, folder: Path, at_once: int, until: float, part: Part, keep: Callable[[], Any]
+) -> list[Any]:
+    """Do runs of a study until the time is over, and `keep` what each has come to."""
+    from machine import PRELOAD
+
     from airtune.rounds.apart import perform
     from airtune.study.conduct import conduct
     from airtune.study.pools import ProcessPool
@@ -295,12 +281,15 @@ def _conducted(study: Any, folder: Path, at_once: int, until: float) -> list[Any
     def tell(progress: Any) -> None:
         state = progress.error or "done"
         print(f"{progress.done}/{progress.total}  {progress.where}: {state}", flush=True)
+        keep()  # a call that is cut off has nothing else to carry back
 
     def pool() -> ProcessPool:
-        return ProcessPool(perform, preload=["airtune.rounds.running"])
+        return ProcessPool(perform, preload=PRELOAD)
 
     folder.mkdir(parents=True, exist_ok=True)
-    return conduct(study, folder, pool, at_once=at_once, threads=1, until=until, watch=tell)
+    return conduct(
+        study, folder, pool, at_once=at_once, threads=1, until=until, part=part, watch=tell
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from airtune.engines import Engine
 from airtune.merging.rules import rule_of
 from airtune.models.structure import Structure
 from airtune.models.workload import StepTokens
+from airtune.record.provenance import versions
 from airtune.scenario import Scenario
 from airtune.training.client import ClientFailure, ClientJob, ClientUpdate
 from airtune.training.worker import Evaluation, Federation, MeasuredCosts
@@ -193,7 +193,7 @@ def _parts(scenario: Scenario) -> tuple[dict[str, Any], dict[str, Any], dict[str
     kept = {key: value for key, value in values.items() if key not in NOT_READ}
     kept["devices"] = [_without(device, NOT_READ_OF_A_DEVICE) for device in values["devices"]]
     kept["computed by"] = {
-        "versions": {name: metadata.version(name) for name in ("airtune", "transformers", "peft")},
+        "versions": versions(),
         "torch": [torch.__version__, torch.get_num_threads(), torch.get_default_dtype().__repr__()],
         "instructions": torch.backends.cpu.get_cpu_capability(),
     }

@@ -221,6 +221,9 @@ class EvaluationSection(Section):
     """At the end, also exact match (maths) by generating answers."""
     generate_examples: Annotated[PositiveInt, bounds.COUNT_OF_EXAMPLES] = 32
     """Number of test examples that answers are generated for."""
+    generate_batch_size: Annotated[PositiveInt, bounds.COUNT_OF_STEPS] | None = None
+    """Answers generated at once; default: `batch_size`. Generating holds the logits of one token a
+    text, a test loss those of all answer tokens: more texts fit."""
 
 
 class Scenario(Section):

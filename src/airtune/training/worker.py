@@ -295,7 +295,12 @@ class Worker:
                 )
             elif choices is None and final and section.generate:
                 examples = self._task.test[: section.generate_examples]
-                match = exact_match(model, self._tokenizer, examples, batch_size=section.batch_size)
+                match = exact_match(
+                    model,
+                    self._tokenizer,
+                    examples,
+                    batch_size=section.generate_batch_size or section.batch_size,
+                )
                 metrics["exact_match"] = match.strict
                 if match.flexible is not None:
                     metrics["exact_match_flexible"] = match.flexible
