@@ -48,3 +48,13 @@ def test_a_limit_that_no_time_reaches_is_refused(
     assert str(refused.value) == (
         f"{key} = {value:g} in the app's configuration: allowed from {allowed}"
     )
+
+
+def test_a_file_that_cannot_be_read_is_refused_before_devices_are_waited_for(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    absent = tmp_path / "absent.csv"
+    config["overrides"] = f'["cell.table={absent}"]'
+    with pytest.raises(InputError, match=str(absent)):
+        run_on_devices(FakeMailbox({}), {**config, "wait-s": 600}, "run-2")
+    assert not (tmp_path / "progress").exists()

@@ -18,6 +18,7 @@ from airtune.errors import InputError, RunError
 from airtune.merging.rules import check_deployable
 from airtune.record import RoundRecord
 from airtune.rounds import run
+from airtune.rounds.cell import read_files
 from airtune.rounds.observer import Observer
 from airtune.scenario import load_scenario
 
@@ -80,6 +81,7 @@ def run_on_devices(mailbox: Mailbox, config: Mapping[str, Any], run_id: str) -> 
 def _run(mailbox: Mailbox, config: Mapping[str, Any], run_id: str) -> None:
     scenario = load_scenario(str(config["scenario"]), json.loads(str(config["overrides"])))
     check_deployable(scenario)
+    read_files(scenario)  # what is wrong with one is said before the devices are waited for
     out = Path(str(config["out"]) or f"runs/{scenario.name}-devices")
     devices = int(config["devices"]) or len(scenario.client_names)
     if devices > len(scenario.client_names):

@@ -172,11 +172,7 @@ def open_cell(
     Raises:
         InputError: the scenario cannot be run.
     """
-    profiles, knob_costs = checked_profiles(scenario), costs_of(scenario)
-    availability, draws = availability_of(scenario), scenario.participation.draws
-    placement = channel.place(
-        scenario.cell, scenario.client_devices, generator(scenario.seed, "placement")
-    )
+    read, draws = read_files(scenario), scenario.participation.draws
     used = engine(scenario) if callable(engine) else engine
     try:
         federation = used.federation()
@@ -187,18 +183,43 @@ def open_cell(
     return Cell(
         scenario=scenario,
         federation=federation,
-        profiles=_measured(federation, profiles),
-        placement=placement,
+        profiles=_measured(federation, read.profiles),
+        placement=read.placement,
         engine=used,
         draw=draw,
         decide=decide,
         merge=merge,
-        knob_costs=knob_costs,
+        knob_costs=read.knob_costs,
         observer=observer or Observer(),
-        availability=availability,
+        availability=read.availability,
         temporary=TemporaryFolder() if draws and folder is None else None,
         given_folder=folder,
         owns_engine=callable(engine),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """What a run reads besides model and data: `Cell` has each of them."""
+
+    profiles: tuple[DeviceProfile, ...]
+    placement: Placement
+    knob_costs: KnobCosts | None
+    availability: Availability | None
+
+
+def read_files(scenario: Scenario) -> Files:
+    """Read device profiles, traces or the channel's table, costs and availability.
+
+    Raises:
+        InputError: one cannot be used, or the scenario names a part that is not known.
+    """
+    rng = generator(scenario.seed, "placement")
+    return Files(
+        profiles=checked_profiles(scenario),
+        placement=channel.place(scenario.cell, scenario.client_devices, rng),
+        knob_costs=costs_of(scenario),
+        availability=availability_of(scenario),
     )
 
 
