@@ -8,6 +8,7 @@ batches) is equal to the last bit. `tests/test_fake_cuda.py` runs the same code 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,6 +123,15 @@ def test_clients_that_restart_leave_the_base_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_full_gpu_ends_the_run_and_is_no_fault_of_a_client() -> None:
-    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    with pytest.raises(RunError, match="fewer runs at once"):
-        failure_of(None, error)  # type: ignore[arg-type]
+    full = "fewer runs at once"
+    for error, said in (
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), full),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), full),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …"), full),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "the GPU failed"),
+        (RuntimeError("Expected all tensors to be on the same device, but …"), "the GPU failed"),
+    ):
+        with pytest.raises(RunError, match=said):
+            failure_of(None, error)  # type: ignore[arg-type]
+    other = failure_of(SimpleNamespace(client=3), RuntimeError("loss is not finite"))  # type: ignore[arg-type]
+    assert (other.client, other.reason) == (3, "RuntimeError: loss is not finite")

@@ -26,7 +26,8 @@ def pack(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     import machine
 
     yield SimpleNamespace(machine=machine)
-    sys.modules.pop("machine")
+    for name in ("machine", "parts"):
+        sys.modules.pop(name)
 
 
 def run_script(
@@ -76,7 +77,7 @@ def test_the_packages_that_are_asked_for_are_enough(pack: SimpleNamespace, tmp_p
 def test_the_written_command_fetches_them_all(pack: SimpleNamespace) -> None:
     told = (PACK / "README.md").read_text().replace("\\\n", " ")
     (line,) = (line for line in told.splitlines() if "-m pip download" in line)
-    needed = {*pack.machine.PACKAGES, *pack.machine.BENEATH, "gguf"} - {"torch"}
+    needed = {*pack.machine.PACKAGES, *pack.machine.BENEATH} - {"torch"}
     assert set(line.split()[-len(needed) :]) == needed
 
 
@@ -95,7 +96,12 @@ def test_all_packages_that_are_missing_are_said_at_once(
 ) -> None:
     absent = {"scipy", "pydantic_core", "annotated-types", "tokenizers", "PyYAML", "mpmath"}
     bare = Bare(tmp_path, {*pack.machine.PACKAGES, *pack.machine.BENEATH} - absent)
-    done = bare.run("--cpu", "--check", "--studies", str(SMOKE))
+    sent, work = tmp_path / "sent", tmp_path / "work"
+    sent.mkdir()
+    (sent / "m.part1").write_bytes(b"half")
+    done = bare.run("--cpu", "--check", "--studies", str(SMOKE), "--models", str(sent),
+                    "--work", str(work))  # fmt: skip
+    assert (work / "models" / "m.part1").read_bytes() == b"half"  # need not be carried again
     *lines, last = done.stderr.splitlines()
     assert done.returncode == 2
     assert all(line.startswith("missing: the Python package ") for line in lines), done.stderr
@@ -186,3 +192,19 @@ def test_who_looks_for_a_gpu_is_forked_as_the_runs_are(
     monkeypatch.setattr(pack.machine, "LOOK_S", 0.0)
     (line,) = pack.machine.look({}, "cuda", tmp_path)["lacking"]
     assert line == f"{what}it did not answer within 0 s"
+
+
+def test_another_file_than_the_models_is_refused_and_removed(
+    pack: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRTUNE_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "work" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"another")
+    split = run_script(sys.executable, "--split", str(file), "--out", str(tmp_path / "parts"))
+    assert split.returncode == 2
+    assert "its SHA-256 is" in split.stderr
+    assert not (tmp_path / "parts").exists()
+    (line,) = pack.machine.model("smollm2-135m-instruct", tmp_path / "work")
+    assert "it was removed there: carry it again" in line
+    assert not file.exists()

@@ -28,7 +28,7 @@ def pack(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     import run
 
     yield SimpleNamespace(machine=machine, run=run)
-    for name in ("machine", "run"):
+    for name in ("machine", "parts", "run"):
         sys.modules.pop(name)
 
 

@@ -14,18 +14,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from parts import digest_of
+
+from airtune.errors import InputError
+
 PACKAGES = {
     "torch": "2.6", "transformers": "5.23", "peft": "0.18", "safetensors": "0.5", "numpy": "2.0",
-    "scipy": "1.12", "pydantic": "2.7", "filelock": "3.13", "jinja2": "3.1",
+    "scipy": "1.12", "pydantic": "2.7", "filelock": "3.13", "jinja2": "3.1", "gguf": "0.17",
 }  # fmt: skip
-"""What the runs import, with the oldest version that does; `gguf` only to convert a model."""
+"""What the runs import, with the oldest version that does, and what unpacks a model."""
 BENEATH = (
     "pydantic_core", "annotated-types", "typing-inspection", "typing_extensions", "MarkupSafe",
     "huggingface_hub", "httpx2", "httpcore2", "h11", "idna", "truststore", "fsspec", "packaging",
     "PyYAML", "regex", "tokenizers", "tqdm", "accelerate", "sympy", "mpmath",
 )  # fmt: skip
 """What those import in their turn, in the versions of `constraints.txt`; others may do without."""
-GGUF = "0.17"
 MODULES = (
     "airtune.study.conduct", "airtune.rounds.apart", "airtune.rounds.running",
     "airtune.engines.local", "airtune.models.builtin", "airtune.report",
@@ -154,7 +157,6 @@ def _cuda() -> dict[str, Any]:
 def _data(values: Mapping[str, Any]) -> list[str]:
     """Return why a scenario's texts cannot be drawn; [] where they can."""
     from airtune.data.tasks import load_task
-    from airtune.errors import InputError
     from airtune.scenario import scenario_from_dict
 
     scenario = scenario_from_dict(values)
@@ -179,13 +181,27 @@ def model(id: str, work: Path) -> list[str]:
         return [f"the model's folder {id}: no {' and no '.join(absent)} there"] if absent else []
     if (cache_dir() / "models" / f"{id}-float32" / "complete.json").is_file():
         return []
-    lines, (name, digest) = packages([("gguf", GGUF)]), GGUF_FILES[id]
-    if not (work / "models" / name).is_file():
-        lines.append(
+    name, digest = GGUF_FILES[id]
+    file = work / "models" / name
+    if not file.is_file():
+        return [
             f"the model's file {name} (SHA-256 {digest[:12]}…): carry it, whole or in parts "
             "(--split), below --models"
-        )
-    return lines
+        ]
+    try:
+        check_gguf(file)
+    except InputError as error:
+        file.unlink()  # so that it is taken when it comes again
+        return [f"{error}: it was removed there: carry it again"]
+    return []
+
+
+def check_gguf(file: Path) -> None:
+    """Refuse a built-in model's file that is another one; raises `InputError`."""
+    wanted = dict(GGUF_FILES.values()).get(file.name)
+    digest = None if wanted is None else digest_of(file)
+    if digest != wanted:
+        raise InputError(f"{file}: its SHA-256 is {digest}, not {wanted}")
 
 
 def size(id: str) -> tuple[float, int]:

@@ -8,6 +8,7 @@ README.md beside this file has the exact calls.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -37,19 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.jobs is not None and given.jobs < 1:
         parser.error(f"--jobs {given.jobs}: at least 1")
-    if given.split is not None:
-        sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]
-        from parts import split
-
-        for path in split(given.split, given.out, int(given.part_mib * 2**20)):
-            print(path)
-        return 0
-    lacking = _bare_packages(given)
-    if lacking:
-        return _refused(lacking)
+    sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]
     from airtune.errors import InputError
 
     try:
+        if given.split is not None:
+            return _split(given)
+        _take(given)
+        lacking = _bare_packages()
+        if lacking:
+            return _refused(lacking)
         return _chunk(given, begin + 60 * given.minutes - MARGIN_S)
     except InputError as error:
         print(error, file=sys.stderr)
@@ -76,9 +74,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _bare_packages(given: argparse.Namespace) -> list[str]:
+def _split(given: argparse.Namespace) -> int:
+    """Cut a file; a model's is looked at first, since parts of a wrong one are of no use."""
+    from machine import check_gguf
+    from parts import split
+
+    check_gguf(given.split)
+    for path in split(given.split, given.out, int(given.part_mib * 2**20)):
+        print(path)
+    return 0
+
+
+def _take(given: argparse.Namespace) -> None:
+    """Copy what has arrived into the folder that stays, whatever else is missing."""
+    from parts import take
+
+    for source, name in ((given.models, "models"), (given.data, "data")):
+        if source is not None:
+            take(source, given.work / name)
+
+
+def _bare_packages() -> list[str]:
     """Look for packages before anything is imported that needs one."""
-    sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]
     # Processes that are started for the runs look there too.
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [sys.path[1], *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -107,9 +124,6 @@ def _chunk(given: argparse.Namespace, until: float) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if given.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    for source, name in ((given.models, "models"), (given.data, "data")):
-        if source is not None:
-            parts.take(source, work / name)
     lacking = parts.join(work / "models")
     studies = {name: _study(name, given, work) for name in given.studies.split(",")}
     part = _part(given)
@@ -193,7 +207,7 @@ def _go(
     until: float,
 ) -> int:
     """Convert models, then do one study after the other until the time is over."""
-    import parts
+    import archives
 
     from airtune.study.running import UNENDED
 
@@ -202,19 +216,23 @@ def _go(
     for name, study in studies.items():
         _convert(_first_run(study)["model"]["id"], work)
         folder = work / "studies" / study.name
-        came, begun = parts.unpack(given.out, study.name, folder)
+        came, begun = archives.unpack(given.out, study.name, folder)
         if came or begun:
             print(f"{name}: {came} runs of earlier calls, and {begun} begun ones", flush=True)
         before = _rounds(folder)
 
         def keep(study: Any = study, folder: Path = folder) -> list[Path]:
-            return parts.pack(folder, given.out, study.name, part_bytes)
+            return archives.pack(folder, given.out, study.name, part_bytes)
 
+        if came:
+            keep()  # now, while there is time: at the end there may be little
         results = _conducted(study, folder, at_once[name], until, part, keep)
         gains = {key: count - before.get(key, 0) for key, count in _rounds(folder).items()}
         gained += sum(gain > 0 for gain in gains.values())
+        begun_too = archives.pack_begun(folder, given.out, study.name, part_bytes)
+        packed = (*keep(), *begun_too)
         _tell_begun(study, folder, results, gains)
-        for path in (*keep(), *parts.pack_begun(folder, given.out, study.name, part_bytes)):
+        for path in packed:
             print(f"{path}  {path.stat().st_size / 2**20:.2f} MiB", flush=True)
         asked = [one for one in results if part.holds(one)]
         left = sum(one.status in UNENDED for one in asked)
@@ -225,8 +243,8 @@ def _go(
             break
     if out_of_time and not gained and not failed:
         print(
-            "no run got further in this call: with loading the model, a round takes longer than "
-            f"{given.minutes:g} minutes: give more --minutes or fewer --jobs"
+            "no run got further in this call: start, loading the model and a round take longer "
+            f"than {given.minutes:g} minutes: give more --minutes or fewer --jobs"
         )
     elif out_of_time:
         print("out of time: the same call goes on")
@@ -241,6 +259,8 @@ def _rounds(folder: Path) -> dict[str, int]:
 
 def _tell_begun(study: Any, folder: Path, results: Sequence[Any], gains: dict[str, int]) -> None:
     """Say how far the runs are that will go on, so that --jobs can be chosen."""
+    import archives
+
     from airtune.study.conduct import known_jobs
     from airtune.study.running import BEGUN
 
@@ -248,24 +268,19 @@ def _tell_begun(study: Any, folder: Path, results: Sequence[Any], gains: dict[st
     rounds = _rounds(folder)
     for key in (one.key for one in results if one.status == BEGUN):
         told = f"{rounds.get(key, 0)} of {jobs[key].values['rounds']} rounds"
-        print(f"{jobs[key].where}: {told}, {gains.get(key, 0)} in this call")
+        stays = "" if archives.can_travel(folder, key) else "; its state is not carried back"
+        print(f"{jobs[key].where}: {told}, {gains.get(key, 0)} in this call{stays}")
 
 
 def _convert(model: str, work: Path) -> None:
     """Unpack a GGUF file once, for all runs."""
     from machine import GGUF_FILES
-    from parts import digest_of
 
-    from airtune.errors import InputError
     from airtune.models.builtin import packed_folder
 
-    if model not in GGUF_FILES:
-        return
-    name, wanted = GGUF_FILES[model]
-    file = work / "models" / name
-    if file.is_file() and digest_of(file) != wanted:
-        raise InputError(f"{file}: its SHA-256 is {digest_of(file)}, not {wanted}: carry it again")
-    packed_folder(model, file if file.is_file() else None)
+    if model in GGUF_FILES:
+        file = work / "models" / GGUF_FILES[model][0]
+        packed_folder(model, file if file.is_file() else None)
 
 
 def _conducted(
@@ -288,7 +303,15 @@ def _conducted(
 
     folder.mkdir(parents=True, exist_ok=True)
     return conduct(
-        study, folder, pool, at_once=at_once, threads=1, until=until, part=part, watch=tell
+        study,
+        folder,
+        pool,
+        at_once=at_once,  # by the GPU's memory or --jobs, not by the machine's
+        limit_bytes=math.inf,
+        threads=1,
+        until=until,
+        part=part,
+        watch=tell,
     )
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airtune.record.folder import ADAPTER, CHECKPOINTS, CLIENTS
+from airtune.record.identity import write_info
 from airtune.record.reading import RUN
 from airtune.study.apart import performed
+from airtune.study.keys import CONTENTS
 
 if TYPE_CHECKING:
     from airtune.engines import Engine
@@ -109,12 +111,25 @@ def _engine(scenario: Scenario, shared: Mapping[str, Any] | None) -> Engine:
 
 
 def _cannot_go_on(folder: Path, values: Mapping[str, Any]) -> bool:
-    """Whether a run was begun by another version, or before the scenario had all of its keys."""
-    from importlib import metadata
+    """Whether a run was begun by another version, or before the scenario had all of its keys.
+
+    Where it differs in where files lie that count by their content, it goes on: with those that
+    are named now.
+    """
+    from airtune.record.provenance import versions
 
     try:
         info = json.loads((folder / RUN).read_bytes())
-        version = info["versions"].get("airtune")
-        return bool(version != metadata.version("airtune") or info["scenario"] != values)
-    except (ValueError, KeyError, AttributeError, metadata.PackageNotFoundError):
-        return False
+        if info["versions"].get("airtune") != versions()["airtune"]:
+            return True
+        before = info["scenario"]
+        if before == values:
+            return False
+        for section, key in (("planning", "costs"), *CONTENTS):
+            before[section][key] = values[section][key]
+        if before != values:
+            return True
+        write_info(folder, info)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return False  # no record that can be read: resuming says what is wrong with it
+    return False

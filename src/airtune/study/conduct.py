@@ -56,6 +56,7 @@ def conduct(
     keep_adapter: bool = False,
     trackers: Sequence[str] = (),
     until: float | None = None,
+    limit_bytes: float | None = None,
     part: Part = Part(),
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Result]:
@@ -64,6 +65,7 @@ def conduct(
     Every scenario is checked before anything is written or run. After a kill at any moment the
     same call goes on: finished runs are kept, begun ones resumed. So it does after `until`, the
     moment (as `time.time()`) at which it stops; where the search had not ended, it has no results.
+    `limit_bytes` is the memory that the runs at once may take; by default what is free.
 
     Raises:
         InputError: a method or point makes no valid scenario; the part has a method or seed that
@@ -82,7 +84,7 @@ def conduct(
             common: dict[str, Any] = {
                 "at_once": at_once, "threads": threads, "watch": watch,
                 "keep_adapter": keep_adapter, "trackers": trackers,
-                "shared_bytes": study.shared_bytes, "until": until,
+                "shared_bytes": study.shared_bytes, "until": until, "limit_bytes": limit_bytes,
             }  # fmt: skip
             tuned = None
             if candidates:

@@ -80,7 +80,8 @@ def carry_out(
     and the others go on. The folder's runs can be resumed after a kill at any moment.
     With `shared_bytes` above 0, work that several runs have in common is done once and kept on
     that much disk until all have ended. With `until` (as `time.time()`) none is begun after it,
-    and those that run end with a round before it, or are ended at it.
+    nor once a run has ended for lack of time; those that run end with a round before it, or are
+    ended at it.
     """
     jobs = list({job.key: job for job in jobs}.values())
     waiting = [job for job in jobs if state_of(study_folder, job)[0] != FINISHED]
@@ -88,11 +89,12 @@ def carry_out(
     limit = free_bytes() if limit_bytes is None else limit_bytes
     peaks = _known_peaks(jobs, study_folder)
     (study_folder / RUNS).mkdir(parents=True, exist_ok=True)
-    while (waiting and not _over(until)) or running:
+    late = False
+    while (waiting and not late and not _over(until)) or running:
         if running and _over(until):
             pool.close()
             return
-        while waiting and len(running) < at_once and not _over(until):
+        while waiting and len(running) < at_once and not late and not _over(until):
             if running and not _fits([*running.values(), waiting[0]], peaks, limit):
                 break
             job = waiting.pop(0)
@@ -120,7 +122,7 @@ def carry_out(
                 model = _model_of(job)
                 peaks[model] = max(peaks.get(model, 0.0), float(beside["peak_bytes"]))
             if error is None and state_of(study_folder, job)[0] != FINISHED:
-                total -= 1  # out of time: it goes on with the next call
+                total, late = total - 1, True  # out of time: it goes on with the next call
                 continue
             done = total - len(waiting) - len(running)
             left_s = (time.monotonic() - begin) / done * (total - done)

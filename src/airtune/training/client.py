@@ -6,6 +6,7 @@ The base weights stay frozen and never move.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,10 @@ from airtune.training.local_terms import LocalTerms, local_optimizer, with_untra
 OptimizerState = dict[str, Tensor]
 """AdamW's moments by `<adapter entry>|exp_avg`, `…|exp_avg_sq` and `…|step`."""
 
+USED_UP = r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+"""Of errors that are no `OutOfMemoryError`: libraries of CUDA have their own."""
+OF_A_GPU = r"CUDA|cuBLAS|cuDNN|on the same device"
+"""What PyTorch's errors say where a GPU failed, or tensors lie on another one."""
 _SHAPED = ("exp_avg", "exp_avg_sq")
 _MOMENTS = (*_SHAPED, "step")
 
@@ -117,15 +122,20 @@ def failure_of(job: ClientJob, error: Exception) -> ClientFailure:
     """Report what a client's work ended with in one line, for the record.
 
     Raises:
-        RunError: the memory of the GPU that simulates the device is used up. That says nothing
-            of the device, and a round without the client would be another method's.
+        RunError: the GPU that simulates the device failed, or its memory is used up. That says
+            nothing of the device, and a round without the client would be another method's.
     """
-    if isinstance(error, torch.OutOfMemoryError):
+    lines = str(error).strip().splitlines() or [""]
+    if isinstance(error, torch.OutOfMemoryError) or re.search(USED_UP, str(error)):
         raise RunError(
             "the GPU's memory is used up (of the machine that simulates, not of a device): do "
             "fewer runs at once, or lower training.batch_size; --resume goes on"
         ) from None
-    lines = str(error).strip().splitlines() or [""]
+    if re.search(OF_A_GPU, str(error), re.IGNORECASE):
+        raise RunError(
+            f"the GPU failed (of the machine that simulates, not of a device): {lines[0]}; "
+            "--resume goes on"
+        ) from None
     return ClientFailure(job.client, f"{type(error).__name__}: {lines[0]}")
 
 
