@@ -235,7 +235,7 @@ def test_two_processes_at_once_download_once(shop: Path, tmp_path: Path) -> None
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert (tmp_path / "log").read_text() == "download\n"
     assert contents(wheel_folder("pocket")) == FILES
