@@ -180,6 +180,7 @@ def asked_for() -> dict[str, list[str]]:
     return wanted
 
 
+@pytest.mark.slow
 def test_there_are_as_many_texts_as_the_studies_ask_for(shared_dir: Path) -> None:
     tokenizer = load_model(ModelSection(id="smollm2-135m-instruct"), seed=0).tokenizer
     for task, files in asked_for().items():

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,16 +18,32 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACK = ROOT / "experiments" / "gpu"
 SMOKE = ROOT / "experiments" / "smoke.toml"
+VARIABLES = (
+    "AIRTUNE_CACHE", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "PYTHONPATH",
+    "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NVML_BASED_CUDA_CHECK",
+)  # fmt: skip
+"""What the script sets for the processes that it starts."""
 
 
 @pytest.fixture
 def pack(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     monkeypatch.syspath_prepend(str(PACK))
+    for name in VARIABLES:
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # put back at the end
+        monkeypatch.delenv(name)
     import machine
+    import run
 
-    yield SimpleNamespace(machine=machine)
-    for name in ("machine", "parts"):
+    yield SimpleNamespace(machine=machine, main=run.main)
+    for name in ("machine", "parts", "run"):
         sys.modules.pop(name)
+
+
+@pytest.fixture
+def main(pack: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The script in this process, whose packages need not be looked for."""
+    monkeypatch.setattr(pack.machine, "wheels", list)
+    return lambda *arguments: pack.main(arguments)
 
 
 def run_script(
@@ -143,12 +159,12 @@ def test_what_is_missing_of_packages_and_disk_is_said(
 
 
 def test_the_script_says_all_that_is_missing_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    main: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("AIRTUNE_CACHE", str(tmp_path / "cache"))
-    done = run_script(sys.executable, "--studies", "gsm8k,gemma", "--work", str(tmp_path / "work"))
-    assert (done.returncode, done.stdout) == (2, "")
-    errors, lines = done.stderr, done.stderr.splitlines()
+    assert main("--studies", "gsm8k,gemma", "--work", str(tmp_path / "work")) == 2
+    said, errors = capsys.readouterr()
+    assert said == ""
+    lines = errors.splitlines()
     assert all(line.startswith("missing: ") for line in lines)
     assert "CUDA" in errors
     for name in ("gsm8k: data: no folder", "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -156,27 +172,33 @@ def test_the_script_says_all_that_is_missing_at_once(
         assert sum(name in line for line in lines) == 1
 
 
-def test_data_and_models_that_cannot_be_used_are_said_before_any_run(tmp_path: Path) -> None:
+def test_data_and_models_that_cannot_be_used_are_said_before_any_run(
+    main: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     work, large = tmp_path / "work", tmp_path / "large"
     (work / "data" / "clinc150").mkdir(parents=True)
     large.mkdir()
     (large / "model.safetensors").write_bytes(b"")
-    done = run_script(sys.executable, "--cpu", "--studies", "large", "--large-model", str(large),
-                      "--work", str(work))  # fmt: skip
-    assert done.returncode == 2
-    folder, data = done.stderr.splitlines()
+    asked = ("--studies", "large", "--large-model", str(large), "--work", str(work))
+    assert main("--cpu", *asked) == 2
+    folder, data = capsys.readouterr().err.splitlines()
     assert folder == f"missing: large: the model's folder {large}: no config.json there"
     assert data.startswith("missing: large: data: task.source = ")
     assert "no train.jsonl or train.csv there" in data
 
 
-def test_a_method_that_the_study_does_not_have_is_refused(tmp_path: Path) -> None:
-    for option, given in (("--methods", "nobody"), ("--seeds", "99")):
-        done = run_script(sys.executable, "--cpu", "--check", "--studies", str(SMOKE), option,
-                          given, "--work", str(tmp_path / "work"))  # fmt: skip
-        (line,) = done.stderr.splitlines()
-        assert done.returncode == 2
-        assert line.startswith(f"{option}: the study has no ")
+@pytest.mark.parametrize(("option", "given"), [("--methods", "nobody"), ("--seeds", "99")])
+def test_a_method_that_the_study_does_not_have_is_refused(
+    option: str,
+    given: str,
+    main: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ("--studies", str(SMOKE), option, given, "--work", str(tmp_path / "work"))
+    assert main("--cpu", "--check", *asked) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{option}: the study has no ")
 
 
 def test_who_looks_for_a_gpu_is_forked_as_the_runs_are(
@@ -195,15 +217,17 @@ def test_who_looks_for_a_gpu_is_forked_as_the_runs_are(
 
 
 def test_another_file_than_the_models_is_refused_and_removed(
-    pack: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pack: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("AIRTUNE_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "work" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"another")
-    split = run_script(sys.executable, "--split", str(file), "--out", str(tmp_path / "parts"))
-    assert split.returncode == 2
-    assert "its SHA-256 is" in split.stderr
+    assert pack.main(["--split", str(file), "--out", str(tmp_path / "parts")]) == 2
+    assert "its SHA-256 is" in capsys.readouterr().err
     assert not (tmp_path / "parts").exists()
     (line,) = pack.machine.model("smollm2-135m-instruct", tmp_path / "work")
     assert "it was removed there: carry it again" in line

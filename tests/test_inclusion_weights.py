@@ -21,7 +21,7 @@ from airtune.rounds.cohort import weight_of
 from airtune.scenario import load_scenario
 from airtune.training.client import ClientUpdate
 
-DRAWS = 10_000
+DRAWS = 4_000
 
 
 def fake_cell(*settings: str, examples: list[int]) -> Cell:
@@ -80,7 +80,7 @@ def test_rules_that_are_no_average_by_weights_are_refused() -> None:
 @pytest.mark.parametrize("by", ["uniform", "data-size", "round-robin"])
 @pytest.mark.parametrize("away", [False, True])
 def test_the_merged_change_is_unbiased_over_draws_and_losses(by: str, away: bool) -> None:
-    """The mean over 10,000 rounds is what all examples that are there would give."""
+    """The mean over many rounds is what all examples that are there would give."""
     if away and by == "round-robin":
         pytest.skip("refused: no probability is known")
     cell = fake_cell("participation.cohort=2", f"participation.cohort_by={by}", examples=EXAMPLES)

@@ -31,7 +31,10 @@ def ends(problem: PlanningProblem) -> tuple[float, float]:
     )
 
 
-@pytest.mark.parametrize("batch", range(10))
+BATCHES = [0, 1, *(pytest.param(one, marks=pytest.mark.slow) for one in range(2, 10))]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
 def test_a_thousand_random_problems_against_the_dense_grid(batch: int) -> None:
     rng = np.random.default_rng(1000 + batch)
     looser = []
