@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from airtune.study import load_study
 from airtune.study.jobs import Job, jobs_of
@@ -24,6 +30,17 @@ set.evaluation.generate_examples = 2
 [budget]
 rounds = 4
 """
+
+
+MODULES = ("archives", "machine", "parts", "run")
+
+
+def imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """Yield the pack's modules, which are forgotten afterwards: their names are everybody's."""
+    monkeypatch.syspath_prepend(str(PACK))
+    yield SimpleNamespace(**{name: import_module(name) for name in MODULES})
+    for name in MODULES:
+        sys.modules.pop(name)
 
 
 def rounds_of(folder: Path) -> list[dict[str, Any]]:

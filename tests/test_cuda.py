@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from airtune.pruning import Statistics, calibrate, choose, cut
 from airtune.record import Record
 from airtune.rounds.running import run
 from airtune.scenario import load_scenario
-from airtune.training.client import failure_of
+from airtune.training.client import ClientJob, failure_of
 from airtune.training.worker import Worker
 from small_models import small_model, text_batch
 
@@ -123,7 +124,7 @@ def test_clients_that_restart_leave_the_base_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_full_gpu_ends_the_run_and_is_no_fault_of_a_client() -> None:
-    full = "fewer runs at once"
+    job, full = cast(ClientJob, SimpleNamespace(client=3)), "fewer runs at once"
     for error, said in (
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), full),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), full),
@@ -132,6 +133,6 @@ def test_a_full_gpu_ends_the_run_and_is_no_fault_of_a_client() -> None:
         (RuntimeError("Expected all tensors to be on the same device, but …"), "the GPU failed"),
     ):
         with pytest.raises(RunError, match=said):
-            failure_of(None, error)  # type: ignore[arg-type]
-    other = failure_of(SimpleNamespace(client=3), RuntimeError("loss is not finite"))  # type: ignore[arg-type]
+            failure_of(job, error)
+    other = failure_of(job, RuntimeError("loss is not finite"))
     assert (other.client, other.reason) == (3, "RuntimeError: loss is not finite")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -22,20 +21,12 @@ from airtune.study.conduct import conduct, known_jobs
 from airtune.study.folder import read_study
 from airtune.study.jobs import jobs_of
 from airtune.study.running import BEGUN, FINISHED, folder_of, state_of
-from gpu_pack import PACK, STUDY, jobs, rounds_of, task_of
+from gpu_pack import PACK, STUDY, imported, jobs, rounds_of, task_of
 
 
 @pytest.fixture
 def pack(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    monkeypatch.syspath_prepend(str(PACK))
-    import archives
-    import machine
-    import parts
-    import run
-
-    yield SimpleNamespace(archives=archives, machine=machine, parts=parts, run=run)
-    for name in ("archives", "machine", "parts", "run"):
-        sys.modules.pop(name)
+    yield from imported(monkeypatch)
 
 
 def test_a_model_in_parts_is_put_together_once_all_are_there(

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from gpu_pack import PACK, imported
+
 ROOT = Path(__file__).resolve().parents[1]
-PACK = ROOT / "experiments" / "gpu"
 SMOKE = ROOT / "experiments" / "smoke.toml"
 VARIABLES = (
     "AIRTUNE_CACHE", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "PYTHONPATH",
@@ -27,23 +28,17 @@ VARIABLES = (
 
 @pytest.fixture
 def pack(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    monkeypatch.syspath_prepend(str(PACK))
     for name in VARIABLES:
         monkeypatch.setenv(name, os.environ.get(name, ""))  # put back at the end
         monkeypatch.delenv(name)
-    import machine
-    import run
-
-    yield SimpleNamespace(machine=machine, main=run.main)
-    for name in ("machine", "parts", "run"):
-        sys.modules.pop(name)
+    yield from imported(monkeypatch)
 
 
 @pytest.fixture
 def main(pack: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """The script in this process, whose packages need not be looked for."""
     monkeypatch.setattr(pack.machine, "wheels", list)
-    return lambda *arguments: pack.main(arguments)
+    return lambda *arguments: pack.run.main(arguments)
 
 
 def run_script(
@@ -204,15 +199,17 @@ def test_a_method_that_the_study_does_not_have_is_refused(
 def test_who_looks_for_a_gpu_is_forked_as_the_runs_are(
     pack: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = pack.machine.look({}, "cuda", tmp_path)
+    found = pack.machine.look({}, tmp_path, use_gpu=True)
     assert {"torch", "cuda_build", "available"} <= found.keys()
     assert (found["data"], found["lacking"]) == ({}, [])
     what = "a process that looks for GPU and data: "
     monkeypatch.setattr(pack.machine, "looked", os._exit)  # which takes no task
-    assert pack.machine.look({}, "cuda", tmp_path)["lacking"] == [f"{what}it failed as said above"]
+    assert pack.machine.look({}, tmp_path, use_gpu=True)["lacking"] == [
+        f"{what}it failed as said above"
+    ]
     monkeypatch.setattr("airtune.study.pools.ProcessPool.ended", lambda self, timeout_s: {})
     monkeypatch.setattr(pack.machine, "LOOK_S", 0.0)
-    (line,) = pack.machine.look({}, "cuda", tmp_path)["lacking"]
+    (line,) = pack.machine.look({}, tmp_path, use_gpu=True)["lacking"]
     assert line == f"{what}it did not answer within 0 s"
 
 
@@ -226,7 +223,7 @@ def test_another_file_than_the_models_is_refused_and_removed(
     file = tmp_path / "work" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"another")
-    assert pack.main(["--split", str(file), "--out", str(tmp_path / "parts")]) == 2
+    assert pack.run.main(["--split", str(file), "--out", str(tmp_path / "parts")]) == 2
     assert "its SHA-256 is" in capsys.readouterr().err
     assert not (tmp_path / "parts").exists()
     (line,) = pack.machine.model("smollm2-135m-instruct", tmp_path / "work")

@@ -29,20 +29,12 @@ from airtune.study.running import (
     state_of,
 )
 from airtune.study.schema import Study
-from gpu_pack import PACK, STUDY, jobs, rounds_of, task_of
+from gpu_pack import PACK, STUDY, imported, jobs, rounds_of, task_of
 
 
 @pytest.fixture
 def pack(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    monkeypatch.syspath_prepend(str(PACK))
-    import archives
-    import machine
-    import parts
-    import run
-
-    yield SimpleNamespace(archives=archives, machine=machine, parts=parts, run=run)
-    for name in ("archives", "machine", "parts", "run"):
-        sys.modules.pop(name)
+    yield from imported(monkeypatch)
 
 
 def test_a_run_out_of_time_ends_with_a_round_and_goes_on_to_the_same_record(

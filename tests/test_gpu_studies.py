@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,20 +15,14 @@ from airtune.study import load_study
 from airtune.study.jobs import jobs_of
 from airtune.study.pools import needed_bytes, parameters_of
 from airtune.study.schema import Study
+from gpu_pack import PACK, imported
 
-PACK = Path(__file__).resolve().parents[1] / "experiments" / "gpu"
 STUDIES = ("clinc150", "cells", "memory", "gsm8k", "yahoo", "gemma", "large")
 
 
 @pytest.fixture
 def pack(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    monkeypatch.syspath_prepend(str(PACK))
-    import machine
-    import run
-
-    yield SimpleNamespace(machine=machine, run=run)
-    for name in ("machine", "parts", "run"):
-        sys.modules.pop(name)
+    yield from imported(monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["clinc150", "cells", "memory", "gsm8k", "yahoo", "gemma"])

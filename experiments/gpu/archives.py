@@ -58,7 +58,7 @@ def pack_begun(study_folder: Path, out: Path, name: str, part_bytes: int) -> lis
 
 def can_travel(study_folder: Path, key: str) -> bool:
     """Return whether `pack_begun` packs a run."""
-    return bool(_begun(study_folder / RUNS / key))
+    return _can_go_on(study_folder / RUNS / key)
 
 
 def _archives(streams: list[bytes], out: Path, name: str, part_bytes: int) -> list[Path]:
@@ -83,19 +83,29 @@ def _archives(streams: list[bytes], out: Path, name: str, part_bytes: int) -> li
 def _finished(folder: Path) -> dict[str, bytes]:
     """Return a finished run's files by their path in the study; {} for any other folder."""
     try:
-        info = json.loads((folder / RECORDS[0]).read_bytes())
-        if info["status"] != FINISHED:
-            return {}
-        return _files(folder, [folder / name for name in RECORDS])
-    except (OSError, ValueError, KeyError, TypeError):
+        return _files(folder, [folder / name for name in RECORDS]) if _has_ended(folder) else {}
+    except OSError:
         return {}
+
+
+def _has_ended(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / RECORDS[0]).read_bytes())["status"] == FINISHED)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _can_go_on(folder: Path) -> bool:
+    """Return whether a run has begun, and all of its state is in its checkpoint."""
+    saved = saved_rounds(folder / CHECKPOINTS)
+    return bool(saved) and not _has_ended(folder) and not any((folder / CLIENTS).glob("*"))
 
 
 def _begun(folder: Path) -> dict[str, bytes]:
     """Return what a begun run needs to go on, by its path in the study; {} where it cannot."""
-    saved = saved_rounds(folder / CHECKPOINTS)
-    if not saved or _finished(folder) or any((folder / CLIENTS).glob("*")):
+    if not _can_go_on(folder):
         return {}
+    saved = saved_rounds(folder / CHECKPOINTS)
     newest = folder / CHECKPOINTS / f"round-{saved[-1]:05d}"
     copy = folder / CHECKPOINTS / RECORDS[1]
     try:

@@ -96,15 +96,13 @@ def gpu(probed: Mapping[str, Any]) -> tuple[Gpu | None, list[str]]:
     return Gpu(probed["name"], probed["free_bytes"], probed["total_bytes"]), []
 
 
-def look(
-    first: Mapping[str, Mapping[str, Any]], device: str | None, folder: Path
-) -> dict[str, Any]:
+def look(first: Mapping[str, Mapping[str, Any]], folder: Path, *, use_gpu: bool) -> dict[str, Any]:
     """Look for GPU and data where the runs will: in a process forked as theirs are.
 
     Args:
         first: of each study the scenario of its first run.
-        device: `cuda`, or None where no GPU is used.
         folder: a file of what was found is written there.
+        use_gpu: whether a GPU is looked for.
 
     Returns:
         What `gpu` reads; in `data`, by study, what is missing; in `lacking` what was in the way
@@ -115,7 +113,7 @@ def look(
     file = folder / "found.json"
     file.unlink(missing_ok=True)
     pool, end = ProcessPool(looked, preload=PRELOAD), time.monotonic() + LOOK_S
-    pool.start("look", {"file": str(file), "first": dict(first), "device": device})
+    pool.start("look", {"file": str(file), "first": dict(first), "use_gpu": use_gpu})
     ended = pool.ended(1.0)
     while not ended and time.monotonic() < end:
         ended = pool.ended(1.0)
@@ -132,7 +130,7 @@ def look(
 def looked(task: Mapping[str, Any]) -> None:
     """Write what `look` asks for; runs in the forked process."""
     told: dict[str, Any] = {"data": {name: _data(one) for name, one in task["first"].items()}}
-    if task["device"] is not None:
+    if task["use_gpu"]:
         told |= _cuda()
     Path(task["file"]).write_text(json.dumps(told), encoding="utf-8")
 
@@ -199,8 +197,7 @@ def model(id: str, work: Path) -> list[str]:
 def check_gguf(file: Path) -> None:
     """Refuse a built-in model's file that is another one; raises `InputError`."""
     wanted = dict(GGUF_FILES.values()).get(file.name)
-    digest = None if wanted is None else digest_of(file)
-    if digest != wanted:
+    if wanted is not None and (digest := digest_of(file)) != wanted:
         raise InputError(f"{file}: its SHA-256 is {digest}, not {wanted}")
 
 

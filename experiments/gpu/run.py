@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ def _chunk(given: argparse.Namespace, until: float) -> int:
     work.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("AIRTUNE_CACHE", str(work / "cache"))
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    # Whoever asks for a GPU before a run's process is forked must not open CUDA.
+    # Code that asks for a GPU before a run's process is forked must not open CUDA.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if given.cpu:
@@ -130,7 +131,7 @@ def _chunk(given: argparse.Namespace, until: float) -> int:
     for study in studies.values():
         part.check(study)
     first = {name: _first_run(study) for name, study in studies.items()}
-    told = machine.look(first, None if given.cpu else "cuda", work)
+    told = machine.look(first, work, use_gpu=not given.cpu)
     lacking += told["lacking"]
     found: machine.Gpu | None = None
     if not given.cpu and not told["lacking"]:
@@ -220,16 +221,14 @@ def _go(
         if came or begun:
             print(f"{name}: {came} runs of earlier calls, and {begun} begun ones", flush=True)
         before = _rounds(folder)
-
-        def keep(study: Any = study, folder: Path = folder) -> list[Path]:
-            return archives.pack(folder, given.out, study.name, part_bytes)
-
+        where = (folder, given.out, study.name, part_bytes)
+        keep = partial(archives.pack, *where)
         if came:
             keep()  # now, while there is time: at the end there may be little
         results = _conducted(study, folder, at_once[name], until, part, keep)
         gains = {key: count - before.get(key, 0) for key, count in _rounds(folder).items()}
         gained += sum(gain > 0 for gain in gains.values())
-        begun_too = archives.pack_begun(folder, given.out, study.name, part_bytes)
+        begun_too = archives.pack_begun(*where)
         packed = (*keep(), *begun_too)
         _tell_begun(study, folder, results, gains)
         for path in packed:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from airtune.record.folder import ADAPTER, CHECKPOINTS, CLIENTS
 from airtune.record.identity import write_info
+from airtune.record.provenance import versions
 from airtune.record.reading import RUN
 from airtune.study.apart import performed
-from airtune.study.keys import CONTENTS
+from airtune.study.keys import with_paths_of
 
 if TYPE_CHECKING:
     from airtune.engines import Engine
@@ -39,7 +40,10 @@ def _run(folder: Path, task: Mapping[str, Any]) -> None:
     torch.set_num_threads(task["threads"])
     scenario = scenario_from_dict(task["values"])
     begun = (folder / RUN).is_file()
-    other = begun and _cannot_go_on(folder, scenario.model_dump(mode="json"))
+    values = scenario.model_dump(mode="json")
+    if begun:
+        _note_where_files_lie(folder, values)
+    other = begun and _cannot_go_on(folder, values)
     clock = _Clock(task.get("until"))
 
     class Watch(Observer):
@@ -111,25 +115,22 @@ def _engine(scenario: Scenario, shared: Mapping[str, Any] | None) -> Engine:
 
 
 def _cannot_go_on(folder: Path, values: Mapping[str, Any]) -> bool:
-    """Whether a run was begun by another version, or before the scenario had all of its keys.
-
-    Where it differs in where files lie that count by their content, it goes on: with those that
-    are named now.
-    """
-    from airtune.record.provenance import versions
-
+    """Whether a run was begun by another version, or before the scenario had all of its keys."""
     try:
         info = json.loads((folder / RUN).read_bytes())
-        if info["versions"].get("airtune") != versions()["airtune"]:
-            return True
-        before = info["scenario"]
-        if before == values:
-            return False
-        for section, key in (("planning", "costs"), *CONTENTS):
-            before[section][key] = values[section][key]
-        if before != values:
-            return True
-        write_info(folder, info)
-    except (ValueError, KeyError, AttributeError, TypeError):
+        return bool(
+            info["versions"].get("airtune") != versions()["airtune"] or info["scenario"] != values
+        )
+    except (ValueError, KeyError, AttributeError):
         return False  # no record that can be read: resuming says what is wrong with it
-    return False
+
+
+def _note_where_files_lie(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write into a begun run's record where the files lie now that count by their content."""
+    try:
+        info = json.loads((folder / RUN).read_bytes())
+        before = info["scenario"]
+        if before != values and with_paths_of(before, values) == values:
+            write_info(folder, {**info, "scenario": values})
+    except (ValueError, KeyError, TypeError):
+        return  # as above

@@ -87,6 +87,14 @@ def files_by_content(values: Mapping[str, Any]) -> list[str]:
     return [path for path in paths if path is not None]
 
 
+def with_paths_of(values: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a resolved scenario with another one's paths of files that count by their content."""
+    moved = copy.deepcopy(dict(values))
+    for section, key in (("planning", "costs"), *CONTENTS):
+        moved[section][key] = other[section][key]
+    return moved
+
+
 def _file_hash(path: str) -> str:
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()

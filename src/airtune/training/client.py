@@ -30,9 +30,9 @@ from airtune.training.local_terms import LocalTerms, local_optimizer, with_untra
 OptimizerState = dict[str, Tensor]
 """AdamW's moments by `<adapter entry>|exp_avg`, `…|exp_avg_sq` and `…|step`."""
 
-USED_UP = r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+_USED_UP = r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
 """Of errors that are no `OutOfMemoryError`: libraries of CUDA have their own."""
-OF_A_GPU = r"CUDA|cuBLAS|cuDNN|on the same device"
+_OF_A_GPU = r"CUDA|cuBLAS|cuDNN|on the same device"
 """What PyTorch's errors say where a GPU failed, or tensors lie on another one."""
 _SHAPED = ("exp_avg", "exp_avg_sq")
 _MOMENTS = (*_SHAPED, "step")
@@ -126,12 +126,12 @@ def failure_of(job: ClientJob, error: Exception) -> ClientFailure:
             nothing of the device, and a round without the client would be another method's.
     """
     lines = str(error).strip().splitlines() or [""]
-    if isinstance(error, torch.OutOfMemoryError) or re.search(USED_UP, str(error)):
+    if isinstance(error, torch.OutOfMemoryError) or re.search(_USED_UP, str(error)):
         raise RunError(
             "the GPU's memory is used up (of the machine that simulates, not of a device): do "
             "fewer runs at once, or lower training.batch_size; --resume goes on"
         ) from None
-    if re.search(OF_A_GPU, str(error), re.IGNORECASE):
+    if re.search(_OF_A_GPU, str(error), re.IGNORECASE):
         raise RunError(
             f"the GPU failed (of the machine that simulates, not of a device): {lines[0]}; "
             "--resume goes on"
