@@ -139,11 +139,11 @@ def compare(
 def _check_folder(folder: Path) -> None:
     """Refuse a folder that holds what no comparison made: a run, a study, somebody's files."""
     from airtune.errors import InputError
+    from airtune.record.folder import visible
 
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out '{folder}' is a file: give a folder")
-    # Hidden files are the system's, or our locks.
-    found = sorted(p.name for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
+    found = visible(folder)
     runs = [name for name in found if (folder / name / "run.json").exists()]
     ours = [*runs, *(["report.html"] if runs else [])]
     others = [name for name in found if name not in ours]

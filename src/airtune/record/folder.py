@@ -44,6 +44,11 @@ def foreign(path: Path) -> list[str]:
     return sorted(name for name in names if name != LOCK and not name.startswith(TEMPORARY))
 
 
+def visible(path: Path) -> list[str]:
+    """Return the names in a folder, if there is one; hidden ones are the system's, or our locks."""
+    return sorted(p.name for p in path.iterdir() if p.name[0] != ".") if path.is_dir() else []
+
+
 def require_unused(path: Path) -> None:
     """Refuse a folder that holds a run or other files; raises `InputError`."""
     names = foreign(path)

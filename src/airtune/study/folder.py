@@ -19,6 +19,7 @@ from typing import Any
 from airtune.errors import InputError
 from airtune.plugins import load_plugins
 from airtune.record.files import write_durably
+from airtune.record.folder import visible
 from airtune.study.jobs import plugin_path
 from airtune.study.loading import study_of
 from airtune.study.schema import Study
@@ -51,9 +52,7 @@ def save_study(
                 f"'{before.base_values.get('name')}', not '{study.name}' on "
                 f"'{study.base_values.get('name')}': give another --out"
             )
-    elif folder.is_dir() and (
-        names := sorted(p.name for p in folder.iterdir() if p.name[0] != ".")
-    ):
+    elif names := visible(folder):
         raise InputError(
             f"'{folder}' holds '{names[0]}' and no study: give a new folder with --out"
         )
