@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics as stats
+import sys
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ def main() -> None:
             taken.append(step.seconds)
     medians = {name: stats.median(taken) for name, taken in seconds.items()}
     result = {
-        "command": f"python benchmarks/bfloat16.py --repeats {given.repeats}",
+        "command": "python " + " ".join(["benchmarks/bfloat16.py", *sys.argv[1:]]),
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
         "has_bfloat16": has_bfloat16,

@@ -152,6 +152,25 @@ def test_only_bfloat16_on_a_cpu_without_instructions(
 
 
 @pytest.mark.parametrize(
+    ("level", "of_avx512", "onednn", "has"),
+    [
+        ("AVX512", False, True, False),  # oneDNN says yes, and is slow
+        ("AVX512", True, True, True),
+        ("AVX2", False, False, False),
+        ("DEFAULT", False, True, True),  # an ARM processor with bf16
+    ],
+)
+def test_avx512_alone_has_no_instructions_for_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, level: str, of_avx512: bool, onednn: bool, has: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: of_avx512)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+    assert precision._has_bfloat16.__wrapped__() is has
+
+
+@pytest.mark.parametrize(
     ("fast", "longest", "kernel"),
     [
         (True, 256, "eager"),
