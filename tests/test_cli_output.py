@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import airtune as at
 import fake_record
 from airtune.cli.ending import Interrupted, ended
 from airtune.cli.output import Steady, lost_output, steady_streams
-from airtune.cli.progress import told_when_interrupted
+from airtune.cli.progress import JsonLines, told_when_interrupted
 from airtune.report import comparison_table, summary_table
 from airtune.report.tables import Column, Fitted, middle_cut
 
@@ -52,6 +53,15 @@ def test_tables_fit_and_name_every_client(record: at.Record, width: int) -> None
     said = " ".join(lines)
     assert ("not shown in 40 columns" in said) == (width == 40)
     assert ("mean gap" in said) == (width == 40)
+
+
+def test_a_round_is_printed_as_in_the_record_also_where_its_loss_is_no_number(
+    record: at.Record, capsys: pytest.CaptureFixture[str]
+) -> None:
+    JsonLines().round_ended(replace(record.rounds[0], eval_loss=float("nan")))
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["eval_loss"] is None
+    assert printed["round"] == 1
 
 
 def test_what_leaves_first_is_what_ranks_last() -> None:

@@ -130,6 +130,11 @@ def test_a_full_gpu_ends_the_run_and_is_no_fault_of_a_client() -> None:
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), full),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …"), full),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "the GPU failed"),
+        (MemoryError(), "the memory is used up"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you …"),
+            "the memory is used up",
+        ),
         (RuntimeError("Expected all tensors to be on the same device, but …"), "the GPU failed"),
     ):
         with pytest.raises(RunError, match=said):

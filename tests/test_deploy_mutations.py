@@ -24,14 +24,14 @@ import torch
 from airtune.adapters.slices import gather_adapter
 from airtune.deploy.checks import checked_update, noise_range
 from airtune.deploy.codec import adapter_arrays, structure_array
-from airtune.deploy.introductions import Known, full_steps
+from airtune.deploy.introductions import Known
 from airtune.deploy.privacy import parse_privacy, privatise
 from airtune.deploy.protocol import PROTOCOL, Introduction, ProtocolError, Update, unpack
 from airtune.deploy.roster import Node, Reply, Roster
 from airtune.errors import InputError
 from airtune.models.structure import whole
 from airtune.models.workload import StepTokens, full_sizes, realised_pruning, training_flops
-from airtune.planning.inputs import modes_of
+from airtune.planning.inputs import full_steps, modes_of
 from airtune.randomness import generator
 from airtune.scenario import Scenario, load_scenario
 from airtune.training.client import ClientJob, ClientUpdate

@@ -52,6 +52,13 @@ def test_a_run_out_of_time_ends_with_a_round_and_goes_on_to_the_same_record(
     assert one == other
 
 
+def test_a_run_whose_last_round_takes_all_the_time_is_finished(tmp_path: Path) -> None:
+    job = jobs(tmp_path)[1]
+    for _ in range(job.values["rounds"]):
+        assert perform(task_of(job, tmp_path / "a", until=1.0)) is None
+    assert state_of(tmp_path / "a", job) == (FINISHED, None)
+
+
 class _Pool:
     """Ends each task in the second call; remembers."""
 

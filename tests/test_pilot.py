@@ -98,6 +98,8 @@ def test_a_pilot_goes_on_where_it_stopped_and_its_file_is_read(tmp_path: Path) -
     with pytest.raises(Stopped):
         pilot(stop)
     assert not out.exists()
+    with (tmp_path / "costs.json.trials.jsonl").open("a", encoding="utf-8") as stored_so_far:
+        stored_so_far.write('{"mark": "cut off in the')
     pilot(said.append)
     trials = trials_of(scenario)
     assert len(said) == len(trials)  # none was run twice

@@ -266,3 +266,26 @@ def test_a_trace_counts_by_its_content_also_with_a_column(tmp_path: Path) -> Non
         return job.key
 
     assert key(1) == key(1) != key(9)
+
+
+@pytest.mark.parametrize(
+    ("study", "base"),
+    [
+        ('[tuned.exact]\ntask.source = "C:\\temp"\n', ""),
+        ("", '[model]\nid = "folder\\new"\n'),
+    ],
+)
+def test_a_study_and_its_base_are_read_with_a_scenarios_guards(
+    tmp_path: Path, study: str, base: str
+) -> None:
+    (tmp_path / "base.toml").write_text(base, encoding="utf-8")
+    file = tmp_path / "study.toml"
+    file.write_text(f'base = "base.toml"\ninclude = ["exact"]\nseeds = [0]\n{study}')
+    with pytest.raises(InputError, match="in double quotes a backslash begins an escape"):
+        load_study(file)
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000])
+def test_an_option_that_python_cannot_read_is_refused_in_one_line(value: str) -> None:
+    with pytest.raises(InputError, match="too many digits, or brackets are too deep"):
+        load_study("tiny", [f"training.lora_rank={value}"])

@@ -38,7 +38,7 @@ class ChannelState:
         for array in (self.snr_hz, self.max_spectral_efficiency, self.downlink_rate_bps):
             array.flags.writeable = False
 
-    def of(self, clients: Sequence[int]) -> ChannelState:
+    def of(self, clients: Sequence[int] | NDArray[np.intp]) -> ChannelState:
         """Return the channel of these clients alone, in their order."""
         assert self.has_snr is not None
         at = np.asarray(clients, dtype=np.intp)

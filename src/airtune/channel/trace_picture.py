@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from airtune.channel.trace import WINDOW_MS, RateTrace, Trace
 from airtune.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_POINTS = 800
 """Of a picture: about one for each of its pixels."""
@@ -71,6 +74,11 @@ def draw(traces: Mapping[str, Trace], path: Path) -> None:
         panel.set_ylabel("Mbit/s")
         panel.set_title(name or "mahimahi", loc="left", fontsize=9)
     panels[-1].set_xlabel("time, s (dashed: mean)")
+    save_picture(figure, path)
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a figure as its path's name says; raises `InputError` where that cannot be done."""
     try:
         figure.savefig(path)
     except OSError as error:

@@ -301,6 +301,7 @@ def _sweep(
     out: Path | None,
     as_json: bool,
 ) -> None:
+    from airtune.channel.trace_picture import check_picture
     from airtune.cli.plan_tables import print_sweep
     from airtune.errors import InputError
     from airtune.planning.sweep import axis_from_text, draw, sweep
@@ -310,6 +311,8 @@ def _sweep(
     axes = [axis_from_text(text) for text in texts]
     if len({axis.key for axis in axes}) < len(axes):
         raise InputError(f"--sweep {axes[0].key} was given twice; a grid has two different keys")
+    if out is not None:
+        check_picture(out)  # said before the plans are made
     points = sweep(problem, axes, method, tolerance)
     if out is not None:
         draw(axes, points, out)

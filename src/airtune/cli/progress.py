@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from airtune.cli.ending import Interrupted, kept
-from airtune.record import RoundRecord
+from airtune.record import RoundRecord, json_line
 from airtune.report.summary import is_left_out
 from airtune.rounds.observer import Observer
 from airtune.scenario import Scenario
 
 
 class JsonLines(Observer):
-    """Print each round's record as one JSON object a line; what was lost goes to stderr."""
+    """Print each round's line of rounds.jsonl; what was lost goes to stderr."""
 
     def noticed(self, what: str) -> None:
         """Say what the user should know."""
@@ -25,7 +23,7 @@ class JsonLines(Observer):
 
     def round_ended(self, record: RoundRecord) -> None:
         """Print the record."""
-        print(json.dumps(asdict(record), allow_nan=False), flush=True)
+        print(json_line(record), flush=True)
 
 
 class Lines(Observer):

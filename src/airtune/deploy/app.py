@@ -90,8 +90,6 @@ def _run(mailbox: Mailbox, config: Mapping[str, Any], run_id: str) -> None:
             "clients"
         )
     timings = out.with_name(out.name + ".timings.jsonl")
-    if not config["resume"]:
-        timings.unlink(missing_ok=True)
     timings.parent.mkdir(parents=True, exist_ok=True)
     allowed = str(config["allow-privacy"])
     progress = ProgressLog(Path(str(config["progress"])) if config["progress"] else None)
@@ -121,6 +119,8 @@ def _run(mailbox: Mailbox, config: Mapping[str, Any], run_id: str) -> None:
         if config["resume"] or config["replace"] or not (out / "run.json").exists():
             # The devices first: a run without them leaves no folder that the next one trips over.
             engine.federation()
+            if not config["resume"]:  # not before: the run that they are of may stay
+                timings.unlink(missing_ok=True)
         run(
             scenario,
             out=out,

@@ -27,7 +27,6 @@ from airtune.deploy.codec import (
     update_arrays,
 )
 from airtune.deploy.emulation import Emulated
-from airtune.deploy.introductions import full_steps
 from airtune.deploy.pacing import Pacer
 from airtune.deploy.protocol import (
     PROTOCOL,
@@ -54,7 +53,7 @@ from airtune.errors import InputError, RunError, first_of
 from airtune.merging.rules import check_deployable
 from airtune.models.devices import profile_of
 from airtune.models.workload import StepTokens, full_sizes, training_flops
-from airtune.planning.inputs import modes_of
+from airtune.planning.inputs import full_steps, modes_of
 from airtune.randomness import derived_seed
 from airtune.scenario import Scenario
 from airtune.training.client import ClientJob, OptimizerState

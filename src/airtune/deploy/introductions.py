@@ -17,13 +17,14 @@ from airtune.models.workload import (
     KeptSizes,
     ModelShape,
     StepTokens,
+    largest_step,
     realised_pruning,
     training_flops,
     uniform_sizes,
 )
 from airtune.planning.curves import checked_curve
-from airtune.planning.inputs import NOMINAL_LABEL_SHARE, ClientLoad, cost_line, modes_of
-from airtune.scenario import Scenario, TrainingSection
+from airtune.planning.inputs import ClientLoad, cost_line, full_steps, modes_of
+from airtune.scenario import Scenario
 
 TOP_FLOPS = 1e16
 """FLOP/s: ten times what the fastest accelerator of 2026 reaches in 16 bits."""
@@ -98,13 +99,6 @@ def planned_steps(steps: Sequence[Step], scenario: Scenario) -> tuple[StepTokens
     if steps:
         return tuple(StepTokens(step.rows, step.length, step.label_tokens) for step in steps)
     return full_steps(scenario.training, scenario.task.max_tokens)
-
-
-def full_steps(training: TrainingSection, max_tokens: int) -> tuple[StepTokens, ...]:
-    """Return a round's steps as full batches of the longest texts, half of it answers."""
-    rows = training.batch_size
-    full = StepTokens(rows, max_tokens, round(rows * max_tokens * NOMINAL_LABEL_SHARE))
-    return (full,) * training.local_steps
 
 
 def most_examples(scenario: Scenario) -> int:
@@ -184,12 +178,7 @@ def far_from(rate: float, sizes: KeptSizes, scenario: Scenario, shape: ModelShap
     A rate is met within half of the largest step in which units are given up; where units run
     out before it, within 0.01 (see `pruning.choose`).
     """
-    if scenario.pruning.units == "blocks":
-        step = 1 / shape.blocks
-    else:
-        unit = shape.unit_parameters
-        largest = max(unit["mlp"] * shape.channel_multiple, unit["group"])
-        step = largest / shape.block_parameters
+    step = largest_step(shape, scenario.pruning.units)
     return abs(realised_pruning(shape, sizes) - rate) > step / 2 + 0.01
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.assignment import Assignment, PlannedTimes
-from airtune.channel import ChannelState
 from airtune.planning.broadcast import Link, link_of
 from airtune.planning.inputs import Situation
 from airtune.planning.problem import Plan
@@ -85,15 +84,8 @@ def part_of(situation: Situation, at: NDArray[np.intp]) -> Situation:
         situation: the round's.
         at: their places in the cohort, ascending.
     """
-    whole = situation.link.air
-    assert whole.has_snr is not None
-    air = ChannelState(
-        whole.snr_hz[at],
-        whole.max_spectral_efficiency[at],
-        whole.downlink_rate_bps[at],
-        whole.has_snr[at],
-    )
     known = situation.link
+    air = known.air.of(at)
     link = Link(air, known.needed_bits[at], known.needs_whole[at], known.held_ranks[at])
     downlink_s = link.needed_s(link.everyone)
     return replace(
@@ -103,6 +95,7 @@ def part_of(situation: Situation, at: NDArray[np.intp]) -> Situation:
         loads=_of(situation.loads, at),
         modes=_of(situation.modes, at),
         link=link,
+        air=None if situation.air is None else situation.air.of(at),
         problem=replace(situation.problem.of_clients(at), downlink_s=downlink_s),
         queues=situation.queues[at],
         contributed=situation.contributed[at],

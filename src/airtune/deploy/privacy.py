@@ -9,7 +9,6 @@ round is the Gaussian mechanism with sensitivity 2C.
 from __future__ import annotations
 
 import math
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from airtune.deploy.protocol import Arrays, Privacy, norm
 from airtune.errors import InputError, RunError
+from airtune.record.files import write_durably
 from airtune.scenario import Scenario
 
 _ORDERS = np.concatenate([np.linspace(1.01, 2, 100), np.arange(2.1, 12, 0.1), np.arange(12, 513)])
@@ -106,16 +106,12 @@ def spend(file: Path, privacy: Privacy) -> float:
         epsilon of all releases at the device's delta, this one included.
 
     Raises:
-        RunError: the device's budget does not allow it; nothing is written.
+        RunError: the device's budget does not allow it, or the file cannot be written; the
+            ledger is as it was.
         InputError: the ledger cannot be read.
     """
     ledger = next_ledger(file, privacy)
-    written = file.with_suffix(".new")
-    with written.open("w", encoding="utf-8") as opened:
-        opened.write(ledger.model_dump_json())
-        opened.flush()
-        os.fsync(opened.fileno())
-    written.replace(file)
+    write_durably(file, ledger.model_dump_json().encode())
     return ledger.epsilon
 
 

@@ -197,7 +197,7 @@ class RayEngine:
             (done,), _ = self._ray.wait(list(running), num_returns=1)
             index, job = running.pop(done)
             try:
-                yield _outcome(*self._ray.get(done))
+                yield _outcome(*self._got(done))
             except self._ray.exceptions.RayActorError:
                 self._workers[index] = self._new_worker()
                 attempts[job.client] = attempts.get(job.client, 0) + 1
@@ -237,17 +237,21 @@ class RayEngine:
         if self._owns_ray:
             self._ray.shutdown()
 
+    def _got(self, answer: Any) -> Any:
+        """Return a worker's answer; its `InputError` or `RunError` as if it were raised here."""
+        try:
+            return self._ray.get(answer)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, (InputError, RunError)):
+                raise error.cause from None
+            raise
+
     def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Ask the first worker; one that died is replaced and asked again."""
         for _ in range(ATTEMPTS):
             try:
                 remote = getattr(self._workers[0], method)
-                return self._ray.get(remote.remote(*arguments, **options))
-            except self._ray.exceptions.RayTaskError as error:
-                cause = error.cause
-                if isinstance(cause, (InputError, RunError)):
-                    raise cause from None
-                raise
+                return self._got(remote.remote(*arguments, **options))
             except self._ray.exceptions.RayActorError:
                 self._workers[0] = self._new_worker()
         raise RunError(f"a worker died {ATTEMPTS} times: is there enough memory for the model?")

@@ -30,7 +30,7 @@ from airtune.planning.floor import first_queues
 from airtune.planning.known_shape import shape_of_model
 from airtune.planning.scheduling import check_has_rounds
 from airtune.randomness import generator
-from airtune.scenario import Scenario
+from airtune.scenario import Scenario, TrainingSection
 
 FloatArray = NDArray[np.float64]
 _T = TypeVar("_T")
@@ -246,14 +246,17 @@ def nominal_load(scenario: Scenario, label_share: float = NOMINAL_LABEL_SHARE) -
         scenario: of the run.
         label_share: another share of answers.
     """
-    section = scenario.training
-    length = scenario.task.max_tokens
-    size = StepTokens(
-        rows=section.batch_size,
-        length=length,
-        label_tokens=int(section.batch_size * length * label_share),
-    )
-    return ClientLoad(steps=(size,) * section.local_steps, examples=1)
+    steps = full_steps(scenario.training, scenario.task.max_tokens, label_share)
+    return ClientLoad(steps=steps, examples=1)
+
+
+def full_steps(
+    training: TrainingSection, max_tokens: int, label_share: float = NOMINAL_LABEL_SHARE
+) -> tuple[StepTokens, ...]:
+    """Return a round's steps as full batches of the longest texts, with a share of answers."""
+    rows = training.batch_size
+    full = StepTokens(rows, max_tokens, int(rows * max_tokens * label_share))
+    return (full,) * training.local_steps
 
 
 def situation_of_scenario(scenario: Scenario, round: int = 1) -> Situation:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from airtune.channel.trace_picture import check_picture, save_picture
 from airtune.errors import InputError
 from airtune.planning.methods import plan
 from airtune.planning.problem import Array, Plan, PlanningProblem
@@ -104,12 +105,10 @@ def draw(axes: list[SweepAxis], points: list[SweepPoint], path: Path) -> None:
     """Draw the objective over the first axis, one line per value of the second; SVG or PNG.
 
     Raises:
-        InputError: a file name that ends in neither, or a folder that is not there.
+        InputError: a file name that ends in neither, a folder that is not there, or a file that
+            cannot be written.
     """
-    if path.suffix not in (".svg", ".png"):
-        raise InputError(f"out: {str(path)!r} is not allowed; allowed: a name in .svg or .png")
-    if not path.parent.is_dir():
-        raise InputError(f"out: the folder {str(path.parent)!r} does not exist")
+    check_picture(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -127,7 +126,7 @@ def draw(axes: list[SweepAxis], points: list[SweepPoint], path: Path) -> None:
     panel.grid(alpha=0.3, which="both")
     if len(axes) > 1:
         panel.legend()
-    figure.savefig(path)
+    save_picture(figure, path)
 
 
 def _is_geometric(x: Array) -> bool:

@@ -54,6 +54,8 @@ def _run(folder: Path, task: Mapping[str, Any]) -> None:
 
         def round_ended(self, record: RoundRecord) -> None:
             clock.round_ended()
+            if record.round < scenario.rounds:
+                clock.check_time_for_another()
 
     try:
         with tracked(task.get("trackers", []), scenario, folder, Watch()) as watch:
@@ -88,11 +90,14 @@ class _Clock:
         self._last_s = time.time()
 
     def round_ended(self) -> None:
-        """Take the time of a round; raises KeyboardInterrupt where there is none for the next."""
+        """Take the time of a round."""
         now = time.time()
         self._longest_s = max(self._longest_s, now - self._last_s)
         self._last_s = now
-        if self._until is not None and now + self._longest_s > self._until:
+
+    def check_time_for_another(self) -> None:
+        """Raise KeyboardInterrupt where no time is left for a round as long as the longest."""
+        if self._until is not None and self._last_s + self._longest_s > self._until:
             self.is_over = True
             raise KeyboardInterrupt
 

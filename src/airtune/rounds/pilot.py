@@ -26,6 +26,8 @@ from airtune.planning.costs import KnobCosts, Measured, Pair
 from airtune.planning.inputs import Situation
 from airtune.planning.kappa import learning_curve
 from airtune.planning.knobs import halves
+from airtune.record.files import append_line, explained, write_durably
+from airtune.record.reading import complete_lines
 from airtune.rounds.cell import Cell, Decision, open_cell
 from airtune.rounds.loop import begin, step
 from airtune.scenario import Scenario
@@ -304,13 +306,15 @@ def _mark(scenario: Scenario, rounds: int) -> str:
 
 def _known(store: Path, mark: str) -> dict[tuple[str, int], Ended]:
     known: dict[tuple[str, int], Ended] = {}
-    if not store.exists():
-        return known
-    for line in store.read_text(encoding="utf-8").splitlines():
+    lines, size = complete_lines(store)
+    if store.exists() and store.stat().st_size != size:
+        # Cut off in the middle of writing: that trial is run again.
+        write_durably(store, b"".join(line + b"\n" for line in lines))
+    for line in lines:
         try:
             entry = json.loads(line)
         except ValueError:
-            continue  # cut off in the middle of writing: that trial is run again
+            continue  # no line of a trial, or one that was cut off: it is run again
         if entry["mark"] != mark:
             raise InputError(
                 f"'{store}' holds the trials of another scenario or number of rounds; "
@@ -321,7 +325,6 @@ def _known(store: Path, mark: str) -> dict[tuple[str, int], Ended]:
 
 
 def _append(store: Path, entry: dict[str, Any]) -> None:
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with store.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
-        file.flush()
+    with explained(store, 0):
+        store.parent.mkdir(parents=True, exist_ok=True)
+    append_line(store, json.dumps(entry))

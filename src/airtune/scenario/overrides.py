@@ -27,7 +27,7 @@ def key_of(override: str) -> str:
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Set one key of nested tables; raises `InputError`."""
-    key, value = _parsed(override)
+    key, value = parsed_override(override)
     parts = key.split(".")
     table: Any = values
     for depth, part in enumerate(parts):
@@ -48,7 +48,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             table = table[index]
 
 
-def _parsed(override: str) -> tuple[str, Any]:
+def parsed_override(override: str) -> tuple[str, Any]:
+    """Return the key and the value of ``key.path=value``; raises `InputError`."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise InputError(f"--set '{override}': write key.path=value, e.g. cell.radius_m=400")
@@ -82,7 +83,7 @@ def absolute_override(override: str, beside: Path | None) -> str:
             return path
         return f"{Path(file).resolve()}{mark}{column}" if _is_there(key, file) else path
 
-    key, value = _parsed(override)
+    key, value = parsed_override(override)
     changed = with_paths({key: value}, located)
     add_plugins(changed, [], beside)
     return override if changed == {key: value} else f"{key}={toml_value(changed[key])}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,7 +15,8 @@ from airtune.errors import InputError, did_you_mean
 from airtune.planning import METHODS
 from airtune.scenario import Scenario, builtin_scenarios, scenario_from_dict
 from airtune.scenario.loading import unknown_key
-from airtune.scenario.overrides import add_plugins, resolve_paths
+from airtune.scenario.overrides import add_plugins, parsed_override, resolve_paths
+from airtune.scenario.toml import check_paths, parsed_toml
 from airtune.study.methods import shipped_sets
 from airtune.study.schema import Budget, Search, Study, StudyAxis, StudyMethod
 
@@ -58,12 +58,12 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Study:
     else:
         text, folder = _text(path, "study", builtin), path.parent
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        twice = re.search(r"\[methods\.([^\]]+)\]", _line(text, error)) if error else None
+        values = parsed_toml(text, str(source))
+    except InputError as error:
+        twice = re.search(r"\[methods\.([^\]]+)\]", _line(text, str(error)))
         if twice:
             raise InputError(f"{source}: the method '{twice[1]}' is given twice") from None
-        raise InputError(f"{source}: not valid TOML: {error}") from None
+        raise
     unknown = [key for key in values if key not in KEYS]
     if "base" not in values and any(key in Scenario.model_fields for key in unknown):
         raise InputError(
@@ -174,12 +174,10 @@ def scenario_values(base: str, folder: Path | None = None) -> dict[str, Any]:
     if folder is not None and (folder / base).is_file():
         path = folder / base
     if not path.is_file() and base in builtin:
-        values = tomllib.loads(builtin[base])
+        values = parsed_toml(builtin[base], base)
     else:
-        try:
-            values = tomllib.loads(_text(path, "scenario", builtin))
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{path}: not valid TOML: {error}") from None
+        values = parsed_toml(_text(path, "scenario", builtin), str(path))
+        check_paths(values, str(path))
         resolve_paths(values, path.parent)
         add_plugins(values, [], path.parent)
     scenario_from_dict(values, where=base)
@@ -245,16 +243,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def overridden(overrides: Iterable[str]) -> dict[str, Any]:
     """Return `--set key=value` options as settings; raises `InputError`."""
-    found: dict[str, Any] = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"--set '{text}': write key.path=value, e.g. cell.radius_m=400")
-        try:
-            found[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            found[key.strip()] = value.strip()
-    return found
+    return dict(map(parsed_override, overrides))
 
 
 def _check_changed(study: Study, changed: Mapping[str, Any]) -> None:
@@ -348,7 +337,7 @@ def _text(path: Path, what: str, builtin: Mapping[str, str]) -> str:
         ) from None
 
 
-def _line(text: str, error: tomllib.TOMLDecodeError) -> str:
-    match = re.search(r"line (\d+)", str(error))
+def _line(text: str, error: str) -> str:
+    match = re.search(r"at line (\d+)", error)
     lines = text.splitlines()
     return lines[int(match[1]) - 1] if match and int(match[1]) <= len(lines) else ""

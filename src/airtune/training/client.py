@@ -32,6 +32,8 @@ OptimizerState = dict[str, Tensor]
 
 _USED_UP = r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
 """Of errors that are no `OutOfMemoryError`: libraries of CUDA have their own."""
+_USED_UP_ON_CPU = r"DefaultCPUAllocator|not enough memory: you tried to allocate"
+"""PyTorch's words where the machine itself has no memory left."""
 _OF_A_GPU = r"CUDA|cuBLAS|cuDNN|on the same device"
 """What PyTorch's errors say where a GPU failed, or tensors lie on another one."""
 _SHAPED = ("exp_avg", "exp_avg_sq")
@@ -122,14 +124,19 @@ def failure_of(job: ClientJob, error: Exception) -> ClientFailure:
     """Report what a client's work ended with in one line, for the record.
 
     Raises:
-        RunError: the GPU that simulates the device failed, or its memory is used up. That says
-            nothing of the device, and a round without the client would be another method's.
+        RunError: the machine that simulates the device has no memory left, or its GPU failed. That
+            says nothing of the device, and a round without the client would be another method's.
     """
     lines = str(error).strip().splitlines() or [""]
     if isinstance(error, torch.OutOfMemoryError) or re.search(_USED_UP, str(error)):
         raise RunError(
             "the GPU's memory is used up (of the machine that simulates, not of a device): do "
             "fewer runs at once, or lower training.batch_size; --resume goes on"
+        ) from None
+    if isinstance(error, MemoryError) or re.search(_USED_UP_ON_CPU, str(error)):
+        raise RunError(
+            "the memory is used up (of the machine that simulates, not of a device): do fewer "
+            "runs at once, or lower training.batch_size; --resume goes on"
         ) from None
     if re.search(_OF_A_GPU, str(error), re.IGNORECASE):
         raise RunError(

@@ -137,7 +137,7 @@ def in_blocks(
         shares = _to_the_slowest(problem, fixed, payload, block_hz, blocks)
     plan = priced(problem, made.method, made.pruning, _bands(shares, block_hz), made.solve_s,
                   chosen_of(problem, made))  # fmt: skip
-    loss = plan.objective_s / made.objective_s - 1.0
+    loss = plan.objective_s / made.objective_s - 1.0 if made.objective_s > 0 else 0.0
     return replace(plan, blocks=shares, block_loss=loss)
 
 
