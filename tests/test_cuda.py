@@ -141,3 +141,14 @@ def test_a_full_gpu_ends_the_run_and_is_no_fault_of_a_client() -> None:
             failure_of(job, error)
     other = failure_of(job, RuntimeError("loss is not finite"))
     assert (other.client, other.reason) == (3, "RuntimeError: loss is not finite")
+
+
+def test_a_machine_without_memory_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, job = LocalEngine(load_scenario("tiny")), cast(ClientJob, SimpleNamespace(client=3))
+
+    def full(job: ClientJob) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(engine._worker, "train", full)
+    with pytest.raises(RunError, match="the memory is used up"):
+        list(engine.train([job]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ class JsonLines(Observer):
 
     def round_ended(self, record: RoundRecord) -> None:
         """Print the record."""
-        print(json_line(record), flush=True)
+        print(json.dumps(json.loads(json_line(record))), flush=True)  # ASCII, for any stdout
 
 
 class Lines(Observer):

@@ -46,7 +46,7 @@ class LocalEngine:
         for job in jobs:
             try:
                 yield self._worker.train(job)
-            except (RuntimeError, ArithmeticError) as error:
+            except (RuntimeError, ArithmeticError, MemoryError) as error:
                 yield failure_of(job, error)
 
     def present(self) -> frozenset[int] | None:

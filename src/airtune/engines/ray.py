@@ -56,7 +56,7 @@ class _RemoteWorker:
             update = self._worker.train(
                 replace(job, adapter=unpacked(adapter), optimizer_state=state)
             )
-        except (RuntimeError, ArithmeticError) as error:
+        except (RuntimeError, ArithmeticError, MemoryError) as error:
             return failure_of(job, error), None, None
         kept = update.optimizer_state
         return (
