@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import airtune as at
 from airtune.errors import InputError
 from airtune.models.devices import PROFILES, DeviceProfile
 from airtune.models.energy import budgets_of, energy_of, transmit_w
@@ -115,3 +117,38 @@ def test_a_budget_without_a_power_is_refused() -> None:
     device = DeviceSection(profile="apple-m4", energy_budget_j=5.0)
     with pytest.raises(InputError, match=r"energy_budget_j = 5 of 'apple-m4': no power"):
         budgets_of([device], [PROFILES["apple-m4"]])
+
+
+@pytest.mark.parametrize("compute_power_w", [0.0, 1.0])
+def test_a_budget_that_never_binds_changes_no_plan(compute_power_w: float) -> None:
+    def modes(full_s: tuple[float, ...]) -> list[dict[str, object]]:
+        # The payload does not depend on what is kept, as with an adapter that is sent whole.
+        costs, bits = (0.0, 0.1, 0.3), (1e6, 7e5, 4e5)
+        return [
+            {"name": f"m{k}", "cost": costs[k], "compute_fixed_s": 1.0, "compute_full_s": seconds,
+             "payload_fixed_bits": bits[k], "payload_full_bits": 0.0}
+            for k, seconds in enumerate(full_s)
+        ]  # fmt: skip
+
+    clients = [
+        {"name": "a", "weight": 4.0, "snr_hz": 2e7, "downlink_s": 2.0,
+         "modes": modes((18.19, 12.73, 7.28))},
+        {"name": "b", "weight": 3.0, "snr_hz": 3e6, "downlink_s": 0.5,
+         "modes": modes((51.28, 35.89))},
+    ]  # fmt: skip
+    budget = {
+        "energy_budget_j": 1e9,
+        "transmit_power_w": 0.5,
+        "compute_power_w": compute_power_w,
+    }
+
+    def solved(more: dict[str, float]) -> at.Plan:
+        limits = {"min_pruning": 0.0, "max_pruning": 0.7}
+        problem = {"bandwidth_hz": 2e6, "kappa": 0.8}
+        text = json.dumps({**problem, "clients": [{**one, **limits, **more} for one in clients]})
+        return at.plan(at.problem_from_json(text))
+
+    free, budgeted = solved({}), solved(budget)
+    assert budgeted.objective_s == pytest.approx(free.objective_s, rel=2e-6)
+    assert budgeted.lower_bound_s <= free.objective_s
+    assert budgeted.gap < 1e-6

@@ -70,6 +70,11 @@ class Choices:
     capped: bool
     listen_s: Array
 
+    @property
+    def bounded(self) -> NDArray[np.bool_]:
+        """Whether the budget bounds ξ; without energy for what is kept it bounds the band alone."""
+        return self.budgeted & ((self.energy_compute > 0) | (self.energy_full > 0))
+
 
 def choices_of(problem: PlanningProblem) -> Choices:
     """Return all choices of a problem; dominated modes are left out."""

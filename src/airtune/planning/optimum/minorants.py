@@ -113,7 +113,7 @@ def _touch(
     slope = np.clip(mu / np.maximum(rows.gain, TINY), right, left)
     weight = np.ones(len(moving))
     other = np.zeros(len(moving))
-    costly = np.flatnonzero(rows.budgeted)
+    costly = np.flatnonzero(rows.bounded)
     if len(costly):
         small = part_of(rows, costly)
         two = _budget_rows(limits, moving, costly)
@@ -137,6 +137,8 @@ def _touch(
         & (limits.most > limits.widest)[moving]
     )
     at_least &= ~at_most | (rows.high <= rows.low)
+    # Where the budget alone asks for the least band, more than the least may be kept in it.
+    at_least &= rows.bounded | ~rows.budgeted | (kept <= rows.low)
     sure = np.where(at_least, np.maximum(wanted, rows.gain), rows.gain)
     sure = np.where(at_most, np.minimum(wanted, rows.gain), sure)
     # With a single ξ to choose any slope will do.
@@ -245,4 +247,7 @@ def dual_of(batch: Batch, minorants: Minorants, value: Array) -> tuple[Array, Ar
     size = batch.per_node(np.abs(least))
     bill = minorants.price_node * batch.total
     bound = total - bill - _ROUNDING * (size + bill)
-    return bound, bound + batch.someone(value, least)[0]
+    both = bound, bound + batch.someone(value, least)[0]
+    # What is no number proves nothing.
+    proved, of_someone = (np.where(np.isnan(one), -np.inf, one) for one in both)
+    return proved, of_someone

@@ -188,7 +188,7 @@ class Movers:
     def of(batch: Batch, index: NDArray[np.intp], deadline: Branch, most: Array, least: Array):  # type: ignore[no-untyped-def]
         """Return what some rows of a batch can do."""
         rows, limit = part_of(batch.rows, index), deadline.part(index)
-        costly = np.flatnonzero(rows.budgeted)
+        costly = np.flatnonzero(rows.bounded)
         small = part_of(rows, costly)
         with np.errstate(divide="ignore"):
             log_gain = np.log(rows.gain)
@@ -213,7 +213,7 @@ class Limits:
 
     Attributes:
         deadline: the deadline's limit on ξ. ``budget``: the budget's, for ``costly`` rows.
-        costly: the rows whose budget depends on the band.
+        costly: the rows whose budget bounds ξ.
         widest: ln(s/B). ``most``: ln(s/b) at ξ = high. ``least``: at ξ = low.
         alive: it can be chosen at this deadline. ``sends``: it needs band.
         quiet_kept: ξ of the silent rows.
@@ -247,7 +247,7 @@ def limits_at(batch: Batch, deadline: Array) -> Limits:
         slack = left + 1e-14 * np.abs(left)
         ready = np.where(rows.compute > 0, quiet >= rows.low, slack >= 0) | rows.absent
     alive = np.where(sends, least >= widest - 1e-13, ready)
-    costly = np.flatnonzero(rows.budgeted)
+    costly = np.flatnonzero(rows.bounded)
     deadlines = deadline_limit(rows, left)
     most = np.clip(most, widest, np.maximum(least, widest))
     least = np.maximum(least, widest)
