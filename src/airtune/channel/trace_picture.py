@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from airtune.channel.trace import WINDOW_MS, RateTrace, Trace
-from airtune.errors import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from airtune.pictures import check_picture, save_picture
 
 MOST_POINTS = 800
 """Of a picture: about one for each of its pixels."""
@@ -35,18 +32,6 @@ def summary_of(trace: Trace) -> dict[str, Any]:
         "gaps": len(gaps),
         "gaps_s": float(sum(gaps)),
     }
-
-
-def check_picture(path: Path) -> None:
-    """Refuse a picture's path that cannot be written.
-
-    Raises:
-        InputError: its name ends in neither .svg nor .png, or its folder does not exist.
-    """
-    if path.suffix not in (".svg", ".png"):
-        raise InputError(f"--out '{path}': allowed: a name that ends in .svg or .png")
-    if not path.parent.is_dir():
-        raise InputError(f"--out '{path}': the folder '{path.parent}' does not exist")
 
 
 def draw(traces: Mapping[str, Trace], path: Path) -> None:
@@ -75,11 +60,3 @@ def draw(traces: Mapping[str, Trace], path: Path) -> None:
         panel.set_title(name or "mahimahi", loc="left", fontsize=9)
     panels[-1].set_xlabel("time, s (dashed: mean)")
     save_picture(figure, path)
-
-
-def save_picture(figure: Figure, path: Path) -> None:
-    """Write a figure as its path's name says; raises `InputError` where that cannot be done."""
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise InputError(f"--out '{path}': {error.strerror}") from None

@@ -301,9 +301,9 @@ def _sweep(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    from airtune.channel.trace_picture import check_picture
     from airtune.cli.plan_tables import print_sweep
     from airtune.errors import InputError
+    from airtune.pictures import check_picture
     from airtune.planning.sweep import axis_from_text, draw, sweep
 
     if len(texts) > 2:

@@ -30,7 +30,8 @@ def trace(
     import json
 
     from airtune.channel.trace import read_traces
-    from airtune.channel.trace_picture import check_picture, draw, summary_of
+    from airtune.channel.trace_picture import draw, summary_of
+    from airtune.pictures import check_picture
 
     if out is not None:
         check_picture(out)

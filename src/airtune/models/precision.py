@@ -1,10 +1,9 @@
 """Compute in the dtype of the weights, also where the processor cannot multiply in it.
 
-Processors without instructions for bfloat16 multiply it more slowly than float32: four times as
-slowly with plain AVX-512, many times with AVX2 and on the Raspberry Pi 5. There the factors are
-turned into float32 piece by piece, and the product is rounded to bfloat16. This is what the
-instructions do: products of two bfloat16 values are exact in float32, so that only the order of the
-sum differs.
+Processors without instructions for bfloat16 multiply it more slowly than float32, with AVX2 and on
+the Raspberry Pi 5 many times as slowly (docs/log.md). There the factors are turned into float32
+piece by piece, and the product is rounded to bfloat16. This is what the instructions do: products
+of two bfloat16 values are exact in float32, so that only the order of the sum differs.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from airtune.planning import baselines
 from airtune.planning.answers import checked
 from airtune.planning.bcd import bcd
 from airtune.planning.bcd_knobs import bcd_knobs
+from airtune.planning.gaps import relative_excess
 from airtune.planning.mode_plans import keeps_budgets
 from airtune.planning.optimum.blocks import check_blocks, exact_in_blocks, in_blocks
 from airtune.planning.optimum.fixed_bands import exact_at_equal_bands
@@ -349,5 +350,5 @@ def _bounded(made: Plan, best: Plan) -> Plan:
     """Return the plan with the optimum's lower bound."""
     lower = best.lower_bound_s
     assert lower is not None
-    gap = made.objective_s / lower - 1.0 if lower > 0 else 0.0
+    gap = relative_excess(made.objective_s, lower)
     return replace(made, lower_bound_s=lower, gap=gap, deadlines=best.deadlines)

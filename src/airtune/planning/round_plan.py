@@ -32,6 +32,7 @@ from airtune.planning.common_rate import Solved, better_at_common_rate
 from airtune.planning.costs import KnobCosts, absent_beside, costs_of
 from airtune.planning.fairness import fair
 from airtune.planning.floor import check_floor, required, weighed
+from airtune.planning.gaps import relative_excess
 from airtune.planning.inputs import (
     ClientLoad,
     Situation,
@@ -194,7 +195,7 @@ def plan_round(
         raise refusal
     objective = best.plan.objective_s
     lower = min(lower, objective)
-    gap = objective / lower - 1.0 if lower > 0 else 0.0
+    gap = relative_excess(objective, lower)
     proved = replace(best.plan, lower_bound_s=lower, gap=gap, solve_s=perf_counter() - began)
     return replace(best, plan=proved)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from airtune.channel.trace_picture import check_picture, save_picture
 from airtune.errors import InputError
+from airtune.pictures import check_picture, save_picture
 from airtune.planning.methods import plan
 from airtune.planning.problem import Array, Plan, PlanningProblem
 from airtune.units import LEAST_BANDWIDTH_HZ

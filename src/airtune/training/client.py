@@ -128,14 +128,11 @@ def failure_of(job: ClientJob, error: Exception) -> ClientFailure:
             says nothing of the device, and a round without the client would be another method's.
     """
     lines = str(error).strip().splitlines() or [""]
-    if isinstance(error, torch.OutOfMemoryError) or re.search(_USED_UP, str(error)):
+    of_gpu = isinstance(error, torch.OutOfMemoryError) or re.search(_USED_UP, str(error))
+    if of_gpu or isinstance(error, MemoryError) or re.search(_USED_UP_ON_CPU, str(error)):
+        memory = "GPU's memory" if of_gpu else "memory"
         raise RunError(
-            "the GPU's memory is used up (of the machine that simulates, not of a device): do "
-            "fewer runs at once, or lower training.batch_size; --resume goes on"
-        ) from None
-    if isinstance(error, MemoryError) or re.search(_USED_UP_ON_CPU, str(error)):
-        raise RunError(
-            "the memory is used up (of the machine that simulates, not of a device): do fewer "
+            f"the {memory} is used up (of the machine that simulates, not of a device): do fewer "
             "runs at once, or lower training.batch_size; --resume goes on"
         ) from None
     if re.search(_OF_A_GPU, str(error), re.IGNORECASE):

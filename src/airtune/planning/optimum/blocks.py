@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from airtune.errors import InputError
 from airtune.planning.bcd import pruning_at
+from airtune.planning.gaps import relative_excess
 from airtune.planning.mode_plans import chosen_of
 from airtune.planning.optimum.reduced import Reduced, reduced
 from airtune.planning.optimum.search import exact
@@ -137,7 +138,7 @@ def in_blocks(
         shares = _to_the_slowest(problem, fixed, payload, block_hz, blocks)
     plan = priced(problem, made.method, made.pruning, _bands(shares, block_hz), made.solve_s,
                   chosen_of(problem, made))  # fmt: skip
-    loss = plan.objective_s / made.objective_s - 1.0 if made.objective_s > 0 else 0.0
+    loss = relative_excess(plan.objective_s, made.objective_s)
     return replace(plan, blocks=shares, block_loss=loss)
 
 
@@ -157,8 +158,8 @@ def _in_blocks(
         plan,
         blocks=shares,
         lower_bound_s=lower,
-        gap=plan.objective_s / lower - 1.0 if lower > 0 else 0.0,
-        block_loss=plan.objective_s / free.objective_s - 1.0 if free.objective_s > 0 else 0.0,
+        gap=relative_excess(plan.objective_s, lower),
+        block_loss=relative_excess(plan.objective_s, free.objective_s),
         deadlines=free.deadlines,
     )
 

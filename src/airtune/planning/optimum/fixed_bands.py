@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.errors import InputError
+from airtune.planning.gaps import relative_excess
 from airtune.planning.optimum.choices import Choices, choices_of
 from airtune.planning.optimum.polish import modes_of, pruning_for
 from airtune.planning.problem import MIN_PROGRESS, Array, Plan, PlanningProblem, priced
@@ -263,5 +264,5 @@ def exact_at_equal_bands(problem: PlanningProblem, *, tolerance: float = 1e-6) -
             "more bandwidth_hz, or an absent_cost for more clients"
         )
     lower = min(lower, best.objective_s)
-    gap = best.objective_s / lower - 1.0 if lower > 0 else 0.0
+    gap = relative_excess(best.objective_s, lower)
     return replace(best, lower_bound_s=lower, gap=gap)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.errors import InputError
+from airtune.planning.gaps import relative_excess
 from airtune.planning.optimum.choices import Choices, choices_of
 from airtune.planning.optimum.fixed_bands import Timed, best_corner, levels_of, timed
 from airtune.planning.optimum.polish import modes_of, pruning_for
@@ -84,8 +85,8 @@ def modes_in_blocks(
     return replace(
         best,
         lower_bound_s=lower,
-        gap=best.objective_s / lower - 1.0 if lower > 0 else 0.0,
-        block_loss=best.objective_s / free.objective_s - 1.0 if free.objective_s > 0 else 0.0,
+        gap=relative_excess(best.objective_s, lower),
+        block_loss=relative_excess(best.objective_s, free.objective_s),
         deadlines=free.deadlines,
     )
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.errors import InputError
+from airtune.planning.gaps import relative_excess
 from airtune.planning.optimum.batch import batch_of
 from airtune.planning.optimum.choices import Choices, choices_of
 from airtune.planning.optimum.nodes import Node, Threshold, evaluate
@@ -57,7 +58,7 @@ def exact_over_modes(
     if best is None:
         raise _nothing_fits()
     lower = min(search.lower(), best.objective_s)
-    gap = best.objective_s / lower - 1.0 if lower > 0 else 0.0
+    gap = relative_excess(best.objective_s, lower)
     return replace(
         best,
         method="exact",

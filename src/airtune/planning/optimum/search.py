@@ -17,6 +17,7 @@ from time import perf_counter
 import numpy as np
 
 from airtune.planning.bcd import upload_time
+from airtune.planning.gaps import relative_excess
 from airtune.planning.optimum.deadline import Solved, bound_at, solve
 from airtune.planning.optimum.reduced import Reduced, reduced
 from airtune.planning.problem import Array, Plan, PlanningProblem, priced
@@ -69,7 +70,7 @@ def exact(problem: PlanningProblem, *, tolerance: float = 1e-6) -> Plan:
     plan = _plan(problem, search.reduced, best)
     # Rounding must not put the bound above the plan it bounds.
     bound = min(search.lower, plan.objective_s)
-    gap = plan.objective_s / bound - 1.0 if bound > 0 else 0.0
+    gap = relative_excess(plan.objective_s, bound)
     return replace(
         plan,
         lower_bound_s=bound,
