@@ -80,6 +80,7 @@ def cases() -> list[Any]:
     ]
 
 
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize(("check", "case"), cases())
 def test_case(check: str, case: Case, tmp_path: Path) -> None:
     path = written(tmp_path, case)

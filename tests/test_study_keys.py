@@ -285,6 +285,7 @@ def test_a_study_and_its_base_are_read_with_a_scenarios_guards(
         load_study(file)
 
 
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000])
 def test_an_option_that_python_cannot_read_is_refused_in_one_line(value: str) -> None:
     with pytest.raises(InputError, match="too many digits, or brackets are too deep"):
